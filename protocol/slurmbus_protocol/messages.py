@@ -1,0 +1,361 @@
+"""Every message that crosses the bus.
+
+Structs are frozen. A field that is added later gets a default; nothing is renamed, reused or removed. Times are
+seconds since 1970 as floats, durations are seconds, sizes are bytes unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import msgspec
+
+from slurmbus_protocol.states import JobState
+
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Ulid = Annotated[str, msgspec.Meta(pattern=r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$")]
+Token = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_-]{1,64}$")]
+NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+JobName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+MiB = Positive
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of everything that stands inside a message."""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of everything that travels by itself; each subclass names its type and version."""
+
+    TYPE: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+
+
+class FileRef(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """A file that travels as a blob."""
+
+    path: str
+    """Where it goes, relative to the job's working directory; never leaves it."""
+    sha256: Sha256
+    size: NonNegative
+    executable: bool = False
+
+
+class CommandPlan(Value, frozen=True, kw_only=True, omit_defaults=True, tag="command"):
+    """Run one command; the runner carries this out without a shell, unless there is a preamble."""
+
+    argv: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    preamble: str = ""
+    """Lines that bash runs first, under ``set -euo pipefail``, e.g. ``module load …``."""
+
+
+class JobOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What a job asks Slurm for. None leaves it to Slurm's defaults. Source of the meanings: sbatch(1)."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    reservation: str | None = None
+    constraint: str | None = None
+    time_limit_minutes: Positive | None = None
+    nodes: Positive | None = None
+    ntasks: Positive | None = None
+    ntasks_per_node: Positive | None = None
+    cpus_per_task: Positive | None = None
+    mem_per_node_mib: MiB | None = None
+    mem_per_cpu_mib: MiB | None = None
+    gpus_per_node: str | None = None
+    """``[type:]count``"""
+    gres: str | None = None
+    nodelist: str | None = None
+    exclude: str | None = None
+    exclusive: bool = False
+    requeue: bool = False
+    comment: str | None = None
+
+
+class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What shall run, with what, and what shall come back."""
+
+    name: JobName
+    """For people; the job's name in Slurm is this and the job key."""
+    plan: CommandPlan
+    options: JobOptions = JobOptions()
+    env: dict[str, str] = {}
+    cwd: str | None = None
+    """An absolute folder on the site; None is the job's own working directory."""
+    work_base: str | None = None
+    """An absolute folder on the site under which the working directory is made; None is the spool."""
+    files: tuple[FileRef, ...] = ()
+    outputs: tuple[str, ...] = ()
+    """Files, relative to the working directory, that come back as blobs."""
+    outputs_limit: NonNegative = 64 * 1024 * 1024
+    pipes_context: bytes | None = None
+    """Dagster Pipes' context as JSON; None runs the payload without a Pipes session."""
+    pipes_module: FileRef | None = None
+    """The ``dagster_pipes`` module to put beside the payload."""
+    labels: dict[str, str] = {}
+    """Where the job comes from (run, step, asset): for people and for the comment in Slurm."""
+
+
+class Submit(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Run this job, once."""
+
+    TYPE: ClassVar[str] = "submit"
+    key: Ulid
+    site: Token
+    expires_at: float
+    submitter: str
+    job: JobSpec
+
+
+class Cancel(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """End this job."""
+
+    TYPE: ClassVar[str] = "cancel"
+    id: Ulid
+    key: Ulid
+    site: Token
+    expires_at: float
+    submitter: str
+    reason: str = ""
+
+
+class Problem(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """An error that crosses the bus; ``code`` is a code of :mod:`slurmbus_protocol.errors`."""
+
+    TYPE: ClassVar[str] = "problem"
+    code: str
+    message: str
+    hint: str = ""
+    retryable: bool = False
+
+
+class Usage(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What the processes under the runner used (getrusage of its children)."""
+
+    cpu_seconds: float
+    max_rss: NonNegative
+    elapsed: float
+
+
+class Start(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """One start of a job on a node."""
+
+    number: NonNegative
+    job_id: NonNegative
+    node: str
+    nonce: str
+    started_at: float | None = None
+    ended_at: float | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    error: str | None = None
+    """Why the runner couldn't start the payload, in its own words."""
+    sizes: dict[str, int] | None = None
+    """Bytes of each stream, known when the start has ended and everything was relayed."""
+    usage: Usage | None = None
+
+
+class Accounting(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What Slurm's accounting says about the job. Source of the fields: sacct(1)."""
+
+    state: str
+    exit_code: int
+    signal: int
+    elapsed: float
+    cpu_seconds: float
+    alloc_cpus: NonNegative
+    max_rss: NonNegative | None = None
+    alloc_nodes: NonNegative = 0
+    alloc_tres: str = ""
+
+
+class CancelAsked(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """A cancel that was durably asked for; it is repeated until the state is final."""
+
+    id: Ulid
+    at: float
+    submitter: str
+    reason: str = ""
+
+
+class Record(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The durable state of one job: the last message on its state subject, and the event of its last change."""
+
+    TYPE: ClassVar[str] = "record"
+    key: Ulid
+    site: Token
+    task: NonNegative = 0
+    epoch: NonNegative
+    """The lease under which this was written."""
+    state: JobState
+    name: str
+    submitter: str
+    request_sha256: str = ""
+    """Hash of the request's body, empty when there was none (a cancel came first, or the bytes were bad)."""
+    created_at: float
+    updated_at: float
+    labels: dict[str, str] = {}
+    options: JobOptions = JobOptions()
+    requeue: bool = False
+    spool: str | None = None
+    work_dir: str | None = None
+    scheduler: str = ""
+    submits: NonNegative = 0
+    """How often a submit was begun; above 0 a job may exist in Slurm."""
+    submit_intent_at: float | None = None
+    job_id: NonNegative | None = None
+    slurm_state: str | None = None
+    """Slurm's own word, also for states that are only shown (SUSPENDED, REQUEUE_HOLD, …)."""
+    reason: str | None = None
+    """Slurm's reason while it waits or when it ended, or why it was rejected or lost."""
+    hint: str | None = None
+    error_code: str | None = None
+    partition: str | None = None
+    nodes: NonNegative | None = None
+    node_list: str | None = None
+    alloc_cpus: NonNegative | None = None
+    submit_time: float | None = None
+    start_time: float | None = None
+    end_time: float | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    starts: tuple[Start, ...] = ()
+    outputs: tuple[FileRef, ...] = ()
+    outputs_error: str | None = None
+    accounting: Accounting | None = None
+    cancel: CancelAsked | None = None
+    timings: dict[str, float] = {}
+    """When the agent did what (accepted, staged, submit_sent, submit_done, …), for finding out who was slow."""
+
+
+class Chunk(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """A byte range of a stream; key, task, start and stream stand in the subject."""
+
+    TYPE: ClassVar[str] = "chunk"
+    offset: NonNegative
+    data: bytes
+
+
+class SchedulerHealth(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What the agent knows of what it submits to."""
+
+    kind: str
+    responding: bool
+    since: float
+    """Since when it has been responding, or not."""
+    latency: float | None = None
+    error: str | None = None
+    calls: dict[str, int] = {}
+    """Calls by kind since the agent started."""
+    restarts: NonNegative = 0
+
+
+class Vitals(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What the agent measured of itself."""
+
+    cpu_seconds: float = 0.0
+    rss: NonNegative = 0
+    open_files: NonNegative = 0
+    jobs: dict[str, int] = {}
+    """Unfinished jobs by state."""
+    backlog: NonNegative = 0
+    """Bytes that wait to be relayed."""
+    bad_messages: NonNegative = 0
+    bus_latency: float | None = None
+
+
+class Heartbeat(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The lease of a site, renewed, and how its agent is; also published by standbys."""
+
+    TYPE: ClassVar[str] = "heartbeat"
+    site: Token
+    agent_id: Token
+    epoch: NonNegative
+    leader: bool
+    interval: float
+    """Seconds until the next one is due."""
+    lease_seconds: float
+    host: str
+    user: str
+    pid: NonNegative
+    version: str
+    protocol: tuple[int, int]
+    """The oldest and the newest protocol that this agent speaks."""
+    capabilities: tuple[str, ...]
+    started_at: float
+    sent_at: float
+    scheduler: SchedulerHealth
+    vitals: Vitals = Vitals()
+    alarms: tuple[str, ...] = ()
+    released: bool = False
+    """The agent stopped on purpose; whoever stands by may take over at once."""
+
+
+class Ping(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Are you there?"""
+
+    TYPE: ClassVar[str] = "ping"
+    sent_at: float
+
+
+class Pong(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Here I am."""
+
+    TYPE: ClassVar[str] = "pong"
+    sent_at: float
+    agent_id: Token
+    epoch: NonNegative
+
+
+class AskPartitions(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Which partitions are there?"""
+
+    TYPE: ClassVar[str] = "ask-partitions"
+
+
+class Partition(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """One partition, as far as choosing one needs it."""
+
+    name: str
+    state: str
+    nodes: NonNegative
+    cpus: NonNegative
+    default: bool = False
+    max_time_minutes: int | None = None
+
+
+class Partitions(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to AskPartitions."""
+
+    TYPE: ClassVar[str] = "partitions"
+    partitions: tuple[Partition, ...]
+
+
+class ReadRange(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Read bytes of a stream from the spool, because the bus doesn't hold them any more."""
+
+    TYPE: ClassVar[str] = "read-range"
+    key: Ulid
+    task: NonNegative
+    start: NonNegative
+    stream: str
+    offset: NonNegative
+    length: Positive
+
+
+MESSAGE_TYPES: tuple[type[Message], ...] = (
+    Submit,
+    Cancel,
+    Problem,
+    Record,
+    Chunk,
+    Heartbeat,
+    Ping,
+    Pong,
+    AskPartitions,
+    Partitions,
+    ReadRange,
+)

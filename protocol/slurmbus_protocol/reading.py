@@ -1,0 +1,132 @@
+"""Reading streams by pulling, without gaps.
+
+A :func:`read` goes on over lost connections, restarted servers and deleted consumers: it always asks for the sequence
+after the last one that it gave out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from slurmbus_protocol.bus import RETRY_DELAYS, ApiError, Bus, Stored
+from slurmbus_protocol.errors import BusUnreachable
+
+log = logging.getLogger(__name__)
+
+_SECONDS = 1_000_000_000
+PULL_BATCH = 256
+PULL_BYTES = 8 * 1024 * 1024
+PULL_EXPIRES = 30.0
+IDLE_HEARTBEAT = 5.0
+SILENCE = 2 * IDLE_HEARTBEAT + 1.0
+INACTIVE_THRESHOLD = 60.0
+
+
+class ConsumerGone(BusUnreachable):
+    """The consumer was deleted or forgotten by the server."""
+
+    code = "consumer-gone"
+
+
+async def pull(bus: Bus, stream: str, consumer: str, *, batch: int = PULL_BATCH) -> AsyncIterator[Msg]:
+    """Give the messages of a pull consumer as they come, for ever.
+
+    Raises:
+        ConsumerGone: the consumer isn't there any more.
+        BusUnreachable: not even idle heartbeats come.
+    """
+    request = json.dumps(
+        {
+            "batch": batch,
+            "max_bytes": PULL_BYTES,
+            "expires": int(PULL_EXPIRES * _SECONDS),
+            "idle_heartbeat": int(IDLE_HEARTBEAT * _SECONDS),
+        }
+    ).encode()
+    subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+    async with bus.inbox() as (inbox, subscription):
+        wanted = 0
+        while True:
+            if wanted == 0:
+                await bus.tell(subject, request, reply=inbox)
+                wanted = batch
+            try:
+                msg = await subscription.next_msg(timeout=SILENCE)
+            except (TimeoutError, nats.errors.Error) as error:
+                bus.suspect()
+                raise BusUnreachable(f"{stream}: nothing is heard from the bus") from error
+            status = (msg.headers or {}).get("Status") if not msg.data else None
+            if status is None:
+                wanted -= 1
+                yield msg
+            elif status == "503":
+                raise ConsumerGone(f"{stream}: the server doesn't know consumer {consumer}")
+            elif status != "100":
+                _raise_if_gone(stream, consumer, msg)
+                wanted = 0
+
+
+def _raise_if_gone(stream: str, consumer: str, msg: Msg) -> None:
+    words = (msg.headers or {}).get("Description", "").lower()
+    if "deleted" in words or "not found" in words or "leadership" in words or "shutdown" in words:
+        raise ConsumerGone(f"{stream}: consumer {consumer} is gone: {words}")
+
+
+def stored(msg: Msg) -> Stored:
+    """Turn a delivered message into what the stream holds."""
+    metadata = msg.metadata
+    return Stored(
+        subject=msg.subject,
+        data=msg.data,
+        headers=msg.headers or {},
+        sequence=metadata.sequence.stream,
+        time=metadata.timestamp.timestamp(),
+    )
+
+
+async def create_reader(bus: Bus, stream: str, filters: Sequence[str], start_sequence: int | None) -> str:
+    """Make an ephemeral pull consumer over some subjects and return its name."""
+    config: dict[str, Any] = {
+        "ack_policy": "none",
+        "mem_storage": True,
+        "num_replicas": 1,
+        "inactive_threshold": int(INACTIVE_THRESHOLD * _SECONDS),
+        "filter_subjects": list(filters),
+        "replay_policy": "instant",
+    }
+    if start_sequence is None:
+        config["deliver_policy"] = "all"
+    else:
+        config["deliver_policy"] = "by_start_sequence"
+        config["opt_start_seq"] = start_sequence
+    answer = await bus.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
+    return str(answer["name"])
+
+
+async def read(
+    bus: Bus, stream: str, filters: Sequence[str], *, start_sequence: int | None = None
+) -> AsyncIterator[Stored]:
+    """Give every message of some subjects in order, from the first one on, for ever; lost connections are repaired."""
+    following = start_sequence
+    attempt = 0
+    while True:
+        try:
+            consumer = await create_reader(bus, stream, filters, following)
+            async for msg in pull(bus, stream, consumer):
+                item = stored(msg)
+                attempt = 0
+                if following is None or item.sequence >= following:
+                    following = item.sequence + 1
+                    yield item
+        except (BusUnreachable, ApiError) as error:
+            log.debug("reading %s: %s", stream, error)
+            delay = RETRY_DELAYS[min(attempt, len(RETRY_DELAYS) - 1)]
+            attempt += 1
+            await asyncio.sleep(delay)
