@@ -1,0 +1,141 @@
+"""The Scheduler protocol, its value types and its errors.
+
+A call ends in one of four ways, and the difference decides whether a payload can run twice:
+
+* it returns: Slurm did it or answered;
+* :class:`Refused`: Slurm said no, in its own words; nothing happened and nothing will;
+* :class:`Unavailable`: Slurm wasn't asked (a ping failed, the budget is spent); nothing happened;
+* :class:`OutcomeUnknown`: the call was sent and no answer came; it may have been, or may still be, carried out.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+import msgspec
+
+from slurmbus_protocol.errors import SlurmbusError
+from slurmbus_protocol.messages import Accounting, JobOptions, Partition, SchedulerHealth
+
+
+class SchedulerError(SlurmbusError):
+    """The scheduler couldn't do what it was asked for."""
+
+
+class Refused(SchedulerError):
+    """Slurm refused the call."""
+
+    code: ClassVar[str] = "refused"
+
+
+class Unavailable(SchedulerError):
+    """Slurm doesn't answer; the call wasn't sent."""
+
+    code: ClassVar[str] = "scheduler-unavailable"
+    retryable: ClassVar[bool] = True
+
+
+class OutcomeUnknown(SchedulerError):
+    """Slurm was asked and didn't answer in time; the call may still be carried out."""
+
+    code: ClassVar[str] = "outcome-unknown"
+    retryable: ClassVar[bool] = True
+
+
+class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
+    """What is submitted: a batch script with its environment and resources."""
+
+    name: str
+    """Unique for a job key; Slurm's accounting keeps it everywhere, so it is what jobs are found by."""
+    script: str
+    work_dir: str
+    """An existing folder in which the script starts."""
+    output: str
+    """Where the script's own stdout and stderr go (the payload's go elsewhere)."""
+    environment: dict[str, str]
+    """All of it: nothing is inherited from the agent."""
+    options: JobOptions
+    comment: str = ""
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """What the controller says about one job at one moment. Source of the words: squeue(1), scontrol(1)."""
+
+    job_id: int
+    name: str
+    state: str
+    """Slurm's base state: PENDING, RUNNING, COMPLETED, … (never COMPLETING)."""
+    flags: tuple[str, ...] = ()
+    """State flags such as COMPLETING, REQUEUED, REQUEUE_HOLD, SPECIAL_EXIT, STOPPED."""
+    reason: str | None = None
+    partition: str | None = None
+    nodes: int | None = None
+    node_list: str | None = None
+    alloc_cpus: int | None = None
+    exit_code: int | None = None
+    """Exit code of the batch script, 0 to 255; None while it hasn't ended."""
+    signal: int | None = None
+    submit_time: float | None = None
+    start_time: float | None = None
+    end_time: float | None = None
+    restarts: int = 0
+
+
+class AccountingRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One job in Slurm's accounting (its latest start)."""
+
+    job_id: int
+    name: str
+    final: bool
+    """False while accounting still shows it as running, pending or requeued."""
+    accounting: Accounting
+    node_list: str | None = None
+    submit_time: float | None = None
+    start_time: float | None = None
+    end_time: float | None = None
+
+
+class Scheduler(Protocol):
+    """What the agent needs of a scheduler. Every method may raise Unavailable or OutcomeUnknown."""
+
+    kind: str
+
+    async def ping(self) -> float:
+        """Ask the controller whether it is there; give the seconds that took."""
+        ...
+
+    async def submit(self, job: BatchJob) -> int:
+        """Submit a job and give its id; Refused when Slurm says no."""
+        ...
+
+    async def jobs(self) -> list[Observation]:
+        """Give all jobs of this user that the controller still knows, in one call."""
+        ...
+
+    async def job(self, job_id: int) -> Observation | None:
+        """Give one job; None is the controller's answer that it doesn't know it."""
+        ...
+
+    async def accounting(self, jobs: list[tuple[int, str]], since: float) -> list[AccountingRow]:
+        """Give what accounting knows of these (id, name) pairs submitted after ``since``; unknown ones are left out.
+
+        A row is only given when id *and* name fit: ids are recycled.
+        """
+        ...
+
+    async def cancel(self, job_id: int, name: str) -> bool:
+        """Cancel the job if it has this name; False when the controller doesn't know such a job any more."""
+        ...
+
+    async def partitions(self) -> list[Partition]:
+        """Give the partitions that this user can see."""
+        ...
+
+    @property
+    def health(self) -> SchedulerHealth:
+        """Whether it answers, since when, and how often it was called; never blocks."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of processes and connections; jobs go on."""
+        ...
