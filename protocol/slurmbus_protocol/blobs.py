@@ -57,16 +57,19 @@ async def put_file(bus: Bus, path: Path, digest: str, size: int) -> int:
             gate.release()
 
     check = hashlib.sha256()
-    with path.open("rb") as file:
-        async with asyncio.TaskGroup() as group:
-            for index in range(chunk_count(size)):
-                piece = file.read(BLOB_CHUNK)
-                check.update(piece)
-                if index in have:
-                    continue
-                await gate.acquire()
-                group.create_task(put(index, piece))
-                sent += len(piece)
+    try:
+        with path.open("rb") as file:
+            async with asyncio.TaskGroup() as group:
+                for index in range(chunk_count(size)):
+                    piece = file.read(BLOB_CHUNK)
+                    check.update(piece)
+                    if index in have:
+                        continue
+                    await gate.acquire()
+                    group.create_task(put(index, piece))
+                    sent += len(piece)
+    except ExceptionGroup as failures:  # callers know the errors of one publish, not groups of them
+        raise failures.exceptions[0] from failures
     if check.hexdigest() != digest:
         raise BlobCorrupt(f"{path} changed while it was being uploaded", hint="run it again")
     return sent

@@ -90,7 +90,10 @@ class Bus:
         self._rebuilding = asyncio.Lock()
         self._wake = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
+        self._connected = asyncio.Event()
         self.rebuilds = 0
+        self.connections = 0
+        """How often a connection was made, by a rebuild or by the client's own reconnecting."""
 
     async def __aenter__(self) -> Self:
         """Connect once, or raise BusUnreachable; afterwards the connection is kept up by itself."""
@@ -111,6 +114,17 @@ class Bus:
         """True while the client believes that it is connected."""
         return self._client is not None and self._client.is_connected
 
+    async def next_connection(self, seen: int) -> int:
+        """Wait until there were more than ``seen`` connections (maybe to another server), and give their number."""
+        while self.connections <= seen:
+            self._connected.clear()
+            await self._connected.wait()
+        return self.connections
+
+    def _count_connection(self) -> None:
+        self.connections += 1
+        self._connected.set()
+
     # ------------------------------------------------------------------ supervision
 
     async def _connect(self) -> Client:
@@ -122,6 +136,9 @@ class Bus:
         async def on_change() -> None:
             self._wake.set()
 
+        async def on_reconnected() -> None:
+            self._count_connection()
+
         client = Client()
         seed = self.settings.nkey_seed
         try:
@@ -132,6 +149,7 @@ class Bus:
                     error_cb=on_error,
                     closed_cb=on_change,
                     disconnected_cb=on_change,
+                    reconnected_cb=on_reconnected,
                     allow_reconnect=True,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=1,
@@ -168,6 +186,7 @@ class Bus:
                 await client.subscribe(subject, cb=_never_raises(handler))
             self._client = client
             self.rebuilds += 1
+            self._count_connection()
 
     async def _on_probe(self, msg: Msg) -> None:
         future = self._probes.pop(msg.data.decode(errors="replace"), None)

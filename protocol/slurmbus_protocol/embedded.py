@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import importlib.metadata
 import json
@@ -11,8 +12,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +27,7 @@ from slurmbus_protocol.streams import BusLimits
 SERVER_VARIABLE = "SLURMBUS_NATS_SERVER"
 START_TIMEOUT = 15.0
 STOP_TIMEOUT = 10.0
+_PR_SET_PDEATHSIG = 1
 _SPARE = 2  # JetStream refuses streams whose max_bytes together pass the store's limit
 
 
@@ -77,6 +80,7 @@ class EmbeddedServer:
         host: where it listens.
         port: 0 takes a free one at the first start and keeps it from then on, so that agents find it again.
         limits: of the streams.
+        tied: on Linux, the server dies with the thread that started it, also when its owner is killed.
     """
 
     def __init__(
@@ -87,8 +91,10 @@ class EmbeddedServer:
         host: str = "127.0.0.1",
         port: int = 0,
         limits: BusLimits | None = None,
+        tied: bool = False,
     ) -> None:
         self.folder = folder
+        self._tied = tied
         self.users = list(users)
         self.host = host
         self.limits = limits or BusLimits()
@@ -105,6 +111,11 @@ class EmbeddedServer:
     def pid(self) -> int | None:
         """The server's process id while it runs."""
         return self._process.pid if self._process else None
+
+    @property
+    def alive(self) -> bool:
+        """True while the server's process runs."""
+        return self._process is not None and self._process.poll() is None
 
     def __enter__(self) -> Self:
         """Start it."""
@@ -154,12 +165,13 @@ class EmbeddedServer:
                 stdout=log_file,
                 stderr=log_file,
                 start_new_session=True,
+                preexec_fn=die_with_parent(signal.SIGKILL) if self._tied else None,  # noqa: PLW1509 - a bare system call
             )
         finally:
             os.close(log_file)
         deadline = time.monotonic() + START_TIMEOUT
-        while not _answers(self.host, self._port):
-            if self._process.poll() is not None or time.monotonic() > deadline:
+        while not _answers(self.host, self._port) or not self.alive:
+            if not self.alive or time.monotonic() > deadline:
                 self.stop()
                 tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-5:])
                 raise BusUnreachable(f"the embedded nats-server didn't come up:\n{tail}", hint=f"see {log_path}")
@@ -235,6 +247,24 @@ class EmbeddedServer:
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
         temporary.replace(path)
+
+
+def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
+    """Give a ``preexec_fn`` after which Linux sends the child this signal when its parent dies; None elsewhere.
+
+    Source: prctl(2), PR_SET_PDEATHSIG. It is bound to the parent's thread, and not inherited by the child's children.
+    """
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up before the fork, where little is allowed
+    parent = os.getpid()
+
+    def arm() -> None:
+        prctl(_PR_SET_PDEATHSIG, int(number))
+        if os.getppid() != parent:  # it died before the child could arm itself
+            os._exit(1)
+
+    return arm
 
 
 def _free_port(host: str) -> int:

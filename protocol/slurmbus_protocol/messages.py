@@ -205,8 +205,13 @@ class Record(Message, frozen=True, kw_only=True, omit_defaults=True):
     scheduler: str = ""
     submits: NonNegative = 0
     """How often a submit was begun; above 0 a job may exist in Slurm."""
-    submit_intent_at: float | None = None
+    maybe_submitted: bool = False
+    """A submit was begun and not answered by a definite no: a job with this name may exist in Slurm."""
+    lookups: NonNegative = 0
+    """How often in a row Slurm was asked for the job's name and knew none."""
     job_id: NonNegative | None = None
+    verdict: JobState | None = None
+    """Slurm's final state, known before every byte was relayed; becomes the state when that is done."""
     slurm_state: str | None = None
     """Slurm's own word, also for states that are only shown (SUSPENDED, REQUEUE_HOLD, …)."""
     reason: str | None = None
@@ -223,6 +228,7 @@ class Record(Message, frozen=True, kw_only=True, omit_defaults=True):
     exit_code: int | None = None
     signal: int | None = None
     starts: tuple[Start, ...] = ()
+    outputs_pending: bool = False
     outputs: tuple[FileRef, ...] = ()
     outputs_error: str | None = None
     accounting: Accounting | None = None

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import nats.errors
@@ -35,7 +36,7 @@ class ConsumerGone(BusUnreachable):
     code = "consumer-gone"
 
 
-async def pull(bus: Bus, stream: str, consumer: str, *, batch: int = PULL_BATCH) -> AsyncIterator[Msg]:
+async def pull(bus: Bus, stream: str, consumer: str, *, batch: int = PULL_BATCH) -> AsyncGenerator[Msg]:
     """Give the messages of a pull consumer as they come, for ever.
 
     Raises:
@@ -112,19 +113,20 @@ async def create_reader(bus: Bus, stream: str, filters: Sequence[str], start_seq
 
 async def read(
     bus: Bus, stream: str, filters: Sequence[str], *, start_sequence: int | None = None
-) -> AsyncIterator[Stored]:
+) -> AsyncGenerator[Stored]:
     """Give every message of some subjects in order, from the first one on, for ever; lost connections are repaired."""
     following = start_sequence
     attempt = 0
     while True:
         try:
             consumer = await create_reader(bus, stream, filters, following)
-            async for msg in pull(bus, stream, consumer):
-                item = stored(msg)
-                attempt = 0
-                if following is None or item.sequence >= following:
-                    following = item.sequence + 1
-                    yield item
+            async with aclosing(pull(bus, stream, consumer)) as messages:
+                async for msg in messages:
+                    item = stored(msg)
+                    attempt = 0
+                    if following is None or item.sequence >= following:
+                        following = item.sequence + 1
+                        yield item
         except (BusUnreachable, ApiError) as error:
             log.debug("reading %s: %s", stream, error)
             delay = RETRY_DELAYS[min(attempt, len(RETRY_DELAYS) - 1)]

@@ -1,0 +1,57 @@
+# The only tools this needs are Python 3.11 or newer, git and make; everything else is installed into this folder.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+UV := .uv/bin/uv
+RUN := $(UV) run --frozen --all-packages
+MODE ?= auto
+
+.PHONY: help sync demo dev test check format engine image bench chaos clean
+
+help:  ## list what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "make: $(PYTHON) is older than 3.11; name a newer one with PYTHON=…" >&2; exit 2; }
+	@echo "Installing uv into .uv/ …"
+	@$(PYTHON) -m venv .uv
+	@.uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.8'
+
+.venv/.synced: $(UV) uv.lock pyproject.toml protocol/pyproject.toml agent/pyproject.toml orchestrator_plugin/pyproject.toml
+	@echo "Installing what uv.lock names into .venv/ …"
+	@UV_PYTHON_DOWNLOADS=$${UV_PYTHON_DOWNLOADS:-never} $(UV) sync --quiet --frozen --all-packages --python '>=3.11'
+	@touch .venv/.synced
+
+sync: .venv/.synced  ## install everything into this folder
+
+demo: sync  ## run a small real graph; MODE=local or MODE=cluster forces one of the two
+	@$(RUN) python docs/examples/weather/demo.py --mode $(MODE)
+
+dev: sync  ## the same, and leave Dagster's UI open
+	@$(RUN) python docs/examples/weather/demo.py --mode $(MODE) --dev
+
+test: sync  ## all tests; those that need a container engine say so and are skipped where there is none
+	@$(RUN) pytest
+
+check: sync  ## format, lint, types and import contracts
+	@$(RUN) ruff format --check .
+	@$(RUN) ruff check .
+	@$(RUN) mypy
+	@$(RUN) lint-imports
+
+format: sync  ## put the code into shape
+	@$(RUN) ruff format .
+	@$(RUN) ruff check --fix .
+
+engine:  ## install and start a container engine on a Debian host that has none (root)
+	@containers/engine.sh
+
+image: sync  ## build the cluster's image
+	@PYTHONPATH=containers $(RUN) python -m slurmbus_cluster build
+
+bench: sync  ## what Slurmbus adds to a job, side by side with bare Slurm
+	@$(RUN) pytest tests/bench --override-ini=addopts= -s
+
+clean:  ## remove what was installed into this folder
+	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,58 @@
+"""``slurmbus-agent``: run an agent in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from slurmbus_agent import __version__
+from slurmbus_agent.agent import Agent
+from slurmbus_agent.config import load
+from slurmbus_protocol.errors import InvalidName, InvalidSetting, SlurmbusError
+
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; the exit code is 0, 2 for wrong usage or configuration, 3 when something can't be reached."""
+    parser = argparse.ArgumentParser(prog="slurmbus-agent", description="Submits and follows Slurm jobs for Slurmbus.")
+    parser.add_argument("--version", action="version", version=f"slurmbus-agent {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="serve one site until it is stopped; jobs go on without it")
+    run.add_argument("--site", required=True, help="the site's name, e.g. leonardo-alice")
+    run.add_argument("--config", type=Path, help="the file that 'slurmbus sites add' wrote (default: ~/.config/slurmbus/SITE.toml)")
+    run.add_argument("-v", "--verbose", action="store_true", help="say more")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)-7s %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("nats").setLevel(logging.ERROR)
+    try:
+        asyncio.run(_run(arguments.site, arguments.config))
+    except (InvalidSetting, InvalidName) as error:
+        print(f"slurmbus-agent: {error}", file=sys.stderr)  # noqa: T201  # the command's own output
+        return EXIT_USAGE
+    except SlurmbusError as error:
+        print(f"slurmbus-agent: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_UNREACHABLE
+    return 0
+
+
+async def _run(site: str, config: Path | None) -> None:
+    agent = Agent(load(site, config))
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await agent.run(stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

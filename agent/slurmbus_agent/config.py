@@ -1,0 +1,89 @@
+"""The agent's configuration: one TOML file a site, which ``slurmbus sites add`` writes."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from slurmbus_protocol.bus import BusSettings
+from slurmbus_protocol.errors import InvalidSetting
+from slurmbus_protocol.streams import agent_inbox
+from slurmbus_protocol.subjects import check_token
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one site's agent needs to know."""
+
+    site: str
+    servers: tuple[str, ...]
+    trusted_keys: tuple[str, ...]
+    """Public keys, 64 hex digits each, whose requests are accepted."""
+    nkey_seed: str | None = None
+    """The NKEY user seed with which the agent connects to the bus."""
+    ca_file: str | None = None
+    scheduler: str = "auto"
+    spool: str | None = None
+    """The spool's root on the shared file system; ``~/.slurmbus/<site>`` when it isn't set."""
+    slurm_conf: str | None = None
+    link_host: str | None = None
+    """The address under which compute nodes reach this host; its own host name's when it isn't set."""
+    python: str = "python3"
+    """The interpreter (3.9 or newer) that starts the runner on compute nodes."""
+    watch_interval: float | None = None
+    """Seconds between two questions for all jobs; some sites ask for more than the default."""
+
+    @property
+    def spool_root(self) -> Path:
+        """Where the spool lies."""
+        return Path(self.spool or f"~/.slurmbus/{self.site}").expanduser().absolute()
+
+    def bus_settings(self, agent_id: str) -> BusSettings:
+        """Give what the connection needs."""
+        return BusSettings(
+            servers=self.servers,
+            nkey_seed=self.nkey_seed,
+            ca_file=Path(self.ca_file).expanduser() if self.ca_file else None,
+            inbox=agent_inbox(self.site),
+            name=f"slurmbus-agent {self.site} {agent_id}",
+        )
+
+
+def default_path(site: str) -> Path:
+    """Give the place of a site's configuration when none is named."""
+    base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(base).expanduser() / "slurmbus" / f"{check_token(site, 'site')}.toml"
+
+
+def load(site: str, path: Path | None = None) -> AgentConfig:
+    """Read a site's configuration.
+
+    Raises:
+        InvalidSetting: the file isn't there, others can read it, or a field is wrong; the message names it.
+    """
+    path = path or default_path(site)
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text()
+    except OSError as error:
+        raise InvalidSetting(
+            f"the configuration {path} can't be read: {error.strerror}",
+            hint=f"make it with 'slurmbus sites add {site}' on the Dagster machine and copy it here",
+        ) from error
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise InvalidSetting(f"{path} holds keys and can be read by others", hint=f"chmod 600 {path}")
+    try:
+        raw: dict[str, Any] = tomllib.loads(text)
+        config = msgspec.convert(raw, AgentConfig)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise InvalidSetting(f"{path}: {error}") from error
+    check_token(config.site, "site")
+    if config.site != site:
+        raise InvalidSetting(f"{path} is for site {config.site!r}, not {site!r}", hint=f"use --site {config.site}")
+    if not config.servers:
+        raise InvalidSetting(f"{path}: servers is empty", hint='servers = ["nats://host:4222"]')
+    return config

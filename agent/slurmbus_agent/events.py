@@ -1,0 +1,194 @@
+"""What can happen to a job, and what the lifecycle may tell the shell to do about it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from slurmbus_agent.scheduler.base import AccountingRow, Observation
+from slurmbus_protocol.messages import CancelAsked, FileRef, Start, Usage
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened to one job."""
+
+
+class Begun(Event, frozen=True, kw_only=True):
+    """An agent took the job up: a new request, or after a restart."""
+
+
+class Staged(Event, frozen=True, kw_only=True):
+    """The spool is ready."""
+
+    spool: str
+    work_dir: str
+
+
+class StagingFailed(Event, frozen=True, kw_only=True):
+    """The spool can't be made ready."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+class Submitted(Event, frozen=True, kw_only=True):
+    """Slurm took the job."""
+
+    job_id: int
+
+
+class SubmitRefused(Event, frozen=True, kw_only=True):
+    """Slurm said no."""
+
+    message: str
+    hint: str = ""
+
+
+class SubmitNotSent(Event, frozen=True, kw_only=True):
+    """Slurm wasn't asked; nothing happened."""
+
+    message: str
+
+
+class SubmitUnknown(Event, frozen=True, kw_only=True):
+    """Slurm was asked and no answer came."""
+
+    message: str
+
+
+class SubmitAgain(Event, frozen=True, kw_only=True):
+    """Time to try the submit again."""
+
+
+class Looked(Event, frozen=True, kw_only=True):
+    """Slurm was asked for the job's name; None: the controller answered and neither it nor accounting knows it."""
+
+    observation: Observation | None
+
+
+class Observed(Event, frozen=True, kw_only=True):
+    """The controller said something about the job."""
+
+    observation: Observation
+
+
+class Poked(Event, frozen=True, kw_only=True):
+    """Something was done to the job, and Slurm should be asked what became of it."""
+
+
+class Denied(Event, frozen=True, kw_only=True):
+    """The controller answered that it doesn't know the job."""
+
+
+class Accounted(Event, frozen=True, kw_only=True):
+    """Accounting was asked; None: it has no row for the job."""
+
+    row: AccountingRow | None
+    settled: bool = True
+    """The controller had nothing left to tell to accounting."""
+
+
+class Claimed(Event, frozen=True, kw_only=True):
+    """These starts have been claimed in the spool, in order."""
+
+    starts: tuple[Start, ...]
+    batch_output: str = ""
+    """The end of the batch script's own output, when no runner ever reported."""
+
+
+class Ended(Event, frozen=True, kw_only=True):
+    """The runner reported the end of a start."""
+
+    start: int
+    exit_code: int | None
+    signal: int | None
+    error: str | None
+    usage: Usage | None
+    ended_at: float
+
+
+class Drained(Event, frozen=True, kw_only=True):
+    """Every byte of a start has been relayed."""
+
+    start: int
+    sizes: dict[str, int]
+
+
+class OutputsCollected(Event, frozen=True, kw_only=True):
+    """The outputs that the request named are on the bus, as far as they exist."""
+
+    outputs: tuple[FileRef, ...]
+    error: str | None = None
+
+
+class CancelRequested(Event, frozen=True, kw_only=True):
+    """Somebody asked durably for the end of the job."""
+
+    cancel: CancelAsked
+
+
+class CancelAgain(Event, frozen=True, kw_only=True):
+    """Time to repeat a cancel."""
+
+
+class Instruction(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that the shell shall do."""
+
+
+class Stage(Instruction, frozen=True, kw_only=True):
+    """Make the spool ready."""
+
+
+class SubmitJob(Instruction, frozen=True, kw_only=True):
+    """Submit the batch job."""
+
+
+class LookUp(Instruction, frozen=True, kw_only=True):
+    """Ask Slurm for the job's name."""
+
+
+class Watch(Instruction, frozen=True, kw_only=True):
+    """Ask the controller about the job soon; urgently when its end is near."""
+
+    urgent: bool = False
+
+
+class AskAccounting(Instruction, frozen=True, kw_only=True):
+    """Ask accounting about the job; patiently: only come back with the final row, or when it never came."""
+
+    patient: bool = False
+
+
+class CancelJob(Instruction, frozen=True, kw_only=True):
+    """Cancel the job, on the condition that it has our name."""
+
+    job_id: int
+
+
+class ReadClaims(Instruction, frozen=True, kw_only=True):
+    """Read the claims in the spool."""
+
+
+class TakeClaim(Instruction, frozen=True, kw_only=True):
+    """Claim start 0 for the agent, so that no payload can start any more."""
+
+
+class Drain(Instruction, frozen=True, kw_only=True):
+    """Relay a start to its end: the sizes that the runner reported, else the end of its files."""
+
+    start: int
+
+
+class CollectOutputs(Instruction, frozen=True, kw_only=True):
+    """Put the outputs on the bus."""
+
+
+class Later(Instruction, frozen=True, kw_only=True):
+    """Give this event after a while."""
+
+    delay: float
+    event: Event
+
+
+class Retire(Instruction, frozen=True, kw_only=True):
+    """Nothing is left to do for this job."""

@@ -1,0 +1,65 @@
+"""Follows jobs through the spool while their runners have no link."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from slurmbus_agent import budgets
+from slurmbus_agent.job import Job
+from slurmbus_protocol.states import JobState
+from slurmbus_protocol.subjects import Stream
+
+log = logging.getLogger(__name__)
+
+_FOLLOWED = {JobState.RUNNING, JobState.COMPLETING}
+_TICK = 0.25
+
+
+class SpoolFollower:
+    """Looks at the spools of running jobs that have no link, with back-off and within the budget of reads.
+
+    Args:
+        jobs: gives all jobs of this agent.
+    """
+
+    def __init__(self, jobs: Callable[[], Iterable[Job]]) -> None:
+        self._jobs = jobs
+        self._due: dict[str, tuple[float, int]] = {}
+
+    async def run(self) -> None:
+        """Follow for ever."""
+        while True:
+            await asyncio.sleep(_TICK)
+            now = asyncio.get_running_loop().time()
+            unlinked = [job for job in self._jobs() if job.linked is None and job.record.state in _FOLLOWED]
+            names = {job.slurm_name for job in unlinked}
+            self._due = {name: due for name, due in self._due.items() if name in names}
+            for job in unlinked:
+                due, step = self._due.setdefault(job.slurm_name, (now + budgets.SPOOL_POLL[0], 0))
+                if due > now:
+                    continue
+                moved = await self._look(job)
+                step = 0 if moved else min(step + 1, len(budgets.SPOOL_POLL) - 1)
+                self._due[job.slurm_name] = (now + budgets.SPOOL_POLL[step], step)
+                await asyncio.sleep(1.0 / budgets.SPOOL_READS_PER_SECOND)
+
+    async def _look(self, job: Job) -> bool:
+        """Relay what the runner reported durable since the last look; True when there was something."""
+        if not job.record.starts or job.record.verdict is not None:
+            return False
+        start = job.record.starts[-1]
+        if start.ended_at is not None:
+            return False
+        report = await asyncio.to_thread(job.folder.report, start.number)
+        if report is None:
+            return False
+        moved = False
+        for stream in Stream:
+            size = report.sizes.get(stream, 0)
+            if await job.catch_up(start.number, stream, size):
+                moved = True
+        if report.end is not None:
+            job.ended(start.number, report.end)
+        return moved or report.end is not None

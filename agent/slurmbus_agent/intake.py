@@ -1,0 +1,210 @@
+"""Takes requests off the bus: checks them, makes them durable, then acknowledges.
+
+A request is acknowledged as soon as its record and its spool exist, never held for the life of a job. A request that
+comes again finds its record. A bad one is answered with a REJECTED record that says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from nats.aio.msg import Msg
+
+from slurmbus_agent import budgets
+from slurmbus_agent.audit import Audit
+from slurmbus_agent.records import RecordStore
+from slurmbus_protocol import codec, reading, subjects
+from slurmbus_protocol.bus import Bus, Stored
+from slurmbus_protocol.errors import (
+    BadMessage,
+    BusUnreachable,
+    InvalidName,
+    NotAllowed,
+    RequestExpired,
+    SlurmbusError,
+    WrongAddress,
+)
+from slurmbus_protocol.messages import Cancel, CancelAsked, Message, Record, Submit
+from slurmbus_protocol.signing import TrustedKeys
+from slurmbus_protocol.states import JobState
+from slurmbus_protocol.subjects import RequestAddress
+
+log = logging.getLogger(__name__)
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A request that is durable: its record, and the bytes that prove where it came from."""
+
+    record: Record
+    submit: Submit
+    stored: Stored
+
+
+class Intake:
+    """Pulls the requests of one site.
+
+    Args:
+        bus: the connection.
+        site: whose requests.
+        epoch: the lease under which records are written.
+        keys: whose requests are accepted.
+        records: where records are kept.
+        audit: where every request is noted.
+        accept: takes a new job up, and comes back when its spool holds the request.
+        cancel: hands a cancel to a job that is being followed, and comes back when it is durable; False for none.
+        spoiled: called for every bad message.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        site: str,
+        epoch: int,
+        *,
+        keys: TrustedKeys,
+        records: RecordStore,
+        audit: Audit,
+        accept: Callable[[Accepted], Awaitable[None]],
+        cancel: Callable[[str, CancelAsked], Awaitable[bool]],
+        spoiled: Callable[[], None],
+    ) -> None:
+        self._bus = bus
+        self._site = site
+        self._epoch = epoch
+        self._keys = keys
+        self._records = records
+        self._audit = audit
+        self._accept = accept
+        self._cancel = cancel
+        self._spoiled = spoiled
+
+    async def run(self) -> None:
+        """Take requests for ever; lost connections are repaired."""
+        gate = asyncio.Semaphore(budgets.INTAKE_AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                try:
+                    async for msg in reading.pull(self._bus, subjects.REQUESTS, subjects.consumer(self._site)):
+                        await gate.acquire()
+                        group.create_task(self._handle_one(msg, gate))
+                except BusUnreachable as error:
+                    log.info("waiting for requests: %s", error)
+                    await asyncio.sleep(1.0)
+
+    async def _handle_one(self, msg: Msg, gate: asyncio.Semaphore) -> None:
+        try:
+            await self._handle(reading.stored(msg))
+            await self._bus.request(msg.reply, b"+ACK")
+        except BusUnreachable as error:  # not acknowledged: the bus delivers it again
+            log.info("%s will be delivered again: %s", msg.subject, error)
+        finally:
+            gate.release()
+
+    async def _handle(self, stored: Stored) -> None:
+        try:
+            address = subjects.parse_request(stored.subject)
+        except InvalidName as error:
+            self._note("skipped", stored.subject, error=str(error))
+            self._spoiled()
+            return
+        try:
+            message = self._checked(stored, address)
+        except (BadMessage, NotAllowed) as error:
+            self._spoiled()
+            self._note("refused", stored.subject, error=error.code, message=error.message)
+            if address.control_id is None:
+                await self._reject(address, stored, error)
+            return
+        if isinstance(message, Submit):
+            await self._take(message, stored)
+        elif isinstance(message, Cancel):
+            await self._take_cancel(message, stored)
+
+    def _checked(self, stored: Stored, address: RequestAddress) -> Message:
+        signer = self._keys.verify(stored.subject, stored.data, stored.headers)
+        message = codec.decode(stored.data)
+        expected: type[Message] = Submit if address.control_id is None else Cancel
+        if not isinstance(message, (Submit, Cancel)) or not isinstance(message, expected):
+            raise WrongAddress(f"a {message.TYPE} message can't be published on {stored.subject}")
+        if message.site != address.site or address.site != self._site:
+            raise WrongAddress(f"the request names site {message.site!r}, but was sent to {self._site!r}")
+        if message.key != address.key:
+            raise WrongAddress(f"the request names job {message.key}, but was sent for {address.key}")
+        if message.expires_at < stored.time:
+            raise RequestExpired("the request had expired before the bus got it")
+        if message.expires_at < time.time():
+            raise RequestExpired("the request expired before an agent could take it")
+        self._note("accepted", stored.subject, signer=signer[:16], submitter=message.submitter)
+        return message
+
+    async def _take(self, submit: Submit, stored: Stored) -> None:
+        job = submit.job
+        record = Record(
+            key=submit.key,
+            site=submit.site,
+            epoch=self._epoch,
+            state=JobState.ACCEPTED,
+            name=job.name,
+            submitter=submit.submitter,
+            request_sha256=hashlib.sha256(stored.data).hexdigest(),
+            created_at=stored.time,
+            updated_at=time.time(),
+            labels=job.labels,
+            options=job.options,
+            requeue=job.options.requeue,
+            outputs_pending=bool(job.outputs),
+            timings={"requested": stored.time, "accepted": time.time()},
+        )
+        there = await self._records.create(record)
+        if there is None:
+            await self._accept(Accepted(record, submit, stored))
+        elif not there.state.is_final:
+            await self._accept(Accepted(there, submit, stored))
+
+    async def _reject(self, address: RequestAddress, stored: Stored, error: SlurmbusError) -> None:
+        now = time.time()
+        await self._records.create(
+            Record(
+                key=address.key,
+                site=self._site,
+                epoch=self._epoch,
+                state=JobState.REJECTED,
+                name="unknown",
+                submitter="unknown",
+                request_sha256=hashlib.sha256(stored.data).hexdigest(),
+                created_at=stored.time,
+                updated_at=now,
+                error_code=error.code,
+                reason=error.message,
+                hint=error.hint or None,
+            )
+        )
+
+    async def _take_cancel(self, cancel: Cancel, stored: Stored) -> None:
+        asked = CancelAsked(id=cancel.id, at=stored.time, submitter=cancel.submitter, reason=cancel.reason)
+        if await self._cancel(cancel.key, asked):
+            return
+        now = time.time()
+        # No such job yet: the record that a late submit then meets.
+        await self._records.create(
+            Record(
+                key=cancel.key,
+                site=self._site,
+                epoch=self._epoch,
+                state=JobState.CANCELLED,
+                name="unknown",
+                submitter=cancel.submitter,
+                created_at=stored.time,
+                updated_at=now,
+                reason=f"cancelled by {cancel.submitter} before it was submitted",
+                cancel=asked,
+            )
+        )
+
+    def _note(self, what: str, subject: str, **fields: object) -> None:
+        self._audit.write(what, subject=subject, **fields)

@@ -1,0 +1,322 @@
+"""One job in an agent: makes each step of its lifecycle durable, then carries out what follows from it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from slurmbus_agent import budgets, events, lifecycle
+from slurmbus_agent.events import Event, Instruction
+from slurmbus_agent.link import EndReport
+from slurmbus_agent.records import RecordStore
+from slurmbus_agent.relay import Relay
+from slurmbus_agent.scheduler.base import BatchJob, OutcomeUnknown, Refused, Scheduler, Unavailable
+from slurmbus_agent.spool import Claim, JobDir
+from slurmbus_agent.staging import Stager
+from slurmbus_agent.watcher import Watcher
+from slurmbus_protocol.errors import BlobCorrupt, BlobMissing, BusUnreachable, SlurmbusError
+from slurmbus_protocol.messages import CancelAsked, JobSpec, Record, Start, Usage
+from slurmbus_protocol.subjects import Stream
+
+log = logging.getLogger(__name__)
+
+BATCH_OUTPUT_TAIL = 2000
+STALLED_AFTER = 1.0
+"""Seconds without progress after which the rest of an ended start is read from the spool instead of the link."""
+
+_STAMPS = {
+    events.Staged: "staged",
+    events.Submitted: "submitted",
+    events.Claimed: "claimed",
+    events.Ended: "ended",
+    events.Drained: "drained",
+    events.OutputsCollected: "outputs",
+}
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What all jobs of an agent share."""
+
+    records: RecordStore
+    scheduler: Scheduler
+    relay: Relay
+    watcher: Watcher
+    stager: Stager
+
+
+class Job:
+    """Carries one record from its request to its end.
+
+    Args:
+        record: as it is on the bus.
+        spec: what was asked for.
+        folder: its spool.
+        tools: what it shares with others.
+    """
+
+    def __init__(self, record: Record, spec: JobSpec, folder: JobDir, tools: Tools) -> None:
+        self.record = record
+        self.spec = spec
+        self.folder = folder
+        self._tools = tools
+        self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[None] | None]] = asyncio.Queue()
+        self._running: dict[Instruction, asyncio.Task[None]] = {}
+        self._retired = False
+        self._progress = asyncio.Event()
+        self.linked: int | None = None
+        """The start whose runner is connected, if any."""
+
+    @property
+    def slurm_name(self) -> str:
+        """The job's name in Slurm: for people, and unique by its key."""
+        return f"{self.record.name}.{self.record.key}"
+
+    def post(self, event: Event) -> None:
+        """Tell the job what happened."""
+        self._inbox.put_nowait((event, None))
+
+    async def tell(self, event: Event) -> None:
+        """Tell the job what happened, and come back when that is durable."""
+        done = asyncio.get_running_loop().create_future()
+        self._inbox.put_nowait((event, done))
+        await done
+
+    async def run(self) -> None:
+        """Live until nothing is left to do.
+
+        Raises:
+            Fenced: another agent has taken over.
+        """
+        self.post(events.Begun())
+        try:
+            async with asyncio.TaskGroup() as group:
+                while not self._retired:
+                    event, done = await self._inbox.get()
+                    await self._step(event, group)
+                    if done is not None and not done.done():
+                        done.set_result(None)
+                for task in list(self._running.values()):
+                    task.cancel()
+        finally:
+            self._tools.watcher.forget(self.slurm_name)
+            self._tools.relay.forget(self.record.key, self.record.task)
+            while not self._inbox.empty():
+                _, done = self._inbox.get_nowait()
+                if done is not None and not done.done():
+                    done.set_result(None)
+
+    async def _step(self, event: Event, group: asyncio.TaskGroup) -> None:
+        record, instructions = lifecycle.advance(self.record, event)
+        if record != self.record:
+            stamp = _STAMPS.get(type(event))
+            if stamp and stamp not in record.timings:
+                record = msgspec.structs.replace(record, timings={**record.timings, stamp: time.time()})
+            if record.state != self.record.state:
+                log.info("job %s %s: %s", record.key, record.job_id or "", record.state)
+            self.record = await self._tools.records.write(record)
+        for instruction in instructions:
+            if isinstance(instruction, events.Retire):
+                self._retired = True
+            elif instruction not in self._running:
+                task = group.create_task(self._carry_out(instruction))
+                self._running[instruction] = task
+                task.add_done_callback(lambda _, done=instruction: self._running.pop(done, None))
+
+    async def _carry_out(self, instruction: Instruction) -> None:
+        handler: Callable[[Any], Awaitable[None]] = self._HANDLERS[type(instruction)].__get__(self)
+        try:
+            await handler(instruction)
+        except BusUnreachable as error:
+            log.info("job %s: %s", self.record.key, error)
+            await asyncio.sleep(budgets.BUS_RETRY[-1])
+            self.post(events.Begun())
+
+    # ------------------------------------------------------------------ staging and submitting
+
+    async def _stage(self, _: events.Stage) -> None:
+        try:
+            work_dir = await self._tools.stager.stage(self.folder, self.record, self.spec)
+        except (BlobMissing, BlobCorrupt) as error:
+            self._staging_failed(error)
+        except BusUnreachable:
+            raise
+        except SlurmbusError as error:
+            self._staging_failed(error)
+        else:
+            self.post(events.Staged(spool=str(self.folder.path), work_dir=str(work_dir)))
+
+    def _staging_failed(self, error: SlurmbusError) -> None:
+        self.post(events.StagingFailed(code=error.code, message=error.message, hint=error.hint))
+
+    async def _submit(self, _: events.SubmitJob) -> None:
+        batch = self._batch_job()
+        try:
+            job_id = await self._tools.scheduler.submit(batch)
+        except Refused as error:
+            self.post(events.SubmitRefused(message=error.message, hint=error.hint))
+        except Unavailable as error:
+            self.post(events.SubmitNotSent(message=error.message))
+        except OutcomeUnknown as error:
+            self.post(events.SubmitUnknown(message=error.message))
+        else:
+            self.post(events.Submitted(job_id=job_id))
+
+    def _batch_job(self) -> BatchJob:
+        comment = self.record.options.comment or " ".join(f"{k}={v}" for k, v in sorted(self.record.labels.items()))
+        return BatchJob(
+            name=self.slurm_name,
+            script=self._tools.stager.batch_script(self.folder),
+            work_dir=self.record.work_dir or str(self.folder.path),
+            output=str(self.folder.batch_output),
+            environment=self._tools.stager.login_environment(),
+            options=self.record.options,
+            comment=comment[:1000],
+        )
+
+    async def _look_up(self, _: events.LookUp) -> None:
+        looked = await self._tools.watcher.look_up(self.slurm_name)
+        if looked is None:
+            await asyncio.sleep(lifecycle.RETRY_SUBMIT_AFTER)
+            self.post(events.SubmitAgain())
+        else:
+            self.post(looked)
+
+    # ------------------------------------------------------------------ following
+
+    async def _watch(self, instruction: events.Watch) -> None:
+        if self.record.job_id is not None:
+            self._tools.watcher.watch(self.slurm_name, self.record.job_id, self.post, urgent=instruction.urgent)
+
+    async def _ask_accounting(self, instruction: events.AskAccounting) -> None:
+        if self.record.job_id is not None:
+            since = self.record.submit_time or self.record.created_at
+            self._tools.watcher.ask_accounting(
+                self.slurm_name, self.record.job_id, since, self.post, patient=instruction.patient
+            )
+
+    async def _cancel_job(self, instruction: events.CancelJob) -> None:
+        try:
+            await self._tools.scheduler.cancel(instruction.job_id, self.slurm_name)
+        except (Unavailable, OutcomeUnknown, Refused) as error:
+            log.warning("job %s: the cancel is repeated later: %s", self.record.key, error)
+        self.post(events.Poked())
+
+    async def _read_claims(self, _: events.ReadClaims) -> None:
+        claims = await asyncio.to_thread(self.folder.claims)
+        self.post(events.Claimed(starts=tuple(_as_start(claim) for claim in claims)))
+        await self._read_report()
+
+    async def _read_report(self) -> None:
+        """Learn from the spool what a runner without a link has reported."""
+        for start in self.record.starts:
+            if start.ended_at is not None or start.number == self.linked:
+                continue
+            report = await asyncio.to_thread(self.folder.report, start.number)
+            if report is not None and report.ended:
+                self.ended(start.number, report.end)
+
+    async def _take_claim(self, _: events.TakeClaim) -> None:
+        claim = Claim(start=0, job_id=self.record.job_id or 0, node=lifecycle.AGENT_NODE, nonce=self.record.key)
+        await asyncio.to_thread(self.folder.claim, claim)
+        claims = await asyncio.to_thread(self.folder.claims)
+        words = await asyncio.to_thread(self._batch_words)
+        self.post(events.Claimed(starts=tuple(_as_start(claim) for claim in claims), batch_output=words))
+
+    def _batch_words(self) -> str:
+        try:
+            text = self.folder.batch_output.read_text(errors="replace")
+        except OSError:
+            return ""
+        return text[-BATCH_OUTPUT_TAIL:].strip()
+
+    def ended(self, start: int, end: EndReport) -> None:
+        """Take the runner's report of its end, from the link or from the spool."""
+        self.post(
+            events.Ended(
+                start=start,
+                exit_code=end.exit_code,
+                signal=end.signal,
+                error=end.error,
+                usage=end.usage,
+                ended_at=end.ended_at,
+            )
+        )
+
+    # ------------------------------------------------------------------ bytes
+
+    def moved(self) -> None:
+        """Hear that the link brought bytes of this job."""
+        self._progress.set()
+
+    async def _drain(self, instruction: events.Drain) -> None:
+        sizes = await asyncio.to_thread(self.folder.final_sizes, instruction.start)
+        for stream in Stream:
+            await self.catch_up(instruction.start, stream, sizes.get(stream, 0))
+        self.post(events.Drained(start=instruction.start, sizes=sizes))
+
+    async def catch_up(self, start: int, stream: Stream, size: int) -> bool:
+        """Bring a stream on the bus up to ``size`` bytes: by the link while it delivers, else from the spool.
+
+        Returns:
+            True when the spool had something to add.
+        """
+        record, relay, added = self.record, self._tools.relay, False
+        while (offset := await relay.offset(record.key, record.task, start, stream)) < size:
+            if self.linked == start and await self._link_moves():
+                continue
+            length = min(budgets.SPOOL_READ, size - offset)
+            data = await asyncio.to_thread(self.folder.read, start, stream, offset, length)
+            if not data:
+                log.warning("job %s: %s of start %d ends at %d, not %d", record.key, stream, start, offset, size)
+                break
+            await relay.put(record.key, record.task, start, stream, offset, data)
+            added = True
+        return added
+
+    async def _link_moves(self) -> bool:
+        self._progress.clear()
+        try:
+            async with asyncio.timeout(STALLED_AFTER):
+                await self._progress.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _collect_outputs(self, _: events.CollectOutputs) -> None:
+        outputs, error = await self._tools.stager.collect(self.record, self.spec)
+        self.post(events.OutputsCollected(outputs=outputs, error=error))
+
+    async def _later(self, instruction: events.Later) -> None:
+        await asyncio.sleep(instruction.delay)
+        self.post(instruction.event)
+
+    _HANDLERS: dict[type[Instruction], Callable[..., Awaitable[None]]] = {  # noqa: RUF012  # never changed
+        events.Stage: _stage,
+        events.SubmitJob: _submit,
+        events.LookUp: _look_up,
+        events.Watch: _watch,
+        events.AskAccounting: _ask_accounting,
+        events.CancelJob: _cancel_job,
+        events.ReadClaims: _read_claims,
+        events.TakeClaim: _take_claim,
+        events.Drain: _drain,
+        events.CollectOutputs: _collect_outputs,
+        events.Later: _later,
+    }
+
+    async def cancel(self, asked: CancelAsked) -> None:
+        """Ask for the end of the job; comes back when that is durable."""
+        await self.tell(events.CancelRequested(cancel=asked))
+
+
+def _as_start(claim: Claim) -> Start:
+    return Start(
+        number=claim.start, job_id=claim.job_id, node=claim.node, nonce=claim.nonce, started_at=claim.claimed_at
+    )

@@ -1,0 +1,449 @@
+"""The pure core: (record, event) -> (record, instructions).
+
+No input or output, no clock, no randomness: the shell (:mod:`slurmbus_agent.job`) makes the record durable first and
+carries out the instructions afterwards; what they find out comes back as the next event. Every instruction may be
+carried out again after a restart, so none may do harm when it is repeated.
+
+The rules for the final state stand in the design's section 4: success is Slurm's COMPLETED *and* the claim of that
+very job; "the controller doesn't answer" is never read as "the job is gone".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from slurmbus_agent.events import (
+    Accounted,
+    AskAccounting,
+    Begun,
+    CancelAgain,
+    CancelJob,
+    CancelRequested,
+    Claimed,
+    CollectOutputs,
+    Denied,
+    Drain,
+    Drained,
+    Ended,
+    Event,
+    Instruction,
+    Later,
+    Looked,
+    LookUp,
+    Observed,
+    Poked,
+    OutputsCollected,
+    ReadClaims,
+    Retire,
+    Stage,
+    Staged,
+    StagingFailed,
+    SubmitAgain,
+    SubmitJob,
+    SubmitNotSent,
+    SubmitRefused,
+    Submitted,
+    SubmitUnknown,
+    TakeClaim,
+    Watch,
+)
+from slurmbus_agent.runner.claims import AGENT_NODE
+from slurmbus_protocol.messages import CancelAsked, Record, Start
+from slurmbus_protocol.states import FINAL, JobState, may_follow
+
+RETRY_SUBMIT_AFTER = 5.0
+LOOKUP_AGAIN_AFTER = 3.0
+LOOKUPS_BEFORE_RESUBMIT = 2  # a controller that thawed answers a lookup before it works off a waiting submit
+CANCEL_AGAIN_AFTER = 15.0
+ACCOUNTING_AGAIN_AFTER = 20.0
+LOST_AFTER = 300.0  # a freshly restarted slurmdbd answered "unknown" for 11 s
+
+SLURM_FINAL = FINAL - {JobState.REJECTED, JobState.LOST}
+
+
+Result = tuple[Record, tuple[Instruction, ...]]
+
+
+def advance(record: Record, event: Event) -> Result:
+    """Give the record after the event and what is to be done; the record is the same object when nothing changed."""
+    if record.state.is_final and not isinstance(event, (Accounted, Begun)):
+        return record, ()
+    return _HANDLERS[type(event)](record, event)
+
+
+def _with(record: Record, state: JobState | None = None, **changes: Any) -> Record:
+    new_state = record.state if state is None else state
+    if not may_follow(record.state, new_state):
+        return msgspec.structs.replace(record, **changes)
+    return msgspec.structs.replace(record, state=new_state, **changes)
+
+
+# ---------------------------------------------------------------------- beginning and staging
+
+
+def _begun(record: Record, _: Begun) -> Result:
+    match record.state:
+        case state if state.is_final:
+            return record, _afterwards(record)
+        case JobState.ACCEPTED | JobState.STAGING:
+            if record.cancel is not None:
+                return _with(record, JobState.CANCELLED, reason=_cancel_words(record.cancel)), (Retire(),)
+            return record, (Stage(),)
+        case JobState.SUBMITTING:
+            if record.maybe_submitted:
+                return record, (ReadClaims(), LookUp())
+            return _submit(record)
+        case _ if record.verdict is not None:
+            return record, _closing(record)
+        case _:
+            ended = bool(record.starts) and record.starts[-1].ended_at is not None
+            closing = _closing(record) if ended else ()
+            return record, (ReadClaims(), Watch(urgent=ended), *closing, *_repeat_cancel(record))
+
+
+def _staged(record: Record, event: Staged) -> Result:
+    record = _with(record, JobState.STAGING, spool=event.spool, work_dir=event.work_dir)
+    if record.cancel is not None:
+        return _with(record, JobState.CANCELLED, reason=_cancel_words(record.cancel)), (Retire(),)
+    return _submit(record)
+
+
+def _staging_failed(record: Record, event: StagingFailed) -> Result:
+    rejected = _with(record, JobState.REJECTED, error_code=event.code, reason=event.message, hint=event.hint or None)
+    return rejected, (Retire(),)
+
+
+# ---------------------------------------------------------------------- submitting
+
+
+def _submit(record: Record) -> Result:
+    return (
+        _with(record, JobState.SUBMITTING, submits=record.submits + 1, maybe_submitted=True, lookups=0, job_id=None),
+        (SubmitJob(),),
+    )
+
+
+def _submitted(record: Record, event: Submitted) -> Result:
+    if record.starts:  # the runner was faster than Slurm's answer, and its claim has the last word
+        return record, (Watch(),)
+    record = _with(record, JobState.PENDING, job_id=event.job_id, reason=None, lookups=0)
+    return record, (Watch(), *_repeat_cancel(record))
+
+
+def _submit_refused(record: Record, event: SubmitRefused) -> Result:
+    rejected = _with(
+        record,
+        JobState.REJECTED,
+        maybe_submitted=False,
+        error_code="refused",
+        reason=event.message,
+        hint=event.hint or None,
+    )
+    return rejected, (Retire(),)
+
+
+def _submit_not_sent(record: Record, event: SubmitNotSent) -> Result:
+    # Only the first submit leaves nothing behind: an earlier one may still turn up.
+    nothing_sent = record.submits <= 1
+    record = _with(record, maybe_submitted=not nothing_sent, reason=event.message)
+    if record.cancel is not None and nothing_sent:
+        return _with(record, JobState.CANCELLED, reason=_cancel_words(record.cancel)), (Retire(),)
+    return record, (Later(delay=RETRY_SUBMIT_AFTER, event=SubmitAgain()),)
+
+
+def _submit_unknown(record: Record, event: SubmitUnknown) -> Result:
+    return _with(record, reason=event.message), (Later(delay=LOOKUP_AGAIN_AFTER, event=SubmitAgain()),)
+
+
+def _submit_again(record: Record, _: SubmitAgain) -> Result:
+    if record.state is not JobState.SUBMITTING or record.job_id is not None:
+        return record, ()
+    if record.maybe_submitted:
+        return record, (ReadClaims(), LookUp())
+    if record.cancel is not None:
+        return _with(record, JobState.CANCELLED, reason=_cancel_words(record.cancel)), (Retire(),)
+    # The count stays: the submit that is repeated was never sent.
+    return _submit(_with(record, submits=record.submits - 1))
+
+
+def _looked(record: Record, event: Looked) -> Result:
+    if record.job_id is not None or record.state is not JobState.SUBMITTING:
+        return record, ()
+    if event.observation is not None:
+        record, instructions = _submitted(record, Submitted(job_id=event.observation.job_id))
+        record, more = _observed(record, Observed(observation=event.observation))
+        return record, (*instructions, *more)
+    record = _with(record, lookups=record.lookups + 1)
+    if record.lookups < LOOKUPS_BEFORE_RESUBMIT:
+        return record, (Later(delay=LOOKUP_AGAIN_AFTER, event=SubmitAgain()),)
+    if record.cancel is not None:
+        return record, (TakeClaim(),)
+    return _submit(record)
+
+
+# ---------------------------------------------------------------------- following
+
+
+def _observed(record: Record, event: Observed) -> Result:
+    seen = event.observation
+    if record.verdict is not None or record.job_id is None or seen.job_id != record.job_id:
+        return record, ()
+    shown: dict[str, Any] = {
+        "slurm_state": " ".join((seen.state, *seen.flags)) if seen.flags else seen.state,
+        "reason": seen.reason,
+        "partition": seen.partition or record.partition,
+        "nodes": seen.nodes or record.nodes,
+        "node_list": seen.node_list or record.node_list,
+        "alloc_cpus": seen.alloc_cpus or record.alloc_cpus,
+        "submit_time": seen.submit_time or record.submit_time,
+        "start_time": seen.start_time or record.start_time,
+    }
+    if seen.state == "PENDING":
+        return _with(record, JobState.PENDING, **shown), ()
+    if "COMPLETING" in seen.flags:
+        return _with(record, JobState.COMPLETING, **shown), (Watch(urgent=True),)
+    if seen.state in SLURM_FINAL:
+        record = _with(record, end_time=seen.end_time, **shown)
+        return _judge(record, JobState(seen.state), seen.exit_code, seen.signal)
+    unclaimed: tuple[Instruction, ...] = () if record.starts else (ReadClaims(),)
+    ended = bool(record.starts) and record.starts[-1].ended_at is not None
+    if ended:  # the runner has gone and the controller will notice soon
+        return _with(record, JobState.COMPLETING, **shown), (Watch(urgent=True),)
+    return _with(record, JobState.RUNNING, **shown), unclaimed
+
+
+def _judge(record: Record, verdict: JobState, exit_code: int | None, signal: int | None) -> Result:
+    """Keep Slurm's final word; the job is final when everything was relayed."""
+    record = _with(record, JobState.COMPLETING, verdict=verdict, exit_code=exit_code, signal=signal)
+    return _finish(record, _closing(record))
+
+
+def _closing(record: Record) -> tuple[Instruction, ...]:
+    """Say what is left to do before the job can be final: a claim, every start's bytes, the outputs."""
+    if not record.starts:
+        return (TakeClaim(),)
+    drains = tuple(Drain(start=start.number) for start in record.starts if start.sizes is None)
+    claims = (ReadClaims(),) if record.requeue else ()
+    outputs = (CollectOutputs(),) if record.outputs_pending else ()
+    return (*claims, *drains, *outputs)
+
+
+def _poked(record: Record, _: Poked) -> Result:
+    if record.job_id is None or record.verdict is not None:
+        return record, ()
+    return record, (Watch(urgent=True),)
+
+
+def _denied(record: Record, _: Denied) -> Result:
+    if record.verdict is not None or record.job_id is None:
+        return record, ()
+    return record, (ReadClaims(), AskAccounting())
+
+
+def _accounted(record: Record, event: Accounted) -> Result:
+    row = event.row
+    if record.state.is_final:
+        if row is None or record.accounting is not None:
+            return record, (Retire(),)
+        return _with(record, accounting=row.accounting), (Retire(),)
+    if record.verdict is not None:
+        return record, ()
+    if row is not None and row.final and event.settled and row.accounting.state in SLURM_FINAL:
+        record = _with(
+            record,
+            accounting=row.accounting,
+            start_time=row.start_time or record.start_time,
+            end_time=row.end_time,
+            node_list=row.node_list or record.node_list,
+            slurm_state=row.accounting.state,
+        )
+        return _judge(record, JobState(row.accounting.state), row.accounting.exit_code, row.accounting.signal)
+    return _unaccounted(record)
+
+
+def _unaccounted(record: Record) -> Result:
+    """Neither the controller nor accounting has the job's end."""
+    if record.lookups * ACCOUNTING_AGAIN_AFTER < LOST_AFTER:
+        record = _with(record, lookups=record.lookups + 1, reason="the controller forgot the job; asking accounting")
+        return record, (Later(delay=ACCOUNTING_AGAIN_AFTER, event=Denied()),)
+    if not record.starts:
+        if record.cancel is not None:
+            return record, (TakeClaim(),)
+        return _submit(record)
+    lost = _with(
+        record,
+        verdict=JobState.LOST,
+        error_code="lost",
+        reason="Slurm's controller doesn't know the job any more and accounting has no final state for it",
+        hint="look at the spool, and ask the site's staff what became of the job",
+    )
+    return _finish(lost, _closing(lost))
+
+
+# ---------------------------------------------------------------------- claims, ends and bytes
+
+
+def _claimed(record: Record, event: Claimed) -> Result:
+    known = {start.number for start in record.starts}
+    fresh = tuple(start for start in event.starts if start.number not in known)
+    if not fresh:
+        return record, ()
+    starts = tuple(sorted((*record.starts, *fresh), key=lambda start: start.number))
+    latest = starts[-1]
+    if latest.node == AGENT_NODE:
+        return _sealed(_with(record, starts=starts), event.batch_output)
+    twin = record.job_id is not None and record.job_id != latest.job_id
+    stop_twin = (CancelJob(job_id=record.job_id),) if twin and record.job_id is not None else ()
+    record = _with(
+        record,
+        JobState.RUNNING,
+        starts=starts,
+        job_id=latest.job_id,
+        node_list=latest.node if twin else record.node_list or latest.node,
+        start_time=latest.started_at if twin else record.start_time or latest.started_at,
+        reason=None,
+        lookups=0,
+    )
+    closing = _closing(record) if record.verdict is not None else ()
+    return _finish(record, (*stop_twin, *_repeat_cancel(record), *closing))
+
+
+def _sealed(record: Record, batch_output: str) -> Result:
+    """The agent holds the claim: no payload ran and none can start any more."""
+    if record.verdict is None:
+        words = _cancel_words(record.cancel) if record.cancel else "the job never started"
+        record = _with(record, verdict=JobState.CANCELLED, reason=words)
+    if record.verdict is JobState.COMPLETED:
+        record = _with(record, verdict=JobState.FAILED)
+    if record.verdict is JobState.FAILED:
+        words = batch_output or "the batch script ended before the payload could start"
+        record = _with(record, reason=words, error_code="not-started")
+    starts = tuple(msgspec.structs.replace(start, sizes={}) for start in record.starts)
+    return _finish(_with(record, JobState.COMPLETING, starts=starts, outputs_pending=False), ())
+
+
+def _ended(record: Record, event: Ended) -> Result:
+    start = _start(record, event.start)
+    if start is None or start.ended_at is not None:
+        return record, ()
+    start = msgspec.structs.replace(
+        start,
+        ended_at=event.ended_at,
+        exit_code=event.exit_code,
+        signal=event.signal,
+        error=event.error,
+        usage=event.usage,
+    )
+    record = _replace_start(record, start)
+    instructions: list[Instruction] = [Drain(start=event.start)]
+    if start.number == record.starts[-1].number:
+        record = _with(record, JobState.COMPLETING)
+        if record.outputs_pending:
+            instructions.append(CollectOutputs())
+        if record.verdict is None:
+            instructions.append(Watch(urgent=True))
+    return record, tuple(instructions)
+
+
+def _drained(record: Record, event: Drained) -> Result:
+    start = _start(record, event.start)
+    if start is None or start.sizes is not None:
+        return record, ()
+    record = _replace_start(record, msgspec.structs.replace(start, sizes=event.sizes))
+    return _finish(record, ())
+
+
+def _outputs_collected(record: Record, event: OutputsCollected) -> Result:
+    if not record.outputs_pending:
+        return record, ()
+    record = _with(record, outputs=event.outputs, outputs_error=event.error, outputs_pending=False)
+    return _finish(record, ())
+
+
+def _finish(record: Record, instructions: tuple[Instruction, ...]) -> Result:
+    """Make Slurm's final word the job's state when every byte was relayed and the outputs are on the bus."""
+    complete = (
+        record.verdict is not None
+        and record.starts
+        and not record.outputs_pending
+        and all(start.sizes is not None for start in record.starts)
+    )
+    if not complete or record.verdict is None:
+        return record, instructions
+    last = record.starts[-1]
+    changes: dict[str, Any] = {}
+    if last.node != AGENT_NODE and last.ended_at is not None:
+        changes = {"exit_code": last.exit_code, "signal": last.signal}
+    record = _with(record, record.verdict, **changes)
+    return record, _afterwards(record)
+
+
+def _afterwards(record: Record) -> tuple[Instruction, ...]:
+    """Say what is left to do for a job in its final state."""
+    if record.accounting is None and record.job_id is not None and record.state in SLURM_FINAL:
+        return (AskAccounting(patient=True),)
+    return (Retire(),)
+
+
+# ---------------------------------------------------------------------- cancelling
+
+
+def _cancel_requested(record: Record, event: CancelRequested) -> Result:
+    if record.cancel is not None:
+        return record, ()
+    record = _with(record, cancel=event.cancel)
+    # Staging and submitting see the cancel when they come back; nothing is interrupted half-way.
+    return record, _repeat_cancel(record)
+
+
+def _cancel_again(record: Record, _: CancelAgain) -> Result:
+    if record.verdict is not None or record.job_id is None:
+        return record, ()
+    return record, (*_repeat_cancel(record), Watch())
+
+
+def _repeat_cancel(record: Record) -> tuple[Instruction, ...]:
+    """A cancel that was asked for is carried out again whenever the job shows signs of life."""
+    if record.cancel is None or record.job_id is None or record.verdict is not None:
+        return ()
+    return (CancelJob(job_id=record.job_id), Later(delay=CANCEL_AGAIN_AFTER, event=CancelAgain()))
+
+
+def _cancel_words(cancel: CancelAsked | None) -> str:
+    if cancel is None:
+        return "cancelled"
+    return f"cancelled by {cancel.submitter}" + (f": {cancel.reason}" if cancel.reason else "")
+
+
+def _start(record: Record, number: int) -> Start | None:
+    return next((start for start in record.starts if start.number == number), None)
+
+
+def _replace_start(record: Record, start: Start) -> Record:
+    return _with(record, starts=tuple(start if old.number == start.number else old for old in record.starts))
+
+
+_HANDLERS: dict[type[Event], Callable[[Record, Any], Result]] = {
+    Begun: _begun,
+    Staged: _staged,
+    StagingFailed: _staging_failed,
+    Submitted: _submitted,
+    SubmitRefused: _submit_refused,
+    SubmitNotSent: _submit_not_sent,
+    SubmitUnknown: _submit_unknown,
+    SubmitAgain: _submit_again,
+    Looked: _looked,
+    Observed: _observed,
+    Poked: _poked,
+    Denied: _denied,
+    Accounted: _accounted,
+    Claimed: _claimed,
+    Ended: _ended,
+    Drained: _drained,
+    OutputsCollected: _outputs_collected,
+    CancelRequested: _cancel_requested,
+    CancelAgain: _cancel_again,
+}

@@ -1,0 +1,58 @@
+"""Gives what runners report on the link to their jobs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from slurmbus_agent.events import Claimed
+from slurmbus_agent.job import Job
+from slurmbus_agent.link import EndReport
+from slurmbus_agent.relay import Relay
+from slurmbus_protocol.messages import Start
+from slurmbus_protocol.subjects import Stream
+
+log = logging.getLogger(__name__)
+
+
+class JobLinks:
+    """The link's sink: each runner speaks for one start of one job.
+
+    Args:
+        jobs: the jobs of this agent by (key, task).
+        relay: moves their bytes.
+    """
+
+    def __init__(self, jobs: Mapping[tuple[str, int], Job], relay: Relay) -> None:
+        self._jobs = jobs
+        self._relay = relay
+
+    async def hello(self, key: str, task: int, start: Start) -> dict[str, int] | None:
+        """Take a runner's introduction; None for a start that another one has superseded."""
+        job = self._jobs.get((key, task))
+        if job is None or any(known.number > start.number for known in job.record.starts):
+            return None
+        job.linked = start.number
+        job.post(Claimed(starts=(start,)))
+        return {stream.value: await self._relay.offset(key, task, start.number, stream) for stream in Stream}
+
+    async def chunk(self, key: str, task: int, start: int, stream: str, offset: int, data: bytes) -> int:
+        """Put bytes on the bus, and give the next offset that is wanted."""
+        following = await self._relay.put(key, task, start, Stream(stream), offset, data)
+        job = self._jobs.get((key, task))
+        if job is not None:
+            job.moved()
+        return following
+
+    async def ended(self, key: str, task: int, start: int, end: EndReport) -> None:
+        """Take the end of a start."""
+        job = self._jobs.get((key, task))
+        if job is not None:
+            job.ended(start, end)
+
+    def lost(self, key: str, task: int, start: int) -> None:
+        """Hear that a link broke; the spool is followed from now on."""
+        job = self._jobs.get((key, task))
+        if job is not None and job.linked == start:
+            job.linked = None
+            job.moved()

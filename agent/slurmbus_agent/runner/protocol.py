@@ -1,0 +1,59 @@
+"""What the runner and the agent have agreed on: files, frames, exit codes. Both import this.
+
+Files of a job, ``jobs/<key>.<task>/`` in the spool (JSON unless it says otherwise)::
+
+    request       the signed request as it came from the bus (msgpack; the runner doesn't read it)
+    plan.json     key, task, argv, cwd, secret (base64), preamble, env, requeue, pipes, pipes_path, link
+    context       Dagster Pipes' context, there when the plan says pipes
+    starts/<n>    a symlink to nothing: its target is the claim of start n, see claims.py
+    <n>.stdout    <n>.stderr  <n>.messages: the streams of start n, bytes
+    <n>.report    start, job_id, node, nonce, reported_at, sizes {stream: bytes}, started_at, end (or null)
+                  end: exit_code, signal, ended_at, sizes, started_at, error, error_code, usage
+                  usage: cpu_seconds, max_rss (bytes), elapsed
+    work/         the payload's working directory, unless the plan's cwd is elsewhere
+
+``sizes`` are durable: whoever opens a stream afterwards, on any host, can read that far.
+
+The file ``link`` of the spool's root: hosts, port, server, epoch.
+
+Frames on the link, see frames.py for their bytes. The runner sends (>) hello first; every frame but chunk has a
+header only::
+
+    > hello      key, task, start, job_id, node, nonce, claimed_at, python, version, challenge
+    < challenge  challenge, proof                 the agent proves that it knows the job's secret
+    > proof      proof                            the runner does
+    < welcome    offsets {stream: offset}         go on from there
+    < refused    reason                           this start has been superseded; instead of welcome
+    > started    started_at
+    > chunk      stream, offset, round            and the bytes
+    < ack        stream, end, next, round         the bytes up to end are durable, go on at next
+    > ended      end                              as in the report
+    < noted      what                             started or ended has been taken note of
+    < alive      (nothing)                        every few seconds while the agent owes an answer
+
+A connection's chunks belong to round 0. An ack whose ``next`` isn't its ``end`` asks for other bytes than those under
+way: it begins a new round, the runner goes on at ``next``, and chunks of older rounds are dropped without an ack.
+"""
+
+from __future__ import annotations
+
+VERSION = 1
+
+STREAMS = ("stdout", "stderr", "messages")
+
+EXIT_TWIN = 113
+"""The runner ended before its payload, or killed it, because another start has the claim."""
+EXIT_SETUP = 125
+"""The runner couldn't do its work: no plan, no spool, no fitting Python."""
+EXIT_NOT_EXECUTABLE = 126
+EXIT_NOT_FOUND = 127
+"""As a shell says it when a command can't be executed or isn't there. Source: bash(1), "EXIT STATUS"."""
+
+ERROR_NOT_STARTED = "not-started"
+"""The command isn't there or can't be executed, or its working directory is missing."""
+ERROR_SPOOL_FULL = "spool-full"
+"""The spool's disk or quota is full."""
+ERROR_SPOOL = "spool-unusable"
+"""The spool can't be written for another reason."""
+ERROR_SUPERSEDED = "superseded"
+"""The payload was killed because a later start has the claim."""

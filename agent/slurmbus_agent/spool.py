@@ -1,0 +1,1 @@
+"""The spool (stub: the signatures are final)."""

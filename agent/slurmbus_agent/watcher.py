@@ -1,0 +1,181 @@
+"""Learns what Slurm thinks, within the budget.
+
+Starts and ends are pushed by the runners, so the controller is asked rarely: one question for all of this user's jobs
+every half minute, and one for a single job when something was pushed. No answer is never read as "the job is gone".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from slurmbus_agent import budgets
+from slurmbus_agent.events import Accounted, Denied, Event, Looked, Observed
+from slurmbus_agent.scheduler.base import Observation, OutcomeUnknown, Scheduler, Unavailable
+
+log = logging.getLogger(__name__)
+
+AGAIN_WHEN_SILENT = 5.0
+ACCOUNTING_WINDOW = 3600.0  # clocks of different hosts, and jobs that were held
+
+
+@dataclass
+class _Watched:
+    """One job that Slurm is asked about."""
+
+    name: str
+    post: Callable[[Event], None]
+    job_id: int
+    due: float | None = None
+    urgency: int = 0
+
+
+@dataclass
+class _Asked:
+    """One job that accounting is asked about."""
+
+    name: str
+    job_id: int
+    since: float
+    post: Callable[[Event], None]
+    patient: bool
+    due: float
+    attempt: int = 0
+
+
+class Watcher:
+    """Asks the scheduler on behalf of all jobs of a site."""
+
+    def __init__(self, scheduler: Scheduler, interval: float = budgets.WATCH_INTERVAL) -> None:
+        self._scheduler = scheduler
+        self._interval = interval
+        self._watched: dict[str, _Watched] = {}
+        self._asked: dict[str, _Asked] = {}
+        self._changed = asyncio.Event()
+        self._next_round = 0.0
+
+    def watch(self, name: str, job_id: int, post: Callable[[Event], None], *, urgent: bool) -> None:
+        """Ask about a job soon, and from then on regularly until it is forgotten."""
+        now = _now()
+        watched = self._watched.get(name)
+        if watched is None or watched.job_id != job_id:
+            if not self._watched:
+                self._next_round = now + self._interval
+            watched = self._watched[name] = _Watched(name, post, job_id)
+        if urgent:
+            delay = budgets.WATCH_URGENT[min(watched.urgency, len(budgets.WATCH_URGENT) - 1)]
+            watched.urgency += 1
+        else:
+            delay = budgets.WATCH_SOON
+            watched.urgency = 0
+        watched.due = min(watched.due or float("inf"), now + delay)
+        self._changed.set()
+
+    def ask_accounting(
+        self, name: str, job_id: int, since: float, post: Callable[[Event], None], *, patient: bool
+    ) -> None:
+        """Ask accounting about a job; patiently: until its row is final, or for some minutes."""
+        if name not in self._asked:
+            due = _now() + (budgets.ACCOUNTING_DELAYS[0] if patient else 0.0)
+            self._asked[name] = _Asked(name, job_id, since, post, patient, due)
+            self._changed.set()
+
+    def forget(self, name: str) -> None:
+        """Stop asking about a job."""
+        self._watched.pop(name, None)
+        self._asked.pop(name, None)
+
+    async def look_up(self, name: str) -> Looked | None:
+        """Ask for a job by its name; None when Slurm doesn't answer."""
+        try:
+            await self._scheduler.ping()
+            found = [seen for seen in await self._scheduler.jobs() if seen.name == name]
+        except (Unavailable, OutcomeUnknown) as error:
+            log.info("looking for %s: %s", name, error)
+            return None
+        return Looked(observation=max(found, key=lambda seen: seen.job_id, default=None))
+
+    async def run(self) -> None:
+        """Ask when something is due, for ever."""
+        while True:
+            due = [*(job.due for job in self._watched.values() if job.due), *(item.due for item in self._asked.values())]
+            if self._watched:
+                due.append(self._next_round)
+            self._changed.clear()
+            try:
+                async with asyncio.timeout_at(min(due, default=float("inf")) if due else None):
+                    await self._changed.wait()
+                    continue
+            except TimeoutError:
+                pass
+            try:
+                await self._ask_controller()
+                await self._ask_accounting()
+            except (Unavailable, OutcomeUnknown) as error:
+                log.info("the controller doesn't answer: %s", error)
+                self._postpone()
+
+    def _postpone(self) -> None:
+        later = _now() + AGAIN_WHEN_SILENT
+        for job in self._watched.values():
+            if job.due is not None:
+                job.due = max(job.due, later)
+        for item in self._asked.values():
+            item.due = max(item.due, later)
+        self._next_round = max(self._next_round, later)
+
+    async def _ask_controller(self) -> None:
+        now = _now()
+        due = [job for job in self._watched.values() if job.due is not None and job.due <= now]
+        whole_round = bool(self._watched) and now >= self._next_round
+        if not due and not whole_round:
+            return
+        if whole_round or len(due) >= budgets.WATCH_TOGETHER:
+            await self._ask_for_all(due)
+        else:
+            for job in due:
+                await self._ask_for_one(job)
+
+    async def _ask_for_all(self, due: list[_Watched]) -> None:
+        seen = {(found.job_id, found.name): found for found in await self._scheduler.jobs()}
+        self._next_round = _now() + self._interval
+        for job in due:
+            job.due = None
+        for job in list(self._watched.values()):
+            found = seen.get((job.job_id, job.name))
+            if found is not None:
+                job.post(Observed(observation=found))
+            else:  # a list may be cut short; only a question for this very job can be answered "unknown"
+                await self._ask_for_one(job)
+
+    async def _ask_for_one(self, job: _Watched) -> None:
+        found: Observation | None = await self._scheduler.job(job.job_id)
+        job.due = None
+        if found is not None and found.name == job.name:
+            job.post(Observed(observation=found))
+        else:  # unknown, or the id was given to another job
+            job.post(Denied())
+
+    async def _ask_accounting(self) -> None:
+        now = _now()
+        due = [item for item in self._asked.values() if item.due <= now]
+        if not due:
+            return
+        since = min(item.since for item in due) - ACCOUNTING_WINDOW
+        rows = await self._scheduler.accounting([(item.job_id, item.name) for item in due], since)
+        by_name = {row.name: row for row in rows}
+        for item in due:
+            row = by_name.get(item.name)
+            item.attempt += 1
+            done = row is not None and row.final
+            if item.patient and not done and item.attempt < len(budgets.ACCOUNTING_DELAYS):
+                item.due = _now() + budgets.ACCOUNTING_DELAYS[item.attempt]
+                continue
+            self._asked.pop(item.name, None)
+            item.post(Accounted(row=row if done or not item.patient else None))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,140 @@
+"""The cluster's image: named by what it is made of, built when it isn't there."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import os
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import docker.errors
+
+from .engine import connect, engine_problem
+from .errors import EngineUnavailable
+
+REPOSITORY = "slurmbus-cluster"
+CONTEXT = Path(__file__).resolve().parents[1]
+"""The folder `containers/`, which is the build context."""
+
+INPUTS = ("slurm", "slurm-compat")
+"""Folders of the context that make the image what it is. The host's CA bundle doesn't."""
+
+DOCKERFILE = "slurm/Dockerfile"
+
+CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
+"""Environment variables in which a host names the CA bundle that its network wants."""
+
+
+def image_tag() -> str:
+    """Return the image's name, with a hash of all of its inputs as the tag."""
+    digest = hashlib.sha256()
+    for path in _input_files():
+        name = path.relative_to(CONTEXT).as_posix()
+        executable = path.stat().st_mode & 0o100
+        content = path.read_bytes()
+        digest.update(f"{name}\0{executable}\0{len(content)}\0".encode())
+        digest.update(content)
+    return f"{REPOSITORY}:{digest.hexdigest()[:12]}"
+
+
+def ensure_image(progress: Callable[[str], None] = print) -> str:
+    """Return the name of the cluster's image, after building it when the engine doesn't have it.
+
+    Building from nothing takes about two minutes, after a change of configuration some seconds. Progress lines say
+    what it does. Two processes never build at the same time. Raises `EngineUnavailable` when it can't be built.
+    """
+    problem = engine_problem()
+    if problem:
+        raise EngineUnavailable(problem)
+    tag = image_tag()
+    lock_path = Path(tempfile.gettempdir()) / f"slurmbus-image-{os.getuid()}.lock"
+    with lock_path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        client = connect()
+        try:
+            client.images.get(tag)
+        except docker.errors.ImageNotFound:
+            _build(client.api, tag, progress)
+        finally:
+            client.close()
+    return tag
+
+
+def _build(api: docker.APIClient, tag: str, progress: Callable[[str], None]) -> None:
+    """Build the image; the classic builder's interface is the one that every engine has."""
+    started = time.monotonic()
+    progress(f"building image {tag} (about two minutes from nothing)")
+    tail: list[str] = []
+    events = api.build(
+        fileobj=_context(),
+        custom_context=True,
+        encoding="gzip",
+        dockerfile=DOCKERFILE,
+        tag=tag,
+        # The bridge may have no route to the package servers, the host has.
+        network_mode="host",
+        rm=True,
+        forcerm=True,
+        decode=True,
+        timeout=3600,
+    )
+    for event in events:
+        if "error" in event:
+            raise EngineUnavailable(_explain(event["error"], tail))
+        line = str(event.get("stream") or event.get("status") or "").strip()
+        if line:
+            tail = [*tail[-39:], line]
+        if line.startswith("Step "):
+            progress(f"  {line.splitlines()[0][:110]}")
+    api.tag(tag, REPOSITORY, "latest")
+    progress(f"image {tag} built in {time.monotonic() - started:.0f} s")
+
+
+def _explain(error: str, tail: list[str]) -> str:
+    log = "\n".join(tail)
+    if "debian:forky" in error or "manifest" in error or "lookup" in error and "FROM" in "".join(tail[-2:]):
+        return f"The base image debian:forky can't be had: {error}\nRun `make engine` as root: it makes the base image."
+    return f"Building the cluster's image failed: {error}\nThe last lines were:\n{log}"
+
+
+def _context() -> io.BytesIO:
+    """Pack the build context, with the host's CA bundle where the environment names one."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as tar:
+        for path in _input_files():
+            tar.add(path, arcname=path.relative_to(CONTEXT).as_posix(), filter=_normalised)
+        _add_bytes(tar, "ca/README.md", (CONTEXT / "ca" / "README.md").read_bytes())
+        bundle = next((Path(value) for name in CA_VARIABLES if (value := os.environ.get(name))), None)
+        own = CONTEXT / "ca" / "bundle.crt"
+        if own.exists():
+            bundle = own
+        if bundle is not None and bundle.is_file():
+            _add_bytes(tar, "ca/bundle.crt", bundle.read_bytes())
+    packed.seek(0)
+    return packed
+
+
+def _add_bytes(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    entry.mode = 0o644
+    tar.addfile(entry, io.BytesIO(content))
+
+
+def _normalised(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Keep owner, time and umask of the checkout out of the image."""
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = "root"
+    entry.mtime = 0
+    entry.mode = 0o755 if entry.mode & 0o100 else 0o644
+    return entry
+
+
+def _input_files() -> Iterator[Path]:
+    for folder in INPUTS:
+        yield from sorted(path for path in (CONTEXT / folder).rglob("*") if path.is_file())

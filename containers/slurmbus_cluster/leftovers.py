@@ -1,0 +1,53 @@
+"""Removing a cluster's containers, network and volume: at its end, and what a killed process left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import docker
+import docker.errors
+from docker.models.containers import Container
+
+from .engine import owner_is_dead
+
+CLUSTER_LABEL = "slurmbus.cluster"
+"""On everything that belongs to a cluster; its value is the cluster's name."""
+
+
+def remove_cluster(client: docker.DockerClient, name: str) -> None:
+    """Remove every container, network and volume of the cluster of this name. What is already gone is fine."""
+    label = {"label": f"{CLUSTER_LABEL}={name}"}
+    containers = client.containers.list(all=True, filters=label, ignore_removed=True)
+    if containers:
+        with ThreadPoolExecutor(len(containers)) as pool:
+            list(pool.map(_remove_container, containers))
+    for network in client.networks.list(filters=label):
+        _gone_is_fine(network.remove)
+    for volume in client.volumes.list(filters=label):
+        _gone_is_fine(volume.remove)
+
+
+def remove_abandoned(client: docker.DockerClient, progress: Callable[[str], None]) -> None:
+    """Remove the clusters of this host's processes that died without removing them."""
+    label = {"label": CLUSTER_LABEL}
+    labels = [container.labels for container in client.containers.list(all=True, filters=label, ignore_removed=True)]
+    labels += [network.attrs.get("Labels") or {} for network in client.networks.list(filters=label)]
+    labels += [volume.attrs.get("Labels") or {} for volume in client.volumes.list(filters=label)]
+    for name in sorted({found[CLUSTER_LABEL] for found in labels if owner_is_dead(found)}):
+        progress(f"removing cluster {name}: the process that started it is gone")
+        remove_cluster(client, name)
+
+
+def _remove_container(container: Container) -> None:
+    _gone_is_fine(lambda: container.remove(force=True, v=True))
+
+
+def _gone_is_fine(action: Callable[[], object]) -> None:
+    try:
+        action()
+    except docker.errors.NotFound:
+        pass
+    except docker.errors.APIError as error:
+        if "already in progress" not in str(error):
+            raise

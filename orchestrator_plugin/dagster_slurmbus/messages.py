@@ -1,0 +1,199 @@
+"""Dagster Pipes over a relay: the context goes with the request, messages come back as bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import dagster as dg
+from dagster_pipes import PipesContextData, PipesMessage, PipesParams
+
+from dagster_slurmbus._compat import is_log_level
+from dagster_slurmbus.values import wrong
+
+_AT_ONCE = frozenset({"opened", "log", "log_external_stream"})
+_HELD = frozenset({"report_asset_materialization", "report_asset_check", "report_custom_message"})
+_CLOSED = "closed"
+_EXCERPT = 200
+MAX_WARNINGS = 20
+"""Bad messages of one job that are shown; ``context.log`` takes 5 to 13 ms a line, and the rest is only counted."""
+
+
+class Lines:
+    """Puts lines together from byte ranges that are cut anywhere."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Give each line that ``data`` completes, without its end."""
+        *complete, rest = data.split(b"\n")
+        for line in complete:
+            self._pieces.append(line)
+            whole = b"".join(self._pieces)
+            self._pieces.clear()
+            yield whole
+        if rest:
+            self._pieces.append(rest)
+
+    def take_rest(self) -> bytes:
+        """Give what came after the last line end, and forget it."""
+        rest = b"".join(self._pieces)
+        self._pieces.clear()
+        return rest
+
+
+class RequestContextInjector(dg.PipesContextInjector):
+    """Keeps the Pipes context as the bytes that travel in the request; the runner puts them into a file."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    @contextmanager
+    def inject_context(self, context_data: PipesContextData) -> Iterator[PipesParams]:
+        """Take the context; the parameters are the runner's matter, since it alone knows the file's path."""
+        try:
+            self.data = json.dumps(context_data).encode()
+        except (TypeError, ValueError) as error:
+            raise wrong(f"extras must be JSON (text, numbers, true/false, null, lists, mappings): {error}") from error
+        yield {}
+
+    def no_messages_debug_text(self) -> str:
+        """Say how the context travels."""
+        return "The context travels inside the request; the runner gives its path to the payload."
+
+
+class RelayedMessageReader(dg.PipesMessageReader):
+    """Reads the Pipes messages of a job from byte ranges that its owner feeds in.
+
+    Logs pass at once. Results are held until the job has ended, and only those of the last start count, since a start
+    that was superseded (a requeue) has no results. A message that can't be used becomes a warning, never an error.
+
+    Args:
+        warn: where warnings go, e.g. ``context.log.warning``.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self.payload_exception: str | None = None
+        """What the payload's last start closed its session with, as Python prints it."""
+        self._handler: dg.PipesMessageHandler | None = None
+        self._warn = warn
+        self._bad = 0
+        self._start = 0
+        self._lines = Lines()
+        self._held: list[PipesMessage] = []
+        self._closed: PipesMessage | None = None
+
+    @contextmanager
+    def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[PipesParams]:
+        """Hand messages to this handler while the session is open."""
+        self._handler = handler
+        try:
+            yield {}
+        finally:
+            self._handler = None
+
+    def no_messages_debug_text(self) -> str:
+        """Say how messages travel."""
+        return "Messages are relayed from a file on the cluster that the runner follows."
+
+    def feed(self, start: int, data: bytes) -> None:
+        """Take the next bytes of a start's messages."""
+        if start != self._start:
+            self._begin(start)
+        for line in self._lines.feed(data):
+            self._take(line)
+
+    def finish(self, last_start: int) -> None:
+        """Hand over the results of the job's last start; nothing may be fed afterwards."""
+        rest = self._lines.take_rest()
+        if rest:
+            self._take(rest)
+        if last_start != self._start:
+            self._begin(last_start)
+        for message in self._held:
+            self._deliver(message)
+        if self._closed is not None:
+            self._deliver(self._closed)
+        if self._bad > MAX_WARNINGS:
+            self._warn(f"[pipes] {self._bad - MAX_WARNINGS} more messages couldn't be used.")
+
+    def _begin(self, start: int) -> None:
+        dropped = len(self._held)
+        if dropped:
+            self._warn(f"[pipes] start {self._start} was superseded by start {start}: its {dropped} results don't count.")
+        self._start = start
+        self._lines.take_rest()
+        self._held.clear()
+        self._closed = None
+        self.payload_exception = None
+
+    def _take(self, line: bytes) -> None:
+        if not line.strip():
+            return
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            self._complain(f"isn't UTF-8 ({error.reason} at byte {error.start}); the wrong bytes were replaced", line)
+            text = line.decode(errors="replace")
+        try:
+            message = json.loads(text)
+        except ValueError as error:
+            self._complain(f"isn't JSON ({error})", line)
+            return
+        if not isinstance(message, dict) or not isinstance(message.get("method"), str):
+            self._complain("is no Pipes message", line)
+            return
+        self._sort(cast("PipesMessage", message), line)
+
+    def _sort(self, message: PipesMessage, line: bytes) -> None:
+        method = message["method"]
+        if method == _CLOSED:
+            self._close(message)
+        elif method in _HELD:
+            self._held.append(message)
+        elif method in _AT_ONCE:
+            self._deliver(_with_known_level(message) if method == "log" else message)
+        else:
+            self._complain(f"has the unknown method {method[:50]!r}", line)
+
+    def _close(self, message: PipesMessage) -> None:
+        """Keep one ``closed``: a payload of several processes may send several, Dagster expects one, the last."""
+        exception = (message.get("params") or {}).get("exception")
+        if exception is not None or self.payload_exception is None:
+            self._closed = message
+        if isinstance(exception, Mapping):
+            self.payload_exception = _traceback(exception)
+
+    def _deliver(self, message: PipesMessage) -> None:
+        handler = self._handler
+        if handler is None:
+            raise RuntimeError("messages can only be handed over while the Pipes session is open")
+        try:
+            handler.handle_message(message)
+        except Exception as error:  # noqa: BLE001 - whatever Dagster says of one message must not end the step
+            reason = str(error).strip() or type(error).__name__
+            self._complain(f"was refused by Dagster ({reason[:_EXCERPT]})", json.dumps(message).encode())
+
+    def _complain(self, what: str, line: bytes) -> None:
+        self._bad += 1
+        if self._bad > MAX_WARNINGS:
+            return
+        excerpt = line[:_EXCERPT].decode(errors="replace") + ("…" if len(line) > _EXCERPT else "")
+        self._warn(f"[pipes] a message of {len(line):,} bytes {what}: {excerpt}")
+
+
+def _with_known_level(message: PipesMessage) -> PipesMessage:
+    """Give a log message a level that Dagster takes; what isn't one becomes "info", with its own name in front."""
+    params = message.get("params")
+    if not isinstance(params, Mapping) or "level" not in params or is_log_level(params["level"]):
+        return message
+    changed = {**params, "level": "info", "message": f"[{params['level']}] {params.get('message')}"}
+    return cast("PipesMessage", {**message, "params": changed})
+
+
+def _traceback(exception: Mapping[str, Any]) -> str:
+    stack = exception.get("stack") or []
+    return "".join(map(str, stack)) + str(exception.get("message") or exception.get("name") or "")

@@ -1,0 +1,82 @@
+"""What a run's event log says while a job is under way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from slurmbus.events import Gap, Waiting
+from slurmbus_protocol.messages import Record
+from slurmbus_protocol.states import JobState
+
+Say = Callable[[str], None]
+
+_NO_REASON = frozenset({None, "", "None"})
+
+
+class Narrator:
+    """Tells each state once, a pending job's reason when it changes, and why nothing happens.
+
+    Args:
+        site: where the job goes.
+        key: the job's.
+        info: for what goes as it should, e.g. ``context.log.info``.
+        warning: for what somebody may have to do something about.
+    """
+
+    def __init__(self, site: str, key: str, *, info: Say, warning: Say) -> None:
+        self._site = site
+        self._key = key
+        self._info = info
+        self._warning = warning
+        self._told: tuple[object, ...] = ()
+
+    def state(self, record: Record) -> None:
+        """Tell what the record says, if it is news."""
+        pending = record.state is JobState.PENDING
+        shown = record.slurm_state if record.slurm_state not in {None, record.state.value} else None
+        reason = record.reason if pending and record.reason not in _NO_REASON else None
+        news = (record.state, record.job_id, len(record.starts) if not record.state.is_final else None, shown, reason)
+        if news == self._told:
+            return
+        self._told = news
+        name = f"Slurm job {record.job_id}" if record.scheduler != "local" else f"local job {record.job_id}"
+        text = f"{name if record.job_id is not None else f'job {self._key}'} is {record.state}"
+        if shown and not record.state.is_final:
+            text += f" (Slurm says {shown})"
+        if reason:
+            text += f" ({reason})"
+        if record.node_list and not pending:
+            text += f" on {record.node_list}"
+        if record.state is JobState.RUNNING and len(record.starts) > 1:
+            text += f", start {len(record.starts)}"
+        if record.state is JobState.ACCEPTED:
+            text += f" by the agent of site {self._site}"
+        self._info(text)
+
+    def waiting(self, event: Waiting) -> None:
+        """Tell why nothing has happened for a while, if that isn't the job's own business."""
+        since = clock(event.since)
+        if not event.bus_reachable:
+            self._warning(f"waiting: the bus doesn't answer since {since}; the job isn't affected")
+        elif event.agent is None or not event.agent.alive:
+            self._warning(
+                f"waiting: no agent answers for site {self._site} since {since}; "
+                f"log in to the cluster and start it with 'slurmbus-agent run --site {self._site}'"
+            )
+        elif not event.agent.heartbeat.scheduler.responding:
+            down = clock(event.agent.heartbeat.scheduler.since)
+            self._warning(f"waiting: Slurm's controller doesn't answer the agent of site {self._site} since {down}")
+        elif event.record is None:
+            self._warning(f"waiting: the agent of site {self._site} hasn't taken the job yet, sent at {since}")
+
+    def gap(self, gap: Gap) -> None:
+        """Tell that some output is gone."""
+        self._warning(
+            f"{gap.length:,} bytes of {gap.stream} are missing after byte {gap.offset:,}: {gap.reason or 'nobody has them'}"
+        )
+
+
+def clock(at: float) -> str:
+    """Write a time for people, by this machine's clock."""
+    return time.strftime("%H:%M:%S", time.localtime(at))

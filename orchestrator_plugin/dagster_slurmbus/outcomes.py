@@ -1,0 +1,205 @@
+"""What became of a job: the figures of a success and the metadata that both ends of a story carry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from slurmbus_protocol.messages import Record
+from slurmbus_protocol.states import JobState
+
+PREFIX = "slurmbus/"
+TAIL_LINES = 50
+_TAIL_BYTES = 64 * 1024
+_SECONDS_PER_HOUR = 3600
+
+Metadata = dict[str, dg.MetadataValue[Any]]
+
+
+class Tail:
+    """The last lines of a stream, however much is fed in."""
+
+    def __init__(self) -> None:
+        self._data = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes."""
+        self._data = (self._data + data)[-_TAIL_BYTES:]
+
+    @property
+    def text(self) -> str:
+        """The last 50 lines."""
+        return "\n".join(self._data.decode(errors="replace").splitlines()[-TAIL_LINES:])
+
+    @property
+    def last_line(self) -> str:
+        """The last line that isn't empty, or nothing."""
+        lines = [line.strip() for line in self.text.splitlines()]
+        return next((line for line in reversed(lines) if line), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a job used. None is what nobody measured."""
+
+    nodes: int | None
+    cpus: int | None
+    elapsed: float | None
+    cpu_seconds: float | None
+    peak_memory: int | None
+
+    @property
+    def cpu_efficiency(self) -> float | None:
+        """CPU time over allocated CPUs times elapsed time."""
+        if self.cpu_seconds is None or not self.cpus or not self.elapsed:
+            return None
+        return self.cpu_seconds / (self.cpus * self.elapsed)
+
+    @property
+    def node_hours(self) -> float | None:
+        """Nodes times elapsed time."""
+        if not self.nodes or self.elapsed is None:
+            return None
+        return self.nodes * self.elapsed / _SECONDS_PER_HOUR
+
+
+def is_one_task(record: Record) -> bool:
+    """Tell whether the runner saw all of the job's processes, so that its own figures are enough."""
+    options = record.options
+    counts = (options.ntasks, options.ntasks_per_node, options.nodes, record.nodes)
+    return all((count or 1) == 1 for count in counts)
+
+
+def figures(record: Record) -> Figures:
+    """Put together what the runner and Slurm's accounting measured.
+
+    The runner measures to the millisecond and accounting to the second, so for jobs of one task the runner's figures
+    come first. Of a larger job the runner sees one node only, and accounting alone counts.
+    """
+    accounting = record.accounting
+    usage = record.starts[-1].usage if record.starts and is_one_task(record) else None
+    elapsed = usage.elapsed if usage else accounting.elapsed if accounting else None
+    if elapsed is None and record.start_time is not None and record.end_time is not None:
+        elapsed = max(0.0, record.end_time - record.start_time)
+    peaks = [peak for peak in (usage and usage.max_rss, accounting and accounting.max_rss) if peak]
+    return Figures(
+        nodes=record.nodes or (accounting.alloc_nodes if accounting else None) or None,
+        cpus=record.alloc_cpus or (accounting.alloc_cpus if accounting else None) or None,
+        elapsed=elapsed,
+        cpu_seconds=usage.cpu_seconds if usage else accounting.cpu_seconds if accounting else None,
+        peak_memory=max(peaks, default=None),
+    )
+
+
+def queue_wait(record: Record) -> float | None:
+    """Give the seconds between the submit and the (last) start, as Slurm counts them."""
+    if record.submit_time is None or record.start_time is None:
+        return None
+    return max(0.0, record.start_time - record.submit_time)
+
+
+def success_metadata(record: Record) -> Metadata:
+    """Give a finished job's figures; numbers are numbers, so that Dagster plots them over time."""
+    used = figures(record)
+    found: dict[str, dg.MetadataValue[Any] | None] = {
+        "key": dg.MetadataValue.text(record.key),
+        "site": dg.MetadataValue.text(record.site),
+        "job_id": _int(record.job_id),
+        "state": dg.MetadataValue.text(record.state.value),
+        "partition": _text(record.partition),
+        "nodes": _int(used.nodes),
+        "node_list": _text(record.node_list),
+        "cpus": _int(used.cpus),
+        "submit_time": _time(record.submit_time),
+        "start_time": _time(record.start_time),
+        "end_time": _time(record.end_time),
+        "queue_wait_seconds": _float(queue_wait(record)),
+        "elapsed_seconds": _float(used.elapsed),
+        "cpu_efficiency": _float(used.cpu_efficiency),
+        "peak_memory_bytes": _int(used.peak_memory),
+        "node_hours": _float(used.node_hours),
+        "starts": _int(len(record.starts)) if len(record.starts) > 1 else None,
+    }
+    return prefixed(found)
+
+
+def failure_metadata(record: Record, stderr_tail: str, payload_exception: str | None) -> Metadata:
+    """Give what somebody needs who looks for the reason of a failure."""
+    exit_code, signal_number = payload_end(record)
+    found: dict[str, dg.MetadataValue[Any] | None] = {
+        "key": dg.MetadataValue.text(record.key),
+        "site": dg.MetadataValue.text(record.site),
+        "job_id": _int(record.job_id),
+        "state": dg.MetadataValue.text(record.state.value),
+        "reason": _text(record.reason),
+        "exit_code": _int(exit_code),
+        "signal": _int(signal_number),
+        "partition": _text(record.partition),
+        "node_list": _text(record.node_list),
+        "elapsed_seconds": _float(figures(record).elapsed),
+        "peak_memory_bytes": _int(figures(record).peak_memory),
+        "stderr_tail": _text(stderr_tail),
+        "payload_exception": _text(payload_exception),
+        "spool": _text(record.spool),
+    }
+    return prefixed(found)
+
+
+def outputs_metadata(outputs: Mapping[str, Path]) -> Metadata:
+    """Say where the files lie that came back."""
+    return prefixed({f"output/{name}": dg.MetadataValue.path(str(path)) for name, path in outputs.items()})
+
+
+def prefixed(found: Mapping[str, dg.MetadataValue[Any] | None]) -> Metadata:
+    """Put our prefix before the names, and leave out what isn't known."""
+    return {PREFIX + name: value for name, value in found.items() if value is not None}
+
+
+def payload_end(record: Record) -> tuple[int | None, int | None]:
+    """Give exit code and signal of the payload: the runner's word, or Slurm's where the runner couldn't say."""
+    if record.starts:
+        last = record.starts[-1]
+        if last.exit_code is not None or last.signal is not None:
+            return last.exit_code, last.signal
+    return record.exit_code, record.signal
+
+
+def succeeded(record: Record) -> bool:
+    """Tell whether Slurm's final state is COMPLETED and the payload's exit code 0."""
+    exit_code, signal_number = payload_end(record)
+    return record.state is JobState.COMPLETED and not exit_code and not signal_number
+
+
+class CompletedJob(dg.PipesClientCompletedInvocation):
+    """What ``run()`` returns when the job succeeded.
+
+    Attributes:
+        record: the job's final record.
+        outputs: the files that came back: name in the job's working directory -> path here.
+    """
+
+    def __init__(
+        self, session: dg.PipesSession, *, record: Record, outputs: Mapping[str, Path], metadata: Metadata
+    ) -> None:
+        super().__init__(session, metadata=metadata)
+        self.record = record
+        self.outputs = dict(outputs)
+
+
+def _text(value: str | None) -> dg.MetadataValue[Any] | None:
+    return dg.MetadataValue.text(value) if value else None
+
+
+def _int(value: int | None) -> dg.MetadataValue[Any] | None:
+    return None if value is None else dg.MetadataValue.int(value)
+
+
+def _float(value: float | None) -> dg.MetadataValue[Any] | None:
+    return None if value is None else dg.MetadataValue.float(float(value))
+
+
+def _time(value: float | None) -> dg.MetadataValue[Any] | None:
+    return None if value is None else dg.MetadataValue.timestamp(float(value))

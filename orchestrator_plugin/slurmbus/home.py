@@ -1,0 +1,325 @@
+"""The user's folder on the client's side: keys, sites and the address of the embedded server."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import msgspec
+
+from slurmbus.errors import UnknownSite
+from slurmbus_protocol.embedded import BusUser, new_user_seed, public_key
+from slurmbus_protocol.errors import BusUnreachable, InvalidSetting
+from slurmbus_protocol.signing import Signer
+from slurmbus_protocol.streams import agent_permissions
+from slurmbus_protocol.subjects import check_token
+
+SchedulerKind = Literal["auto", "native", "local"]
+EMBEDDED = "embedded"
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised, not bound
+
+
+class SiteProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a home knows of a site. Relative paths count from the home."""
+
+    name: str
+    bus: Literal["embedded"] | tuple[str, ...]
+    """The embedded server of this home, or addresses."""
+    credentials: Path
+    signing_key: Path
+    agent_nkey: str
+    """The agent's public key (``U…``), which the bus must know with its permissions."""
+    ca_file: Path | None = None
+    agent_servers: tuple[str, ...] | None = None
+    """How the agent reaches the bus when that isn't how this machine does (a tunnel, another name)."""
+    scheduler: SchedulerKind = "auto"
+    spool: str | None = None
+    slurm_conf: str | None = None
+    link_host: str | None = None
+
+
+class AgentBundle(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The one file that an agent needs, to be copied to ``~/.config/slurmbus/<site>.toml`` on the login node."""
+
+    site: str
+    servers: tuple[str, ...]
+    nkey_seed: str
+    trusted_keys: tuple[str, ...]
+    scheduler: SchedulerKind
+    ca_file: str | None = None
+    spool: str | None = None
+    slurm_conf: str | None = None
+    link_host: str | None = None
+    """On which address runners reach the agent."""
+
+
+class BusAddress(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the embedded server listens; chosen once, so that agents and tunnels survive restarts."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """The address as this machine connects to it."""
+        host = _WILDCARDS.get(self.host, self.host)
+        return f"nats://[{host}]:{self.port}" if ":" in host else f"nats://{host}:{self.port}"
+
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class Home:
+    """The folder; nothing is made before something is added.
+
+    ``bus/`` belongs to the embedded server, ``client.key`` signs requests, ``client.nkey`` opens the bus,
+    ``sites/<name>.toml`` are the profiles and ``agents/<name>.toml`` the bundles for the agents.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser().absolute()
+        self.bus_folder = self.path / "bus"
+        self.signing_key = self.path / "client.key"
+        self.credentials = self.path / "client.nkey"
+        self._sites = self.path / "sites"
+        self._agents = self.path / "agents"
+        self._address = self.path / "bus.toml"
+
+    @classmethod
+    def default(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Give ``$SLURMBUS_HOME``, else ``$XDG_DATA_HOME/slurmbus``, else ``~/.local/share/slurmbus``."""
+        env = os.environ if environ is None else environ
+        named = env.get("SLURMBUS_HOME")
+        if named:
+            return cls(Path(named))
+        data = env.get("XDG_DATA_HOME")
+        return cls((Path(data) if data else Path("~/.local/share")) / "slurmbus")
+
+    def make(self) -> None:
+        """Make the folder and the client's two keys where they are missing."""
+        self._make_folders()
+        with self._locked():
+            if not self.signing_key.exists():
+                Signer.generate().save(self.signing_key)
+            if not self.credentials.exists():
+                write_private(self.credentials, f"{new_user_seed()}\n".encode())
+
+    # ------------------------------------------------------------------ sites
+
+    def add_site(
+        self,
+        name: str,
+        servers: Sequence[str] | None = None,
+        *,
+        credentials: Path | None = None,
+        ca_file: Path | None = None,
+        agent_servers: Sequence[str] | None = None,
+        scheduler: SchedulerKind = "auto",
+        spool: str | None = None,
+        slurm_conf: str | None = None,
+        link_host: str | None = None,
+    ) -> SiteProfile:
+        """Make a site with its keys, or change its settings; keys are made once and kept.
+
+        A running embedded server takes the new agent within a moment: its owner watches the profiles.
+
+        Args:
+            name: e.g. ``leonardo-alice``.
+            servers: the addresses of the team's own bus; None is this home's embedded server.
+            credentials: file with this client's NKEY seed for that bus; None is ``client.nkey``.
+            ca_file: authority of the bus's TLS certificate.
+            agent_servers: how the agent reaches the bus when that isn't how this machine does.
+            scheduler: what the agent shall submit to.
+            spool: the agent's spool folder on the cluster; None leaves it to the agent.
+            slurm_conf: path of ``slurm.conf`` on the cluster; None leaves it to the agent.
+            link_host: address on which runners reach the agent; None leaves it to the agent.
+
+        Raises:
+            InvalidName: the name can't stand in a subject.
+        """
+        check_token(name, "site")
+        self.make()
+        with self._locked():
+            seed = self._agent_seed(name) or new_user_seed()
+            profile = SiteProfile(
+                name=name,
+                bus=tuple(servers) if servers else "embedded",
+                credentials=credentials.absolute() if credentials else Path(self.credentials.name),
+                signing_key=Path(self.signing_key.name),
+                agent_nkey=public_key(seed),
+                ca_file=ca_file.absolute() if ca_file else None,
+                agent_servers=tuple(agent_servers) if agent_servers else None,
+                scheduler=scheduler,
+                spool=spool,
+                slurm_conf=slurm_conf,
+                link_host=link_host,
+            )
+            self._write_bundle(profile, seed)
+            _write_toml(self._profile_path(name), profile)
+        return profile
+
+    def remove_site(self, name: str) -> bool:
+        """Forget a site and its agent's key; False when there is none. Its jobs and its agent aren't touched."""
+        check_token(name, "site")
+        if not self._profile_path(name).exists():
+            return False
+        with self._locked():
+            self._profile_path(name).unlink(missing_ok=True)
+            self.bundle_path(name).unlink(missing_ok=True)
+        return True
+
+    def sites(self) -> list[SiteProfile]:
+        """Give the profiles by name."""
+        return [_read_toml(path, SiteProfile) for path in sorted(self._sites.glob("*.toml"))]
+
+    def site(self, name: str) -> SiteProfile:
+        """Give one profile; UnknownSite when there is none."""
+        path = self._profile_path(check_token(name, "site"))
+        if not path.exists():
+            raise UnknownSite(f"there is no site {name!r} in {self.path}")
+        return _read_toml(path, SiteProfile)
+
+    def bundle_path(self, name: str) -> Path:
+        """Where the agent's file lies."""
+        return self._agents / f"{check_token(name, 'site')}.toml"
+
+    def profiles_state(self) -> frozenset[tuple[str, int, int]]:
+        """Give something that changes whenever a profile does."""
+        state = set()
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._sites) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat()
+                    state.add((entry.name, status.st_ino, status.st_mtime_ns))
+        return frozenset(state)
+
+    # ------------------------------------------------------------------ the embedded server
+
+    def bus_users(self) -> list[BusUser]:
+        """Give who may connect to the embedded server: this client, and each site's agent with the least it needs."""
+        client = BusUser("client", public_key(self.credentials.read_text().strip()))
+        agents = [
+            BusUser(profile.name, profile.agent_nkey, agent_permissions(profile.name))
+            for profile in self.sites()
+            if profile.bus == EMBEDDED
+        ]
+        return [client, *agents]
+
+    def bus_address(self) -> BusAddress | None:
+        """Give where the embedded server listens, or None when that was never chosen."""
+        return _read_toml(self._address, BusAddress) if self._address.exists() else None
+
+    def set_bus_address(self, host: str | None = None, port: int | None = None) -> BusAddress:
+        """Choose where the embedded server listens and tell the agents' bundles; None keeps what was chosen before."""
+        self.make()
+        with self._locked():
+            old = self.bus_address()
+            new = self._choose_address(old, host, port)
+            if new != old:
+                _write_toml(self._address, new)
+                for profile in self.sites():
+                    seed = self._agent_seed(profile.name)
+                    if seed is not None:
+                        self._write_bundle(profile, seed)
+        return new
+
+    def bus_url(self) -> str:
+        """Give the embedded server's address; BusUnreachable when this home has none."""
+        address = self.bus_address()
+        if address is None:
+            raise BusUnreachable(f"{self.path} has no bus", hint="start it with 'slurmbus bus run'")
+        return address.url
+
+    # ------------------------------------------------------------------ files
+
+    @staticmethod
+    def _choose_address(old: BusAddress | None, host: str | None, port: int | None) -> BusAddress:
+        chosen = host or (old.host if old else "127.0.0.1")
+        return BusAddress(host=chosen, port=port or (old.port if old else _free_port(chosen)))
+
+    def _write_bundle(self, profile: SiteProfile, seed: str) -> None:
+        if profile.agent_servers:
+            servers = profile.agent_servers
+        elif profile.bus != EMBEDDED:
+            servers = tuple(profile.bus)
+        else:
+            address = self.bus_address()
+            if address is None:
+                address = self._choose_address(None, None, None)
+                _write_toml(self._address, address)
+            servers = (f"nats://{_reachable(address.host)}:{address.port}",)
+        bundle = AgentBundle(
+            site=profile.name,
+            servers=servers,
+            nkey_seed=seed,
+            trusted_keys=(Signer.load(self.path / profile.signing_key).public,),
+            scheduler=profile.scheduler,
+            ca_file=str(profile.ca_file) if profile.ca_file else None,
+            spool=profile.spool,
+            slurm_conf=profile.slurm_conf,
+            link_host=profile.link_host,
+        )
+        _write_toml(self.bundle_path(profile.name), bundle)
+
+    def _agent_seed(self, name: str) -> str | None:
+        path = self.bundle_path(name)
+        return _read_toml(path, AgentBundle).nkey_seed if path.exists() else None
+
+    def _profile_path(self, name: str) -> Path:
+        return self._sites / f"{name}.toml"
+
+    def _make_folders(self) -> None:
+        for folder in (self.path, self._sites, self._agents):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.path.stat().st_mode & 0o077:
+            raise InvalidSetting(f"{self.path} can be read by others", hint=f"chmod 700 {self.path}")
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner can read, all or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _write_toml(path: Path, value: msgspec.Struct) -> None:
+    write_private(path, msgspec.toml.encode(value, enc_hook=_plain))
+
+
+def _read_toml(path: Path, kind: type[S]) -> S:
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=kind, dec_hook=lambda wanted, found: wanted(found))
+    except (OSError, msgspec.DecodeError) as error:
+        raise InvalidSetting(f"{path} can't be used: {error}") from error
+
+
+def _reachable(host: str) -> str:
+    return socket.gethostname() if host in _WILDCARDS else host
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

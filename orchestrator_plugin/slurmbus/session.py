@@ -1,0 +1,117 @@
+"""The asynchronous half of a connection: the bus, the blobs' bus, and the set-up of both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from functools import cached_property
+from typing import Self
+
+from slurmbus.settings import ConnectionSettings
+from slurmbus_protocol.bus import RETRY_DELAYS, Bus
+from slurmbus_protocol.errors import SlurmbusError
+from slurmbus_protocol.signing import Signer
+from slurmbus_protocol.streams import ensure_consumer, ensure_streams
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """Connects at the first use, and sets the bus up again when it turns out to be another one.
+
+    An async context manager.
+    """
+
+    def __init__(self, settings: ConnectionSettings) -> None:
+        self.settings = settings
+        self.bus_id = ""
+        """The id of the bus that was last set up; another one means that its streams started anew."""
+        self._sites: set[str] = set()
+        self._bus: Bus | None = None
+        self._blobs: Bus | None = None
+        self._opening = asyncio.Lock()
+        self._set_up_done = asyncio.Event()
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Begin; nothing is opened yet."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close both connections."""
+        self._bus = self._blobs = None
+        await self._stack.aclose()
+
+    @cached_property
+    def signer(self) -> Signer:
+        """The key that signs requests."""
+        return self.settings.signer()
+
+    async def bus(self) -> Bus:
+        """Give the connection; at the first use connect and set the bus up.
+
+        Raises:
+            BusUnreachable: it doesn't answer; the next call tries again.
+            BusMisconfigured: its streams have other settings.
+        """
+        async with self._opening:
+            if self._bus is None:
+                async with contextlib.AsyncExitStack() as stack:
+                    bus = await stack.enter_async_context(Bus(self.settings.bus_settings()))
+                    seen = bus.connections
+                    await self._set_up(bus)
+                    keeper = asyncio.create_task(self._keep_set_up(bus, seen), name="bus set-up")
+                    stack.push_async_callback(_end, keeper)
+                    await self._stack.enter_async_context(stack.pop_all())
+                self._bus = bus
+            return self._bus
+
+    async def blobs(self) -> Bus:
+        """Give the second connection, so that files don't hold up events."""
+        await self.bus()  # sets the streams up
+        async with self._opening:
+            if self._blobs is None:
+                self._blobs = await self._stack.enter_async_context(Bus(self.settings.bus_settings()))
+            return self._blobs
+
+    async def site_bus(self, site: str) -> Bus:
+        """Give the connection, with the consumer from which the site's agent takes its requests."""
+        bus = await self.bus()
+        if site not in self._sites:
+            await ensure_consumer(bus, site, self.bus_id)
+            self._sites.add(site)
+        return bus
+
+    async def another_bus(self, seen: str) -> str:
+        """Wait until the bus is another one than ``seen``, and set up; give its id."""
+        while self.bus_id == seen:
+            self._set_up_done.clear()
+            await self._set_up_done.wait()
+        return self.bus_id
+
+    async def _set_up(self, bus: Bus) -> None:
+        bus_id = await ensure_streams(bus)
+        await asyncio.gather(*(ensure_consumer(bus, site, bus_id) for site in self._sites))
+        if self.bus_id and self.bus_id != bus_id:
+            log.warning("the bus is another one: its streams started anew")
+        self.bus_id = bus_id
+        self._set_up_done.set()
+
+    async def _keep_set_up(self, bus: Bus, seen: int) -> None:
+        attempt = 0
+        while True:
+            seen = await bus.next_connection(seen)
+            try:
+                await self._set_up(bus)
+                attempt = 0
+            except SlurmbusError as error:
+                log.log(logging.WARNING if attempt else logging.DEBUG, "the bus couldn't be set up: %s", error)
+                await asyncio.sleep(RETRY_DELAYS[min(attempt, len(RETRY_DELAYS) - 1)])
+                attempt += 1
+                seen -= 1  # try again with this connection
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

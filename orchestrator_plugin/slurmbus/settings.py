@@ -1,0 +1,136 @@
+"""How to reach the bus, and with which keys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from slurmbus.errors import UnknownSite
+from slurmbus.home import EMBEDDED, Home
+from slurmbus_protocol.bus import BusSettings
+from slurmbus_protocol.errors import InvalidSetting
+from slurmbus_protocol.signing import Signer
+
+_SCHEMES = ("nats://", "tls://", "ws://", "wss://")
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSettings:
+    """How to reach the bus, and with which keys; hashable, picklable, holds no secret itself."""
+
+    servers: tuple[str, ...] = ()
+    """Addresses; none means the embedded server of ``home``, looked up when connecting."""
+    credentials: Path | None = None
+    """File with the NKEY seed of this client."""
+    signing_key: Path | None = None
+    """File with the Ed25519 seed that signs requests."""
+    ca_file: Path | None = None
+    home: Path | None = None
+
+    @classmethod
+    def of_site(cls, home: Home, site: str) -> Self:
+        """Take them from a site's profile; UnknownSite when the home has none."""
+        profile = home.site(site)
+        return cls(
+            servers=() if profile.bus == EMBEDDED else tuple(profile.bus),
+            credentials=home.path / profile.credentials,
+            signing_key=home.path / profile.signing_key,
+            ca_file=home.path / profile.ca_file if profile.ca_file else None,
+            home=home.path,
+        )
+
+    @classmethod
+    def from_env(
+        cls, prefix: str = "SLURMBUS", *, site: str | None = None, environ: Mapping[str, str] | None = None
+    ) -> Self:
+        """Read ``<PREFIX>_URL`` (comma-separated), ``_CREDENTIALS``, ``_SIGNING_KEY``, ``_CA`` and ``_HOME``.
+
+        What isn't set comes from the site's profile in the home; without a site, from the home's embedded server.
+
+        Raises:
+            InvalidSetting: a value can't be used (the variable is named), or nothing says where the bus is.
+            UnknownSite: the home doesn't know the site, and no ``<PREFIX>_URL`` says where the bus is.
+        """
+        env = os.environ if environ is None else environ
+        named = env.get(f"{prefix}_HOME")
+        home = Home(Path(named)) if named else Home.default(env)
+        servers = _servers(f"{prefix}_URL", env)
+        base = cls._from_home(home, site, prefix, required=not servers)
+        return cls(
+            servers=servers or base.servers,
+            credentials=_file(f"{prefix}_CREDENTIALS", env) or base.credentials,
+            signing_key=_file(f"{prefix}_SIGNING_KEY", env) or base.signing_key,
+            ca_file=_file(f"{prefix}_CA", env) or base.ca_file,
+            home=home.path,
+        )
+
+    @classmethod
+    def _from_home(cls, home: Home, site: str | None, prefix: str, *, required: bool) -> Self:
+        keys = cls(
+            credentials=home.credentials if home.credentials.exists() else None,
+            signing_key=home.signing_key if home.signing_key.exists() else None,
+            home=home.path,
+        )
+        if site is not None:
+            try:
+                return cls.of_site(home, site)
+            except UnknownSite:
+                if not required:
+                    return keys
+                raise
+        if required and home.bus_address() is None:
+            raise InvalidSetting(
+                f"nothing says where the bus is: {prefix}_URL isn't set and {home.path} has no bus",
+                hint=f"set {prefix}_URL, or make a site with 'slurmbus sites add NAME'",
+            )
+        return keys
+
+    def bus_settings(self) -> BusSettings:
+        """Read what is needed to connect.
+
+        Raises:
+            InvalidSetting: a file can't be read.
+            BusUnreachable: the home has no bus.
+        """
+        seed = None
+        if self.credentials is not None:
+            try:
+                seed = self.credentials.read_text().strip()
+            except OSError as error:
+                raise InvalidSetting(f"credentials {self.credentials} can't be read: {error}") from error
+        servers = self.servers
+        if not servers:
+            if self.home is None:
+                raise InvalidSetting("there are neither servers nor a home")
+            servers = (Home(self.home).bus_url(),)
+        return BusSettings(servers=servers, nkey_seed=seed, ca_file=self.ca_file, name="slurmbus-client")
+
+    def signer(self) -> Signer:
+        """Read the key that signs requests; InvalidSetting when there is none."""
+        if self.signing_key is None:
+            raise InvalidSetting(
+                "there is no signing key",
+                hint="set SLURMBUS_SIGNING_KEY to its file, or make one with 'slurmbus sites add NAME'",
+            )
+        return Signer.load(self.signing_key)
+
+
+def _servers(variable: str, env: Mapping[str, str]) -> tuple[str, ...]:
+    urls = tuple(url for url in (part.strip() for part in env.get(variable, "").split(",")) if url)
+    for url in urls:
+        if not url.startswith(_SCHEMES):
+            raise InvalidSetting(f"{variable}: {url!r} is no address of a NATS server", hint="e.g. nats://host:4222")
+    return urls
+
+
+def _file(variable: str, env: Mapping[str, str]) -> Path | None:
+    value = env.get(variable)
+    if not value:
+        return None
+    path = Path(value).expanduser().absolute()
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise InvalidSetting(f"{variable}={value} is no file that can be read")
+    return path

@@ -1,0 +1,256 @@
+"""The asynchronous core of a site's client."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from slurmbus_protocol import blobs, codec, subjects
+from slurmbus_protocol.bus import RETRY_DELAYS, Bus
+from slurmbus_protocol.errors import (
+    BusFull,
+    BusUnreachable,
+    InvalidSetting,
+    SiteUnreachable,
+    SlurmbusError,
+)
+from slurmbus_protocol.messages import Cancel, FileRef, Heartbeat, JobSpec, Message, Problem, Record, Submit
+from slurmbus_protocol.reading import read
+from slurmbus_protocol.subjects import new_ulid
+
+from slurmbus.errors import AmbiguousJob, UnknownJob
+from slurmbus.events import AgentStatus, Cursor, Event
+from slurmbus.following import Follower
+from slurmbus.session import Session
+from slurmbus.snapshot import latest
+
+T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+
+SUBMIT_PATIENCE = 30.0  # a bus that is restarted is back within seconds
+READ_PATIENCE = 10.0
+CANCEL_VALID_FOR = 7 * 86400.0  # an agent that is away for a weekend shall still find it
+_KEY_LENGTH = 26
+
+
+class Site:
+    """What can be done with one site; see :class:`slurmbus.client.SiteClient` for the same in plain calls."""
+
+    def __init__(self, session: Session, name: str) -> None:
+        self.session = session
+        self.name = subjects.check_token(name, "site")
+
+    # ------------------------------------------------------------------ files
+
+    async def upload(self, path: Path, target: str, executable: bool | None = None) -> FileRef:
+        """Put a file on the bus, unless it is there; InvalidSetting when it can't be read."""
+        _check_target(target)
+        try:
+            digest, size = await asyncio.to_thread(blobs.hash_file, path)
+            if executable is None:
+                executable = os.access(path, os.X_OK)
+            await _patiently(lambda: self._put_file(path, digest, size))
+        except OSError as error:
+            raise InvalidSetting(f"the file {path} can't be read: {error.strerror or error}") from error
+        return FileRef(path=target, sha256=digest, size=size, executable=executable)
+
+    async def _put_file(self, path: Path, digest: str, size: int) -> None:
+        await blobs.put_file(await self.session.blobs(), path, digest, size)
+
+    async def upload_bytes(self, data: bytes, target: str, *, executable: bool = False) -> FileRef:
+        """Put bytes on the bus, unless they are there."""
+        _check_target(target)
+        digest = await blobs.put_bytes(await self.session.blobs(), data)
+        return FileRef(path=target, sha256=digest, size=len(data), executable=executable)
+
+    async def download(self, ref: FileRef, destination: Path) -> Path:
+        """Write a blob to a file, verified, all or nothing."""
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        await _patiently(lambda: self._fetch(ref, destination))
+        return destination
+
+    async def _fetch(self, ref: FileRef, destination: Path) -> None:
+        temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}")
+        mode = 0o777 if ref.executable else 0o666
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(descriptor, "wb") as file:
+                await blobs.fetch_into(await self.session.blobs(), ref.sha256, ref.size, file)
+            temporary.replace(destination)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    # ------------------------------------------------------------------ jobs
+
+    async def submit(self, job: JobSpec, *, key: str | None = None, valid_for: float = 86400.0) -> str:
+        """Sign and publish a submission until the bus has it durably."""
+        key = key or new_ulid()
+        message = Submit(
+            key=key, site=self.name, expires_at=time.time() + valid_for, submitter=submitter(), job=job
+        )
+        await self._publish(subjects.request(self.name, key), message)
+        return key
+
+    async def cancel(self, key: str, reason: str = "") -> None:
+        """Ask durably for the job's end."""
+        control_id = new_ulid()
+        message = Cancel(
+            id=control_id,
+            key=key,
+            site=self.name,
+            expires_at=time.time() + CANCEL_VALID_FOR,
+            submitter=submitter(),
+            reason=reason,
+        )
+        await self._publish(subjects.control(self.name, key, control_id), message)
+
+    async def _publish(self, subject: str, message: Message) -> None:
+        body = codec.encode(message)
+        headers = self.session.signer.headers(subject, body)
+        bus = await self._bus()
+        try:
+            await bus.publish_until_acknowledged(
+                subject, body, headers=headers, expected_last=0, patience=SUBMIT_PATIENCE
+            )
+        except BusFull as error:
+            raise BusFull("the bus is full and takes no new requests") from error
+
+    async def record(self, key: str, task: int = 0) -> Record | None:
+        """Read a job's record, or None when no agent has taken it yet."""
+        subject = subjects.state(self.name, key, task)
+        found = await _patiently(lambda: self._last(subjects.STATES, subject))
+        return codec.decode_as(found, Record) if found is not None else None
+
+    async def _last(self, stream: str, subject: str) -> bytes | None:
+        found = await (await self._bus()).last(stream, subject)
+        return found.data if found is not None else None
+
+    async def records(self, limit: int | None = None) -> list[Record]:
+        """Read the newest records of the site, newest first."""
+        pattern = f"{subjects.PREFIX}.{self.name}.job.*.*.state"
+        found, _ = await latest(await self._bus(), subjects.STATES, [pattern])
+        found.sort(key=lambda item: item.subject, reverse=True)  # ULIDs sort by the time they were made
+        return [codec.decode_as(item.data, Record) for item in found[:limit]]
+
+    async def find(self, text: str) -> Record:
+        """Find the job whose key is or begins with ``text``, or whose Slurm id it is."""
+        wanted = text.strip().upper()
+        if len(wanted) == _KEY_LENGTH:
+            record = await self.record(subjects.check_key(wanted))
+            if record is None:
+                raise UnknownJob(f"site {self.name} has no job {wanted}")
+            return record
+        records = await self.records()
+        fitting = [record for record in records if record.key.startswith(wanted)]
+        if wanted.isdecimal():  # ids are recycled by Slurm: the newest job is meant
+            fitting = [record for record in records if record.job_id == int(wanted)][:1] or fitting
+        if not wanted or not fitting:
+            raise UnknownJob(f"site {self.name} has no job {text!r}")
+        keys = sorted({record.key for record in fitting})
+        if len(keys) > 1:
+            raise AmbiguousJob(f"{text!r} fits {len(keys)} jobs: {', '.join(keys[:5])}{', …' if keys[5:] else ''}")
+        return fitting[0]
+
+    async def wait_for_accounting(self, key: str, timeout: float, task: int = 0) -> Record:
+        """Wait until the record carries accounting's figures; after ``timeout`` seconds give it as it is."""
+        record: Record | None = None
+        bus = await self._bus()
+        try:
+            async with (
+                asyncio.timeout(timeout),
+                aclosing(read(bus, subjects.STATES, [subjects.state(self.name, key, task)])) as items,
+            ):
+                async for item in items:
+                    record = codec.decode_as(item.data, Record)
+                    if record.accounting is not None:
+                        break
+        except TimeoutError:
+            pass
+        if record is None:
+            raise UnknownJob(f"site {self.name} has no job {key}")
+        return record
+
+    def follow(
+        self, key: str, *, task: int = 0, streams: bool = True, after: Cursor | None = None, patience: float = 5.0
+    ) -> AsyncGenerator[Event]:
+        """Give a job's events until Finished; close it (``aclosing``) when stopping earlier."""
+        return Follower(self, subjects.check_key(key), task, streams=streams, after=after, patience=patience).events()
+
+    # ------------------------------------------------------------------ the agent
+
+    async def heartbeats(self) -> list[AgentStatus]:
+        """Read the heartbeats of the site's agents, the leader's first."""
+        lease = subjects.lease(self.name)
+        found, now = await latest(await self._bus(), f"KV_{subjects.AGENTS_BUCKET}", [lease, f"{lease}.*"])
+        found.sort(key=lambda item: item.subject)
+        return [AgentStatus(codec.decode_as(item.data, Heartbeat), max(0.0, now - item.time)) for item in found]
+
+    async def ask(self, verb: str, message: Message, answer: type[M], timeout: float = 5.0) -> M:
+        """Ask the site's agent something that may fail."""
+        bus = await self._bus()
+        try:
+            msg = await bus.request(subjects.rpc(self.name, verb), codec.encode(message), timeout=timeout)
+        except BusUnreachable as error:
+            if await bus.probe():
+                raise SiteUnreachable(f"no agent of site {self.name} answers") from error
+            raise
+        reply = codec.decode(msg.data)
+        if isinstance(reply, Problem):
+            raise problem_error(reply)
+        return codec.decode_as(msg.data, answer)
+
+    async def _bus(self) -> Bus:
+        return await self.session.site_bus(self.name)
+
+
+def submitter() -> str:
+    """Say who submits from where."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def problem_error(problem: Problem) -> SlurmbusError:
+    """Turn an error that crossed the bus back into its class; of an unknown code it is a plain SlurmbusError."""
+    kind = _error_classes().get(problem.code, SlurmbusError)
+    return kind(problem.message, hint=problem.hint)
+
+
+@cache
+def _error_classes() -> dict[str, type[SlurmbusError]]:
+    found: dict[str, type[SlurmbusError]] = {}
+    pending = [SlurmbusError]
+    while pending:
+        kind = pending.pop()
+        if kind.__module__ == SlurmbusError.__module__:
+            found[kind.code] = kind
+        pending.extend(kind.__subclasses__())
+    return found
+
+
+async def _patiently(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Try again while the bus is away, for READ_PATIENCE seconds."""
+    deadline = time.monotonic() + READ_PATIENCE
+    tries = 0
+    while True:
+        try:
+            return await attempt()
+        except BusUnreachable:
+            delay = RETRY_DELAYS[min(tries, len(RETRY_DELAYS) - 1)]
+            tries += 1
+            if time.monotonic() + delay > deadline:
+                raise
+            await asyncio.sleep(delay)
+
+
+def _check_target(target: str) -> None:
+    path = PurePosixPath(target)
+    if not target or path.is_absolute() or ".." in path.parts:
+        raise InvalidSetting(f"{target!r} leaves the job's working directory", hint="use a relative path without '..'")
