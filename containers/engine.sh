@@ -24,7 +24,7 @@ engine_answers() { command -v docker >/dev/null && docker version --format '{{.S
 
 require_debian_root() {
     local purpose=$1
-    [[ -r /etc/os-release ]] && grep -qE '^ID(_LIKE)?=.*debian' /etc/os-release ||
+    grep -qsE '^ID(_LIKE)?=.*debian' /etc/os-release ||
         fail "this is not a Debian system; can't $purpose" \
             "install Docker yourself (docs.docker.com/engine/install), start it, and run this again"
     [[ $EUID -eq 0 ]] ||

@@ -61,7 +61,7 @@ class Agent:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve, or stand by while another agent serves, until ``stop`` is set."""
-        await asyncio.to_thread(self.spool.prepare)
+        self._runner = await asyncio.to_thread(self.spool.prepare)
         self._audit = Audit(self.spool.root / "audit.log")
         scheduler = make_scheduler(
             self.config.scheduler, folder=self.spool.root / "local", slurm_conf=self.config.slurm_conf
@@ -102,7 +102,7 @@ class Agent:
         lease = Lease(bus, self.config.site, self.agent_id, pulse.message)
         scheduler.lease_deadline = lambda: lease.deadline
         watcher = Watcher(scheduler, self.config.watch_interval or budgets.WATCH_INTERVAL)
-        stager = Stager(blob_bus, self.spool, self.config.python)
+        stager = Stager(blob_bus, self.spool, self._runner, self.config.python)
         tools = Tools(records, scheduler, relay, watcher, stager)
         stopped = asyncio.create_task(stop.wait())
         try:
@@ -144,16 +144,18 @@ class Agent:
             await asyncio.sleep(0.5)
 
     async def _lead(self, bus: Bus, lease: Lease, pulse: Pulse, tools: Tools) -> None:
+        local = tools.scheduler.kind == "local"
         links = LinkServer(
             JobLinks(self._jobs, tools.relay),
             self._secret,
-            host="127.0.0.1" if tools.scheduler.kind == "local" else "0.0.0.0",  # noqa: S104  # compute nodes dial in
+            host="127.0.0.1" if local else "0.0.0.0",  # noqa: S104  # compute nodes dial in
             budget_bytes=budgets.LINK_BYTES,
+            advertise=("127.0.0.1",) if local else (self.config.link_host,) if self.config.link_host else (),
+            epoch=lease.epoch,
         )
         address = await links.start()
         try:
-            host = "127.0.0.1" if tools.scheduler.kind == "local" else self.config.link_host or platform.node()
-            await asyncio.to_thread(self.spool.write_link, host, address[1], lease.epoch)
+            await asyncio.to_thread(self.spool.write_link, address)
             async with asyncio.TaskGroup() as group:
 
                 async def accept(accepted: Accepted) -> None:
@@ -205,17 +207,20 @@ class Agent:
         for key, task in await asyncio.to_thread(self.spool.keys):
             folder = self.spool.job(key, task)
             try:
-                submit = codec.decode_as(await asyncio.to_thread(folder.read_request), Submit)
-            except (OSError, SlurmbusError) as error:
+                request = await asyncio.to_thread(folder.read_request)
+                if request is None:
+                    continue  # the request wasn't acknowledged and comes again
+                submit = codec.decode_as(request.data, Submit)
+            except SlurmbusError as error:
                 log.warning("the spool of job %s can't be taken up: %s", key, error)
                 continue
-            record = await self._record_of(submit, folder, epoch, tools)
+            record = await self._record_of(submit, request.data, folder, epoch, tools)
             if record.state.is_final:
                 continue
             record = await tools.records.write(msgspec.structs.replace(record, epoch=epoch))
             self._follow(Job(record, submit.job, folder, tools), group)
 
-    async def _record_of(self, submit: Submit, folder: JobDir, epoch: int, tools: Tools) -> Record:
+    async def _record_of(self, submit: Submit, request: bytes, folder: JobDir, epoch: int, tools: Tools) -> Record:
         """Read a job's record; when the bus lost it, begin again from the spool, where the claims are."""
         while True:
             try:
@@ -236,7 +241,7 @@ class Agent:
             submits=1,
             name=submit.job.name,
             submitter=submit.submitter,
-            request_sha256=hashlib.sha256(folder.read_request()).hexdigest(),
+            request_sha256=hashlib.sha256(request).hexdigest(),
             created_at=now,
             updated_at=now,
             labels=submit.job.labels,
@@ -244,7 +249,7 @@ class Agent:
             requeue=submit.job.options.requeue,
             outputs_pending=bool(submit.job.outputs),
             spool=str(folder.path),
-            work_dir=str(folder.work_dir(submit.job.work_base)),
+            work_dir=str(folder.work_dir(submit.job.work_base).path),
         )
 
     async def _accept(self, accepted: Accepted, tools: Tools, group: asyncio.TaskGroup) -> None:
@@ -288,7 +293,7 @@ class Agent:
 
     def _secret(self, key: str, task: int) -> bytes | None:
         job = self._jobs.get((key, task))
-        return job.folder.secret() if job else None
+        return job.secret() if job else None
 
     def _unfinished(self) -> dict[str, int]:
         return dict(Counter(job.record.state.value for job in self._jobs.values() if not job.record.state.is_final))

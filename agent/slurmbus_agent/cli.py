@@ -25,7 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="serve one site until it is stopped; jobs go on without it")
     run.add_argument("--site", required=True, help="the site's name, e.g. leonardo-alice")
-    run.add_argument("--config", type=Path, help="the file that 'slurmbus sites add' wrote (default: ~/.config/slurmbus/SITE.toml)")
+    run.add_argument(
+        "--config", type=Path, help="the file that 'slurmbus sites add' wrote (default: ~/.config/slurmbus/SITE.toml)"
+    )
     run.add_argument("-v", "--verbose", action="store_true", help="say more")
     arguments = parser.parse_args(argv)
     logging.basicConfig(

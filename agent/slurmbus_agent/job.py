@@ -13,20 +13,21 @@ import msgspec
 
 from slurmbus_agent import budgets, events, lifecycle
 from slurmbus_agent.events import Event, Instruction
-from slurmbus_agent.link import EndReport
 from slurmbus_agent.records import RecordStore
 from slurmbus_agent.relay import Relay
 from slurmbus_agent.scheduler.base import BatchJob, OutcomeUnknown, Refused, Scheduler, Unavailable
-from slurmbus_agent.spool import Claim, JobDir
+from slurmbus_agent.spool import AGENT_NODE, Claim, EndReport, JobDir, SpoolError
 from slurmbus_agent.staging import Stager
 from slurmbus_agent.watcher import Watcher
-from slurmbus_protocol.errors import BlobCorrupt, BlobMissing, BusUnreachable, SlurmbusError
-from slurmbus_protocol.messages import CancelAsked, JobSpec, Record, Start, Usage
+from slurmbus_protocol.errors import BusUnreachable, SlurmbusError
+from slurmbus_protocol.messages import CancelAsked, JobSpec, Record, Start
 from slurmbus_protocol.subjects import Stream
 
 log = logging.getLogger(__name__)
 
 BATCH_OUTPUT_TAIL = 2000
+RETRY_AFTER = 2.0
+"""Seconds until a step is repeated that failed because the bus or the shared file system was away."""
 STALLED_AFTER = 1.0
 """Seconds without progress after which the rest of an ended start is read from the spool instead of the link."""
 
@@ -72,11 +73,19 @@ class Job:
         self._progress = asyncio.Event()
         self.linked: int | None = None
         """The start whose runner is connected, if any."""
+        self._secret: bytes | None = None
 
     @property
     def slurm_name(self) -> str:
         """The job's name in Slurm: for people, and unique by its key."""
         return f"{self.record.name}.{self.record.key}"
+
+    def secret(self) -> bytes | None:
+        """Give what the job's runner proves itself with; None before the job was staged."""
+        if self._secret is None:
+            plan = self.folder.read_plan()
+            self._secret = plan.secret if plan else None
+        return self._secret
 
     def post(self, event: Event) -> None:
         """Tell the job what happened."""
@@ -125,17 +134,21 @@ class Job:
             if isinstance(instruction, events.Retire):
                 self._retired = True
             elif instruction not in self._running:
-                task = group.create_task(self._carry_out(instruction))
-                self._running[instruction] = task
-                task.add_done_callback(lambda _, done=instruction: self._running.pop(done, None))
+                self._running[instruction] = group.create_task(self._carry_out(instruction))
 
     async def _carry_out(self, instruction: Instruction) -> None:
+        try:
+            await self._do(instruction)
+        finally:
+            self._running.pop(instruction, None)
+
+    async def _do(self, instruction: Instruction) -> None:
         handler: Callable[[Any], Awaitable[None]] = self._HANDLERS[type(instruction)].__get__(self)
         try:
             await handler(instruction)
-        except BusUnreachable as error:
-            log.info("job %s: %s", self.record.key, error)
-            await asyncio.sleep(budgets.BUS_RETRY[-1])
+        except (BusUnreachable, SpoolError) as error:
+            log.warning("job %s: trying again: %s", self.record.key, error)
+            await asyncio.sleep(RETRY_AFTER)
             self.post(events.Begun())
 
     # ------------------------------------------------------------------ staging and submitting
@@ -143,17 +156,12 @@ class Job:
     async def _stage(self, _: events.Stage) -> None:
         try:
             work_dir = await self._tools.stager.stage(self.folder, self.record, self.spec)
-        except (BlobMissing, BlobCorrupt) as error:
-            self._staging_failed(error)
         except BusUnreachable:
             raise
         except SlurmbusError as error:
-            self._staging_failed(error)
+            self.post(events.StagingFailed(code=error.code, message=error.message, hint=error.hint))
         else:
             self.post(events.Staged(spool=str(self.folder.path), work_dir=str(work_dir)))
-
-    def _staging_failed(self, error: SlurmbusError) -> None:
-        self.post(events.StagingFailed(code=error.code, message=error.message, hint=error.hint))
 
     async def _submit(self, _: events.SubmitJob) -> None:
         batch = self._batch_job()
@@ -219,11 +227,17 @@ class Job:
             if start.ended_at is not None or start.number == self.linked:
                 continue
             report = await asyncio.to_thread(self.folder.report, start.number)
-            if report is not None and report.ended:
+            if report is not None and report.end is not None:
                 self.ended(start.number, report.end)
 
     async def _take_claim(self, _: events.TakeClaim) -> None:
-        claim = Claim(start=0, job_id=self.record.job_id or 0, node=lifecycle.AGENT_NODE, nonce=self.record.key)
+        claim = Claim(
+            start=0,
+            job_id=self.record.job_id or 0,
+            node=AGENT_NODE,
+            nonce=self.record.key,
+            claimed_at=time.time(),
+        )
         await asyncio.to_thread(self.folder.claim, claim)
         claims = await asyncio.to_thread(self.folder.claims)
         words = await asyncio.to_thread(self._batch_words)

@@ -34,8 +34,8 @@ from slurmbus_agent.events import (
     Looked,
     LookUp,
     Observed,
-    Poked,
     OutputsCollected,
+    Poked,
     ReadClaims,
     Retire,
     Stage,
@@ -91,7 +91,7 @@ def _begun(record: Record, _: Begun) -> Result:
         case JobState.ACCEPTED | JobState.STAGING:
             if record.cancel is not None:
                 return _with(record, JobState.CANCELLED, reason=_cancel_words(record.cancel)), (Retire(),)
-            return record, (Stage(),)
+            return _with(record, JobState.STAGING), (Stage(),)
         case JobState.SUBMITTING:
             if record.maybe_submitted:
                 return record, (ReadClaims(), LookUp())
@@ -105,13 +105,17 @@ def _begun(record: Record, _: Begun) -> Result:
 
 
 def _staged(record: Record, event: Staged) -> Result:
-    record = _with(record, JobState.STAGING, spool=event.spool, work_dir=event.work_dir)
+    if record.state is not JobState.STAGING:
+        return record, ()
+    record = _with(record, spool=event.spool, work_dir=event.work_dir)
     if record.cancel is not None:
         return _with(record, JobState.CANCELLED, reason=_cancel_words(record.cancel)), (Retire(),)
     return _submit(record)
 
 
 def _staging_failed(record: Record, event: StagingFailed) -> Result:
+    if record.state is not JobState.STAGING:
+        return record, ()
     rejected = _with(record, JobState.REJECTED, error_code=event.code, reason=event.message, hint=event.hint or None)
     return rejected, (Retire(),)
 
@@ -127,13 +131,15 @@ def _submit(record: Record) -> Result:
 
 
 def _submitted(record: Record, event: Submitted) -> Result:
-    if record.starts:  # the runner was faster than Slurm's answer, and its claim has the last word
+    if record.state is not JobState.SUBMITTING:  # a runner was faster than Slurm's answer: its claim counts
         return record, (Watch(),)
     record = _with(record, JobState.PENDING, job_id=event.job_id, reason=None, lookups=0)
     return record, (Watch(), *_repeat_cancel(record))
 
 
 def _submit_refused(record: Record, event: SubmitRefused) -> Result:
+    if record.state is not JobState.SUBMITTING:
+        return record, ()
     rejected = _with(
         record,
         JobState.REJECTED,
@@ -146,6 +152,8 @@ def _submit_refused(record: Record, event: SubmitRefused) -> Result:
 
 
 def _submit_not_sent(record: Record, event: SubmitNotSent) -> Result:
+    if record.state is not JobState.SUBMITTING:
+        return record, ()
     # Only the first submit leaves nothing behind: an earlier one may still turn up.
     nothing_sent = record.submits <= 1
     record = _with(record, maybe_submitted=not nothing_sent, reason=event.message)
@@ -155,6 +163,8 @@ def _submit_not_sent(record: Record, event: SubmitNotSent) -> Result:
 
 
 def _submit_unknown(record: Record, event: SubmitUnknown) -> Result:
+    if record.state is not JobState.SUBMITTING:
+        return record, ()
     return _with(record, reason=event.message), (Later(delay=LOOKUP_AGAIN_AFTER, event=SubmitAgain()),)
 
 
@@ -193,7 +203,7 @@ def _observed(record: Record, event: Observed) -> Result:
         return record, ()
     shown: dict[str, Any] = {
         "slurm_state": " ".join((seen.state, *seen.flags)) if seen.flags else seen.state,
-        "reason": seen.reason,
+        "reason": seen.reason or None,
         "partition": seen.partition or record.partition,
         "nodes": seen.nodes or record.nodes,
         "node_list": seen.node_list or record.node_list,
@@ -287,6 +297,8 @@ def _unaccounted(record: Record) -> Result:
 
 
 def _claimed(record: Record, event: Claimed) -> Result:
+    if record.submits == 0:  # nothing was submitted yet, so nobody can have claimed anything
+        return record, ()
     known = {start.number for start in record.starts}
     fresh = tuple(start for start in event.starts if start.number not in known)
     if not fresh:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from slurmbus_agent.events import Claimed
 from slurmbus_agent.job import Job
-from slurmbus_agent.link import EndReport
 from slurmbus_agent.relay import Relay
+from slurmbus_agent.spool import EndReport
 from slurmbus_protocol.messages import Start
 from slurmbus_protocol.subjects import Stream
 
@@ -36,13 +36,16 @@ class JobLinks:
         job.post(Claimed(starts=(start,)))
         return {stream.value: await self._relay.offset(key, task, start.number, stream) for stream in Stream}
 
-    async def chunk(self, key: str, task: int, start: int, stream: str, offset: int, data: bytes) -> int:
+    async def chunk(self, key: str, task: int, start: int, stream: Stream, offset: int, data: bytes) -> int:
         """Put bytes on the bus, and give the next offset that is wanted."""
-        following = await self._relay.put(key, task, start, Stream(stream), offset, data)
+        following = await self._relay.put(key, task, start, stream, offset, data)
         job = self._jobs.get((key, task))
         if job is not None:
             job.moved()
         return following
+
+    async def started(self, key: str, task: int, start: int, started_at: float) -> None:
+        """Hear that the payload runs; the claim has said so already."""
 
     async def ended(self, key: str, task: int, start: int, end: EndReport) -> None:
         """Take the end of a start."""

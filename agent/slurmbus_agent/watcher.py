@@ -100,7 +100,10 @@ class Watcher:
     async def run(self) -> None:
         """Ask when something is due, for ever."""
         while True:
-            due = [*(job.due for job in self._watched.values() if job.due), *(item.due for item in self._asked.values())]
+            due = [
+                *(job.due for job in self._watched.values() if job.due),
+                *(item.due for item in self._asked.values()),
+            ]
             if self._watched:
                 due.append(self._next_round)
             self._changed.clear()

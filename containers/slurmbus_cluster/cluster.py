@@ -169,7 +169,9 @@ class Cluster:
         try:
             return self._hosts[name]
         except KeyError:
-            raise ClusterError(f"no host {name}; there are {', '.join(self._hosts) or 'none, the cluster is closed'}") from None
+            raise ClusterError(
+                f"no host {name}; there are {', '.join(self._hosts) or 'none, the cluster is closed'}"
+            ) from None
 
     @property
     def hosts(self) -> Mapping[str, Host]:
@@ -305,7 +307,6 @@ _PIP_OFFLINE = (
     "--no-deps",
     "--no-index",
     "--force-reinstall",
-    "--no-compile",
     "--disable-pip-version-check",
     "--root-user-action=ignore",
 )

@@ -204,11 +204,11 @@ class Host:
         stderr: int | IO[bytes] | None = subprocess.PIPE,
     ) -> HostProcess:
         """Start a program in the host and return at once; see `HostProcess`."""
-        return HostProcess(
-            self, argv, user=user, env=env, workdir=workdir, stdin=stdin, stdout=stdout, stderr=stderr
-        )
+        return HostProcess(self, argv, user=user, env=env, workdir=workdir, stdin=stdin, stdout=stdout, stderr=stderr)
 
-    def copy_to(self, content: bytes | str | os.PathLike[str], dest: str, owner: str = "root", mode: int = 0o644) -> None:
+    def copy_to(
+        self, content: bytes | str | os.PathLike[str], dest: str, owner: str = "root", mode: int = 0o644
+    ) -> None:
         """Write a file into the host: `content` is its bytes, or the path of a file here.
 
         Folders that are missing are made for root, as a copy by an administrator would.

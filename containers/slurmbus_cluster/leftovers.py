@@ -17,7 +17,7 @@ CLUSTER_LABEL = "slurmbus.cluster"
 
 def remove_cluster(client: docker.DockerClient, name: str) -> None:
     """Remove every container, network and volume of the cluster of this name. What is already gone is fine."""
-    label = {"label": f"{CLUSTER_LABEL}={name}"}
+    label: dict[str, str | list[str] | bool] = {"label": f"{CLUSTER_LABEL}={name}"}
     containers = client.containers.list(all=True, filters=label, ignore_removed=True)
     if containers:
         with ThreadPoolExecutor(len(containers)) as pool:
@@ -30,7 +30,7 @@ def remove_cluster(client: docker.DockerClient, name: str) -> None:
 
 def remove_abandoned(client: docker.DockerClient, progress: Callable[[str], None]) -> None:
     """Remove the clusters of this host's processes that died without removing them."""
-    label = {"label": CLUSTER_LABEL}
+    label: dict[str, str | list[str] | bool] = {"label": CLUSTER_LABEL}
     labels = [container.labels for container in client.containers.list(all=True, filters=label, ignore_removed=True)]
     labels += [network.attrs.get("Labels") or {} for network in client.networks.list(filters=label)]
     labels += [volume.attrs.get("Labels") or {} for volume in client.volumes.list(filters=label)]

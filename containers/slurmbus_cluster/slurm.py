@@ -18,6 +18,7 @@ SACCT_FIELDS = (
 """The fields of `accounting`; memory in bytes."""
 
 COMPUTE = re.compile(r"c\d+")
+_SEPARATOR = "\x1f"
 POLL = 0.1
 """Seconds between two looks; a look is a process in a container and takes about 0.1 s itself."""
 
@@ -47,11 +48,11 @@ def wait_job(host: Host, job_id: int | str, states: Iterable[str], timeout: floa
 
 def accounting(host: Host, job_id: int | str) -> list[dict[str, str]]:
     """Return accounting's rows of a job and its steps."""
-    # Without a start time sacct looks at today only.
+    # Without a start time sacct looks at today only. A comment may hold any printable character.
     command = ["sacct", "-j", str(job_id), "-S", "1970-01-02", "-P", "--noconvert", f"--format={SACCT_FIELDS}"]
-    header, *rows = host.exec(command).stdout.splitlines()
-    names = header.split("|")
-    return [dict(zip(names, row.split("|"), strict=True)) for row in rows]
+    header, *rows = host.exec([*command, f"--delimiter={_SEPARATOR}"]).stdout.splitlines()
+    names = header.split(_SEPARATOR)
+    return [dict(zip(names, row.split(_SEPARATOR), strict=True)) for row in rows]
 
 
 def node_states(host: Host) -> dict[str, str]:

@@ -1,0 +1,29 @@
+"""Dagster assets as Slurm jobs, over a message bus instead of SSH."""
+
+from importlib.metadata import version
+
+from dagster_slurmbus._compat import DagsterLibraryRegistry
+from dagster_slurmbus.bus import BusResource
+from dagster_slurmbus.launchers import BashLauncher, ComputeLauncher
+from dagster_slurmbus.outcomes import CompletedJob
+from dagster_slurmbus.pipes import PipesSlurmClient
+from dagster_slurmbus.queue_config import SlurmQueueConfig
+from dagster_slurmbus.resources import ComputeResource, ExecutionMode, SlurmResource
+from dagster_slurmbus.run_config import SlurmRunConfig
+
+__version__ = version("dagster-slurmbus")
+
+__all__ = [
+    "BashLauncher",
+    "BusResource",
+    "CompletedJob",
+    "ComputeLauncher",
+    "ComputeResource",
+    "ExecutionMode",
+    "PipesSlurmClient",
+    "SlurmQueueConfig",
+    "SlurmResource",
+    "SlurmRunConfig",
+]
+
+DagsterLibraryRegistry.register("dagster-slurmbus", __version__, is_dagster_package=False)

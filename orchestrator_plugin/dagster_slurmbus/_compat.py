@@ -15,11 +15,14 @@ from dagster._core.execution.context.invocation import BaseDirectExecutionContex
 from dagster._core.pipes.reattach import record_external_launch
 from dagster._core.utils import PYTHON_LOGGING_LEVELS_NAMES
 from dagster._utils import interrupts
+from dagster_shared.libraries import DagsterLibraryRegistry
 
 __all__ = [
     "Context",
+    "DagsterLibraryRegistry",
     "TreatAsResourceParam",
     "capture_interrupts",
+    "ends_for_good",
     "files_directory",
     "has_retry_policy",
     "is_env_var",
@@ -28,7 +31,7 @@ __all__ = [
     "next_call",
     "record_launch",
     "step_key",
-    ]
+]
 
 Context = dg.OpExecutionContext | dg.AssetExecutionContext
 """What a step's code gets from Dagster."""
@@ -66,6 +69,18 @@ def step_key(context: Context) -> str:
     if is_invoked_directly(context):
         return _op_context(context).op_def.name
     return context.get_step_execution_context().step.key
+
+
+def ends_for_good(context: Context) -> bool:
+    """Tell whether an interrupt means that somebody ended the run, so that nobody will come back for its jobs.
+
+    A person's Terminate leaves the run CANCELING (CANCELED when forced); a redeploy or an eviction leaves it STARTED,
+    and a later attempt finds the job by its handle, unless run and handle vanish with this process.
+    """
+    if is_invoked_directly(context) or context.instance.is_ephemeral:
+        return True
+    run = context.instance.get_run_by_id(context.run_id)
+    return run is not None and run.status in {dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED}
 
 
 def next_call(context: Context) -> int:

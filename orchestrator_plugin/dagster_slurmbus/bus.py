@@ -8,12 +8,12 @@ from typing import Self
 
 import dagster as dg
 from pydantic import Field
+
+from dagster_slurmbus.values import resolved
 from slurmbus.client import SiteClient
 from slurmbus.connection import Connection, ConnectionSettings
 from slurmbus.home import Home
 from slurmbus.local import ensure_local
-
-from dagster_slurmbus.values import resolved
 
 
 class BusResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # generic over what a resource turns into

@@ -7,15 +7,13 @@ import signal
 from collections.abc import Callable
 
 import dagster as dg
+
+from dagster_slurmbus.outcomes import Metadata, Tail, failure_metadata, figures, payload_end
 from slurmbus_protocol.errors import SlurmbusError
 from slurmbus_protocol.messages import JobOptions, Record
 from slurmbus_protocol.states import JobState
 
-from dagster_slurmbus.outcomes import Metadata, Tail, failure_metadata, figures, payload_end
-
-RETRYABLE = frozenset(
-    {JobState.COMPLETED, JobState.FAILED, JobState.NODE_FAIL, JobState.BOOT_FAIL, JobState.PREEMPTED}
-)
+RETRYABLE = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.NODE_FAIL, JobState.BOOT_FAIL, JobState.PREEMPTED})
 """Ends after which a RetryPolicy may run the step again; the others need another request, or a person."""
 
 _MIB = 1024**2

@@ -7,10 +7,9 @@ from pathlib import PurePosixPath
 
 import dagster as dg
 from pydantic import Field
-from slurmbus_protocol.messages import CommandPlan
 
 from dagster_slurmbus.values import wrong
-
+from slurmbus_protocol.messages import CommandPlan
 
 _BASH: tuple[str, ...] = ("bash", "-euo", "pipefail")
 

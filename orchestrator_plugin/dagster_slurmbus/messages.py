@@ -48,12 +48,14 @@ class Lines:
 class RequestContextInjector(dg.PipesContextInjector):
     """Keeps the Pipes context as the bytes that travel in the request; the runner puts them into a file."""
 
-    def __init__(self) -> None:
-        self.data = b""
+    context: PipesContextData
+    data: bytes
+    """The context as JSON."""
 
     @contextmanager
     def inject_context(self, context_data: PipesContextData) -> Iterator[PipesParams]:
         """Take the context; the parameters are the runner's matter, since it alone knows the file's path."""
+        self.context = context_data
         try:
             self.data = json.dumps(context_data).encode()
         except (TypeError, ValueError) as error:
@@ -123,7 +125,9 @@ class RelayedMessageReader(dg.PipesMessageReader):
     def _begin(self, start: int) -> None:
         dropped = len(self._held)
         if dropped:
-            self._warn(f"[pipes] start {self._start} was superseded by start {start}: its {dropped} results don't count.")
+            self._warn(
+                f"[pipes] start {self._start} was superseded by start {start}: its {dropped} results don't count."
+            )
         self._start = start
         self._lines.take_rest()
         self._held.clear()
@@ -140,7 +144,7 @@ class RelayedMessageReader(dg.PipesMessageReader):
             text = line.decode(errors="replace")
         try:
             message = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             self._complain(f"isn't JSON ({error})", line)
             return
         if not isinstance(message, dict) or not isinstance(message.get("method"), str):

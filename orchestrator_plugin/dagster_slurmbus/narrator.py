@@ -72,9 +72,8 @@ class Narrator:
 
     def gap(self, gap: Gap) -> None:
         """Tell that some output is gone."""
-        self._warning(
-            f"{gap.length:,} bytes of {gap.stream} are missing after byte {gap.offset:,}: {gap.reason or 'nobody has them'}"
-        )
+        why = gap.reason or "nobody has them"
+        self._warning(f"{gap.length:,} bytes of {gap.stream} are missing after byte {gap.offset:,}: {why}")
 
 
 def clock(at: float) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+
 from slurmbus_protocol.messages import Record
 from slurmbus_protocol.states import JobState
 

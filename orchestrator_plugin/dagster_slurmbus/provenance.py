@@ -9,16 +9,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import dagster as dg
-import slurmbus_protocol
-from slurmbus_protocol.messages import FileRef
 
+import slurmbus_protocol
 from dagster_slurmbus.outcomes import Metadata, prefixed
+from slurmbus_protocol.messages import FileRef
 
 _GIT_TIMEOUT = 5.0
 _DIRTY = "-dirty"
+_DESCRIBE = ("git", "describe", "--always", "--abbrev=40", "--exclude=*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,33 +32,48 @@ class Commit:
 
 
 class CommitLookup:
-    """Asks git in the background, so that a slow file system doesn't hold a submission up."""
+    """Asks git in the background, so that a slow file system doesn't hold a submission up; a context manager.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: whose commit is looked up; None asks nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
         self._process: subprocess.Popen[str] | None = None
-        with contextlib.suppress(OSError):  # no git on this machine: then there is nothing to say
-            self._process = subprocess.Popen(
-                ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", f"--dirty={_DIRTY}"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-            )
+
+    def __enter__(self) -> Self:
+        """Ask."""
+        if self._folder is not None:
+            with contextlib.suppress(OSError):  # no git on this machine: then there is nothing to say
+                self._process = subprocess.Popen(
+                    [*_DESCRIBE, f"--dirty={_DIRTY}"],
+                    cwd=self._folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                    env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+                )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop asking."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
 
     def result(self, timeout: float = _GIT_TIMEOUT) -> Commit | None:
         """Give the commit, or None when the folder isn't in a repository or git doesn't answer in time."""
-        process, self._process = self._process, None
-        if process is None:
+        if self._process is None:
             return None
         try:
-            said, _ = process.communicate(timeout=timeout)
+            said, _ = self._process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
             return None
         text = said.strip()
-        if process.returncode != 0 or not text:
+        if self._process.returncode != 0 or not text:
             return None
         return Commit(sha=text.removesuffix(_DIRTY), dirty=text.endswith(_DIRTY))
 

@@ -9,12 +9,12 @@ from typing import Any
 import dagster as dg
 import msgspec
 from pydantic import Field, ValidationError, field_validator, model_validator
-from slurmbus.units import parse_memory_mib, parse_time_minutes
-from slurmbus_protocol.errors import SlurmbusError
-from slurmbus_protocol.messages import JobOptions
 
 from dagster_slurmbus._compat import is_env_var
 from dagster_slurmbus.values import resolved, wrong
+from slurmbus.units import parse_memory_mib, parse_time_minutes
+from slurmbus_protocol.errors import SlurmbusError
+from slurmbus_protocol.messages import JobOptions
 
 _COUNTS = ("nodes", "ntasks", "ntasks_per_node", "cpus")
 _TEXTS = ("time_limit", "mem", "mem_per_cpu", "gpus_per_node")

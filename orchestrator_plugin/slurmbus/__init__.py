@@ -1,0 +1,1 @@
+"""The client side of Slurmbus, and the ``slurmbus`` command; imports no Dagster."""

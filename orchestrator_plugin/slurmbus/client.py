@@ -2,35 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import concurrent.futures
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from slurmbus.connection import Connection
-from slurmbus.events import AgentStatus, Cursor, Event
+from slurmbus.events import AgentStatus, Cursor, Event, Finished
+from slurmbus.site import Site
+from slurmbus_protocol import subjects
+from slurmbus_protocol.errors import BusUnreachable
 from slurmbus_protocol.messages import FileRef, JobSpec, Message, Record
 
+T = TypeVar("T")
 M = TypeVar("M", bound=Message)
+
+_CLOSE_TIMEOUT = 5.0
 
 
 class Following(Iterator[Event]):
     """The events of one job, in order; a context manager.
 
-    A call may be interrupted (KeyboardInterrupt, Dagster's interrupts) and made again: no event gets lost.
+    A call may be interrupted (KeyboardInterrupt, Dagster's interrupts) and made again: no event gets lost. Nothing is
+    fetched far ahead of a slow caller.
     """
+
+    def __init__(self, connection: Connection, events: AsyncGenerator[Event]) -> None:
+        self._connection = connection
+        self._pump = _Pump(events)
+        self._next: concurrent.futures.Future[Event | None] | None = None
+        self._ended = False
 
     def __next__(self) -> Event:
         """Wait for the next event; StopIteration after Finished."""
-        raise NotImplementedError
+        event = self._wait(None)
+        if event is None:
+            raise StopIteration
+        return event
 
     def wait(self, timeout: float) -> Event | None:
         """Wait at most ``timeout`` seconds for the next event; None when none came (or after Finished)."""
-        raise NotImplementedError
+        return self._wait(timeout)
+
+    def _wait(self, timeout: float | None) -> Event | None:
+        if self._ended:
+            return None
+        if self._next is None:
+            self._next = self._connection.start(self._pump.next())
+        concurrent.futures.wait([self._next], timeout)
+        if not self._next.done():
+            return None
+        done, self._next = self._next, None
+        self._ended = True  # unless it turns out that it goes on
+        try:
+            event = done.result()
+        except concurrent.futures.CancelledError:
+            event = None
+        if event is None:
+            raise BusUnreachable("the connection was closed while the job was followed", hint="follow it again")
+        self._ended = isinstance(event, Finished)
+        return event
 
     def close(self) -> None:
         """Stop following; the job goes on."""
-        raise NotImplementedError
+        if not self._ended and self._connection.is_open:
+            concurrent.futures.wait([self._connection.start(self._pump.close())], _CLOSE_TIMEOUT)
+        self._ended = True
 
     def __enter__(self) -> Self:
         """Follow."""
@@ -40,13 +79,44 @@ class Following(Iterator[Event]):
         """Stop following; the job goes on."""
         self.close()
 
+    def __del__(self) -> None:
+        """Stop following when it was forgotten; in a forked child it is the parent's affair."""
+        if not self._ended and self._next is not None and self._connection.is_open:
+            self._connection.start(self._pump.close())
+
+
+class _Pump:
+    """Takes events one by one, on the connection's loop."""
+
+    def __init__(self, events: AsyncGenerator[Event]) -> None:
+        self._events = events
+        self._task: asyncio.Task[Any] | None = None
+
+    async def next(self) -> Event | None:
+        self._task = asyncio.current_task()
+        return await anext(self._events, None)
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._events.aclose()
+
 
 class SiteClient:
     """What can be done with one site. Safe to use from several threads, and after a fork."""
 
     def __init__(self, connection: Connection, site: str) -> None:
         self.connection = connection
-        self.site = site
+        self.site = subjects.check_token(site, "site")
+
+    @property
+    def core(self) -> Site:
+        """The asynchronous client, for coroutines on the connection's loop."""
+        return Site(self.connection.session, self.site)
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self.connection.run(coroutine)
 
     def upload(self, path: Path, target: str, *, executable: bool | None = None) -> FileRef:
         """Put a file on the bus, unless it is there, and give the reference for ``JobSpec.files``.
@@ -56,15 +126,15 @@ class SiteClient:
             target: where it goes, relative to the job's working directory.
             executable: None takes what the file here is.
         """
-        raise NotImplementedError
+        return self._run(self.core.upload(path, target, executable))
 
     def upload_bytes(self, data: bytes, target: str, *, executable: bool = False) -> FileRef:
         """Put bytes on the bus, unless they are there, and give the reference."""
-        raise NotImplementedError
+        return self._run(self.core.upload_bytes(data, target, executable=executable))
 
     def download(self, ref: FileRef, destination: Path) -> Path:
         """Write a file that came back to ``destination`` (a file's path), verified, all or nothing."""
-        raise NotImplementedError
+        return self._run(self.core.download(ref, destination))
 
     def submit(self, job: JobSpec, *, key: str | None = None, valid_for: float = 86400.0) -> str:
         """Sign and publish a submission until the bus has it durably, and give the job's key.
@@ -76,15 +146,15 @@ class SiteClient:
             BusFull: the bus takes no new requests.
             BusUnreachable: it may or may not have been stored: repeat with the same key.
         """
-        raise NotImplementedError
+        return self._run(self.core.submit(job, key=key, valid_for=valid_for))
 
     def record(self, key: str, task: int = 0) -> Record | None:
         """Read a job's record, or None when no agent has taken it yet."""
-        raise NotImplementedError
+        return self._run(self.core.record(key, task))
 
     def records(self, limit: int | None = None) -> list[Record]:
         """Read the newest ``limit`` records of the site, newest first."""
-        raise NotImplementedError
+        return self._run(self.core.records(limit))
 
     def find(self, text: str) -> Record:
         """Find the job whose key is or begins with ``text``, or whose Slurm id it is.
@@ -93,11 +163,11 @@ class SiteClient:
             UnknownJob: there is none.
             AmbiguousJob: there are several.
         """
-        raise NotImplementedError
+        return self._run(self.core.find(text))
 
     def heartbeats(self) -> list[AgentStatus]:
         """Read the heartbeats of the site's agents, the leader's first."""
-        raise NotImplementedError
+        return self._run(self.core.heartbeats())
 
     def follow(
         self, key: str, *, task: int = 0, streams: bool = True, after: Cursor | None = None, patience: float = 5.0
@@ -116,7 +186,8 @@ class SiteClient:
         Raises:
             LostMessages: (while iterating) bytes of the Pipes messages are gone everywhere.
         """
-        raise NotImplementedError
+        core = self.core
+        return Following(self.connection, core.follow(key, task=task, streams=streams, after=after, patience=patience))
 
     def wait_for_accounting(self, key: str, timeout: float, task: int = 0) -> Record:
         """Wait until the record carries accounting's figures; after ``timeout`` seconds give it as it is.
@@ -124,11 +195,11 @@ class SiteClient:
         Raises:
             UnknownJob: there is no record.
         """
-        raise NotImplementedError
+        return self._run(self.core.wait_for_accounting(key, timeout, task))
 
     def cancel(self, key: str, reason: str = "") -> None:
         """Ask durably for the job's end; returns when the bus has the request."""
-        raise NotImplementedError
+        self._run(self.core.cancel(key, reason))
 
     def ask(self, verb: str, message: Message, answer: type[M], timeout: float = 5.0) -> M:
         """Ask the site's agent something that may fail.
@@ -137,4 +208,4 @@ class SiteClient:
             SiteUnreachable: no agent answers.
             SlurmbusError: what the agent answered, as the error class of its code.
         """
-        raise NotImplementedError
+        return self._run(self.core.ask(verb, message, answer, timeout))

@@ -70,6 +70,11 @@ class Connection:
         """The asynchronous half; its methods are coroutines for :meth:`run`."""
         return self._started().session
 
+    @property
+    def is_open(self) -> bool:
+        """True while there is a thread of this process."""
+        return self._background is not None
+
     def start(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Start a coroutine on the connection's loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._started().loop)

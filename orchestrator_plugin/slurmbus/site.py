@@ -14,6 +14,11 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from slurmbus.errors import AmbiguousJob, UnknownJob
+from slurmbus.events import AgentStatus, Cursor, Event
+from slurmbus.following import Follower
+from slurmbus.session import Session
+from slurmbus.snapshot import latest
 from slurmbus_protocol import blobs, codec, subjects
 from slurmbus_protocol.bus import RETRY_DELAYS, Bus
 from slurmbus_protocol.errors import (
@@ -26,12 +31,6 @@ from slurmbus_protocol.errors import (
 from slurmbus_protocol.messages import Cancel, FileRef, Heartbeat, JobSpec, Message, Problem, Record, Submit
 from slurmbus_protocol.reading import read
 from slurmbus_protocol.subjects import new_ulid
-
-from slurmbus.errors import AmbiguousJob, UnknownJob
-from slurmbus.events import AgentStatus, Cursor, Event
-from slurmbus.following import Follower
-from slurmbus.session import Session
-from slurmbus.snapshot import latest
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -94,9 +93,7 @@ class Site:
     async def submit(self, job: JobSpec, *, key: str | None = None, valid_for: float = 86400.0) -> str:
         """Sign and publish a submission until the bus has it durably."""
         key = key or new_ulid()
-        message = Submit(
-            key=key, site=self.name, expires_at=time.time() + valid_for, submitter=submitter(), job=job
-        )
+        message = Submit(key=key, site=self.name, expires_at=time.time() + valid_for, submitter=submitter(), job=job)
         await self._publish(subjects.request(self.name, key), message)
         return key
 

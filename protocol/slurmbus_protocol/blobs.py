@@ -38,13 +38,16 @@ async def put_bytes(bus: Bus, data: bytes) -> str:
     return digest
 
 
-async def put_file(bus: Bus, path: Path, digest: str, size: int) -> int:
+async def put_file(bus: Bus, path: Path, digest: str, size: int, *, resume: bool = True) -> int:
     """Keep a file as a blob, skipping the chunks that are there already; return how many bytes were sent.
+
+    Without ``resume`` every chunk is sent: agents may not ask which chunks the bus holds, and a chunk that is there
+    already isn't stored again.
 
     Raises:
         BlobCorrupt: the file changed since it was hashed.
     """
-    have = await _held(bus, digest, size)
+    have = await _held(bus, digest, size) if resume else set()
     sent = 0
     if len(have) == chunk_count(size):
         return sent

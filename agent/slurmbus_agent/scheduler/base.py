@@ -10,6 +10,7 @@ A call ends in one of four ways, and the difference decides whether a payload ca
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 import msgspec
@@ -99,6 +100,8 @@ class Scheduler(Protocol):
     """What the agent needs of a scheduler. Every method may raise Unavailable or OutcomeUnknown."""
 
     kind: str
+    lease_deadline: Callable[[], float | None] | None
+    """Gives the CLOCK_BOOTTIME until which the agent may act; asked right before each call that changes something."""
 
     async def ping(self) -> float:
         """Ask the controller whether it is there; give the seconds that took."""

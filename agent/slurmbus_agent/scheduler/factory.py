@@ -9,7 +9,7 @@ from slurmbus_agent.scheduler.local import LocalScheduler
 from slurmbus_protocol.errors import InvalidSetting
 
 
-def make_scheduler(kind: str, *, folder: Path) -> Scheduler:
+def make_scheduler(kind: str, *, folder: Path, slurm_conf: str | None = None) -> Scheduler:
     """Make the scheduler of this kind: ``local``."""
     if kind == "local":
         return LocalScheduler(folder)

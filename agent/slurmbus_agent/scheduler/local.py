@@ -109,6 +109,7 @@ class LocalScheduler:
     """Runs jobs as local processes and keeps their states in a folder."""
 
     kind = "local"
+    lease_deadline: Callable[[], float | None] | None = None
 
     def __init__(
         self, folder: Path, *, kill_wait: float = KILL_WAIT, min_job_age: float = MIN_JOB_AGE, minute: float = 60.0

@@ -1,0 +1,78 @@
+"""What the runner shall do, as the agent wrote it down, and what follows from it for the payload."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from binascii import a2b_base64, b2a_base64
+
+PREAMBLE = """\
+slurmbus_preamble=$1
+shift
+eval -- "$slurmbus_preamble"
+if [[ -n ${SLURMBUS_PIPES_PATH-} ]]; then
+  export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$SLURMBUS_PIPES_PATH"
+fi
+exec "$@"
+"""
+"""What bash runs when there is a preamble; the user's words come as arguments and are never pasted into a script."""
+
+
+class BadPlan(Exception):
+    """The plan can't be read."""
+
+
+class Plan:
+    """A job's plan; the fields are those of the file plan.json."""
+
+    def __init__(self, folder: str) -> None:
+        """Read the plan in a job's folder; BadPlan when that can't be done."""
+        self.folder = folder
+        try:
+            with open(folder + "/plan.json", "rb") as file:
+                content = json.loads(file.read())
+            self.key = str(content["key"])
+            self.task = int(content["task"])
+            self.argv = [str(word) for word in content["argv"]]
+            self.cwd = str(content["cwd"])
+            self.secret = a2b_base64(content["secret"])
+            self.preamble = str(content.get("preamble") or "")
+            self.env = {str(name): str(value) for name, value in (content.get("env") or {}).items()}
+            self.requeue = bool(content.get("requeue"))
+            self.pipes = bool(content.get("pipes"))
+            self.pipes_path = str(content.get("pipes_path") or "")
+            self.link = str(content.get("link") or "")
+        except OSError as error:
+            raise BadPlan(f"{folder}/plan.json can't be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadPlan(f"{folder}/plan.json isn't a plan: {type(error).__name__}: {error}") from error
+
+    def command(self) -> list[str]:
+        """Give the words to execute."""
+        if self.preamble:
+            return ["/bin/bash", "-euo", "pipefail", "-c", PREAMBLE, "slurmbus", self.preamble, *self.argv]
+        return self.argv
+
+    def environment(self, start: int) -> dict[str, str]:
+        """Give the payload's environment: the login shell's, then the plan's, then ours."""
+        env = dict(os.environ)
+        env.update(self.env)
+        env["SLURMBUS_JOB_KEY"] = self.key
+        env["SLURMBUS_TASK"] = str(self.task)
+        env["SLURMBUS_START"] = str(start)
+        env["SLURMBUS_SPOOL"] = self.folder
+        if self.pipes:
+            env["DAGSTER_PIPES_CONTEXT"] = pipes_parameter(self.folder + "/context")
+            env["DAGSTER_PIPES_MESSAGES"] = pipes_parameter(f"{self.folder}/{start}.messages")
+        if self.pipes_path and self.preamble:  # bash adds it, after what the preamble makes of PYTHONPATH
+            env["SLURMBUS_PIPES_PATH"] = self.pipes_path
+        elif self.pipes_path:
+            own = env.get("PYTHONPATH")
+            env["PYTHONPATH"] = f"{own}:{self.pipes_path}" if own else self.pipes_path
+        return env
+
+
+def pipes_parameter(path: str) -> str:
+    """Encode a path for Dagster Pipes. Source: dagster_pipes, encode_param."""
+    return b2a_base64(zlib.compress(json.dumps({"path": path}).encode()), newline=False).decode()

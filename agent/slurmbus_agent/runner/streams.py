@@ -1,0 +1,97 @@
+"""One stream of a start: its file, and how far it has gone over the link."""
+
+from __future__ import annotations
+
+import os
+
+from slurmbus_agent.runner.frames import MAX_DATA
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WINDOW_BYTES = 2 * MAX_DATA
+"""Unacknowledged bytes under way: enough to keep a fast link busy, little enough for the agent's budget."""
+WINDOW_CHUNKS = 8
+"""Unacknowledged chunks under way: small ones wait and grow while the bus is busy."""
+REST = 0.1
+"""Seconds between two looks at a log that grows all the time; messages are looked at without rest."""
+
+
+class Stream:
+    """A stream that is followed and sent; its bytes stay in the file, only offsets are kept here."""
+
+    def __init__(self, name: str, path: str) -> None:
+        """Make the file; OSError when that isn't possible."""
+        self.name = name
+        self.path = path
+        self.writer = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._reader = os.open(path, os.O_RDONLY)
+        self.acked = 0
+        self.round = 0
+        self._sent = 0
+        self._under_way: list[int] = []
+        self.idle = False
+        """Nothing to do before the file changes."""
+        self.rests_until = 0.0
+
+    def size(self) -> int:
+        """Give the stream's bytes: what is in the file, and never less than what the bus has."""
+        return max(os.fstat(self._reader).st_size, self.acked)
+
+    def sync(self) -> None:
+        """Make what is in the file durable, for readers on other hosts, too."""
+        os.fsync(self.writer)
+
+    def resume(self, offset: int) -> None:
+        """Begin a connection: nothing is under way, go on at this offset."""
+        self._go_on(offset, 0)
+
+    def acknowledge(self, end: int, following: int, number: int) -> None:
+        """Take the agent's word that bytes are safe, or that it wants others."""
+        if following == end:
+            self.acked = end
+            self._under_way = [one for one in self._under_way if one > end]
+        else:
+            self._go_on(following, number)
+        self.idle = False
+
+    def _go_on(self, offset: int, number: int) -> None:
+        self._sent = self.acked = offset
+        self._under_way.clear()
+        self.round = number
+        self.wake()
+
+    def wake(self) -> None:
+        """Look at the file now."""
+        self.idle = False
+        self.rests_until = 0.0
+
+    @property
+    def owed(self) -> bool:
+        """True while chunks are under way."""
+        return bool(self._under_way)
+
+    def done(self) -> bool:
+        """Tell whether every byte is safe."""
+        return self.acked >= self.size()
+
+    def next_chunk(self, now: float, arm: Callable[[str], bool]) -> tuple[int, bytes] | None:
+        """Give the next bytes to send, with their offset; None when there are none or too many are under way."""
+        if self.idle or now < self.rests_until:
+            return None
+        if len(self._under_way) >= WINDOW_CHUNKS or self._sent - self.acked > WINDOW_BYTES - MAX_DATA:
+            return None
+        armed = arm(self.path)  # before looking, so that no change falls in between
+        length = min(MAX_DATA, os.fstat(self._reader).st_size - self._sent)
+        data = os.pread(self._reader, length, self._sent) if length > 0 else b""
+        if not data:
+            self.idle = armed
+            self.rests_until = 0.0 if armed else now + REST / 2
+            return None
+        if len(data) < MAX_DATA and self.name != "messages":
+            self.rests_until = now + REST
+        offset = self._sent
+        self._sent += len(data)
+        self._under_way.append(self._sent)
+        return offset, data

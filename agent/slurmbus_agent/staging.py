@@ -1,0 +1,147 @@
+"""Makes a job's spool ready before it is submitted, and brings its outputs back afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import glob
+import os
+import pwd
+import secrets
+from pathlib import Path
+
+from slurmbus_agent import budgets
+from slurmbus_agent.spool import JobDir, RunnerPlan, Spool, WorkDir, batch_script, check_path
+from slurmbus_protocol import blobs
+from slurmbus_protocol.bus import Bus
+from slurmbus_protocol.errors import InvalidSetting
+from slurmbus_protocol.messages import FileRef, JobSpec, Record
+
+_FILES_OF_A_JOB = 16
+_SECRET_BYTES = 32
+
+
+class Stager:
+    """Moves files between the bus and the spool.
+
+    Args:
+        bus: a connection of its own, so that large files don't hold up anything else.
+        spool: where jobs live.
+        runner: the runner's file in the spool.
+        python: the interpreter that starts it on compute nodes.
+    """
+
+    def __init__(self, bus: Bus, spool: Spool, runner: Path, python: str) -> None:
+        self._bus = bus
+        self._spool = spool
+        self._runner = runner
+        self._python = python
+        self._gate = asyncio.Semaphore(budgets.STAGING_AT_ONCE)
+
+    async def stage(self, folder: JobDir, record: Record, spec: JobSpec) -> Path:
+        """Make working directory, files, context and plan, and give the working directory.
+
+        Raises:
+            SpoolFull: no bytes or inodes are left.
+            InvalidSetting: a path of the request can't be used.
+            BlobMissing: the bus doesn't hold a file any more.
+            BlobCorrupt: a file's bytes aren't the ones that were asked for.
+        """
+        async with self._gate:
+            work = await asyncio.to_thread(self._prepare, folder, spec)
+            pipes_path = await self._place_pipes_module(spec.pipes_module)
+            for file in spec.files:
+                await self._place(work, file)
+            await asyncio.to_thread(self._write_plan, folder, record, spec, work, pipes_path)
+            return work.path
+
+    def _prepare(self, folder: JobDir, spec: JobSpec) -> WorkDir:
+        for file in spec.files:
+            check_path(file.path, "files")
+        for output in spec.outputs:
+            check_path(output, "outputs")
+        if spec.cwd is not None and not Path(spec.cwd).is_absolute():
+            raise InvalidSetting(f"cwd: {spec.cwd!r} is no absolute path", hint="e.g. /scratch/alice/project")
+        work = folder.work_dir(spec.work_base)
+        size = sum(file.size for file in spec.files) + len(spec.pipes_context or b"")
+        self._spool.check_room(size, len(spec.files) + _FILES_OF_A_JOB)
+        if spec.work_base is not None:
+            self._spool.check_room(size, len(spec.files) + 1, work.path)
+        return work
+
+    async def _place(self, work: WorkDir, file: FileRef) -> None:
+        with work.place(file.path, executable=file.executable) as target:
+            await blobs.fetch_into(self._bus, file.sha256, file.size, target)
+
+    async def _place_pipes_module(self, module: FileRef | None) -> str | None:
+        if module is None:
+            return None
+        content = b"".join([piece async for piece in blobs.fetch(self._bus, module.sha256, module.size)])
+        return str(await asyncio.to_thread(self._spool.install_pipes_module, module.sha256, content))
+
+    def _write_plan(self, folder: JobDir, record: Record, spec: JobSpec, work: WorkDir, pipes_path: str | None) -> None:
+        if spec.pipes_context is not None:
+            folder.write_context(spec.pipes_context)
+        folder.write_plan(
+            RunnerPlan(
+                key=record.key,
+                task=record.task,
+                argv=spec.plan.argv,
+                preamble=spec.plan.preamble,
+                cwd=spec.cwd or str(work.path),
+                secret=secrets.token_bytes(_SECRET_BYTES),
+                env=spec.env,
+                requeue=spec.options.requeue,
+                pipes=spec.pipes_context is not None,
+                pipes_path=pipes_path,
+                link=str(self._spool.link),
+            )
+        )
+
+    def batch_script(self, folder: JobDir) -> str:
+        """Give the batch script of a job."""
+        return batch_script(self._python, self._runner, folder.path)
+
+    @staticmethod
+    def login_environment() -> dict[str, str]:
+        """Give what a login shell starts from; the rest comes from its profile, not from the agent's environment."""
+        user = pwd.getpwuid(os.getuid())
+        return {
+            "HOME": user.pw_dir,
+            "USER": user.pw_name,
+            "LOGNAME": user.pw_name,
+            "SHELL": user.pw_shell or "/bin/sh",
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "LANG": os.environ.get("LANG", "C.UTF-8"),
+        }
+
+    async def collect(self, record: Record, spec: JobSpec) -> tuple[tuple[FileRef, ...], str | None]:
+        """Put the outputs that exist on the bus; give them, and what can't be brought back in words."""
+        work = Path(record.work_dir or "")
+        found, problems = await asyncio.to_thread(_find_outputs, work, spec)
+        outputs = []
+        for name in found:
+            path = work / name
+            digest, size = await asyncio.to_thread(blobs.hash_file, path)
+            await blobs.put_file(self._bus, path, digest, size, resume=False)
+            outputs.append(FileRef(path=name, sha256=digest, size=size, executable=os.access(path, os.X_OK)))
+        return tuple(outputs), "; ".join(problems) or None
+
+
+def _find_outputs(work: Path, spec: JobSpec) -> tuple[list[str], list[str]]:
+    """Give the names of the outputs that exist and fit into the limit, and words about the others."""
+    found: list[str] = []
+    problems: list[str] = []
+    room = spec.outputs_limit
+    for pattern in spec.outputs:
+        names = sorted(glob.glob(pattern, root_dir=work, recursive=True)) if glob.has_magic(pattern) else [pattern]
+        files = [name for name in names if (work / name).is_file() and name not in found]
+        if not files and pattern not in found:
+            problems.append(f"{pattern} wasn't written")
+        for name in files:
+            size = (work / name).stat().st_size
+            if size > room:
+                problems.append(f"{name} ({size:,} bytes) is over the limit of {spec.outputs_limit:,} bytes in all")
+                continue
+            room -= size
+            found.append(name)
+    return found, problems

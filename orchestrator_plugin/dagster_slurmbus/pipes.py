@@ -1,0 +1,180 @@
+"""A drop-in for ``dagster.PipesSubprocessClient`` whose commands run on a site."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import dagster as dg
+
+from dagster_slurmbus._compat import Context, TreatAsResourceParam
+from dagster_slurmbus.bus import BusResource, local_client
+from dagster_slurmbus.files import Files, StrPath, local_files, without_duplicates
+from dagster_slurmbus.invocation import OUTPUTS_LIMIT, Conduct, Invocation, Request
+from dagster_slurmbus.outcomes import CompletedJob
+from dagster_slurmbus.queue_config import Options, merge
+from dagster_slurmbus.values import absolute, environment, inside, resolved, wrong
+from slurmbus.client import SiteClient
+from slurmbus_protocol.messages import CommandPlan
+
+
+class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
+    """Runs commands as jobs of a site and reports what they say through Dagster Pipes.
+
+    A plain object: making one opens nothing and reads no environment, and it may be pickled and forked.
+
+    Args:
+        env: environment variables of every job; ``dg.EnvVar`` is resolved when a job is made.
+        cwd: an absolute folder on the site to run in; by default each job has a working directory of its own.
+        context_injector: must be left out, since the request carries the context.
+        message_reader: must be left out, since the agent relays the messages.
+        forward_termination: cancel the job when a person terminates the run.
+        forward_stdio: write the job's stdout and stderr to this process's own, which Dagster captures.
+        termination_timeout_seconds: how long a terminated run waits for its job's end.
+        site: whose agent takes the jobs.
+        bus: how to reach it; by default what ``SLURMBUS_…`` variables and this machine's sites say.
+        queue: what every job asks Slurm for; ``run(options=…)`` goes over it.
+        remote_base: an absolute folder on the site under which working directories are made; by default the spool.
+    """
+
+    def __init__(
+        self,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        context_injector: dg.PipesContextInjector | None = None,
+        message_reader: dg.PipesMessageReader | None = None,
+        forward_termination: bool = True,
+        forward_stdio: bool = True,
+        termination_timeout_seconds: float = 20,
+        *,
+        site: str | None = None,
+        bus: BusResource | None = None,
+        queue: Options | None = None,
+        remote_base: str | None = None,
+    ) -> None:
+        for name, given in (("context_injector", context_injector), ("message_reader", message_reader)):
+            if given is not None:
+                raise ValueError(
+                    f"PipesSlurmClient carries Pipes' context and messages over the bus by itself and can't use "
+                    f"{name}={type(given).__name__}(…): leave it out"
+                )
+        self.env = dict(env or {})
+        self.cwd = cwd
+        self.conduct = Conduct(
+            forward_stdio=forward_stdio,
+            forward_termination=forward_termination,
+            termination_timeout_seconds=termination_timeout_seconds,
+        )
+        self.site = site
+        self.bus = bus
+        self.queue = queue
+        self.remote_base = remote_base
+        self._home: Path | None = None
+        self._local = False
+
+    @classmethod
+    def local(
+        cls, *, home: StrPath | None = None, env: Mapping[str, str] | None = None, cwd: str | None = None
+    ) -> Self:
+        """Give a client that runs jobs as processes of this machine, with nothing else to configure.
+
+        Args:
+            home: where the local helper keeps its things; by default this user's own folder.
+            env: environment variables of every job.
+            cwd: an absolute folder to run in.
+        """
+        client = cls(env=env, cwd=cwd)
+        client._local = True
+        client._home = Path(home) if home is not None else None
+        return client
+
+    def run(  # type: ignore[override]  # PipesClient.run takes **kwargs so that clients can name their own
+        self,
+        *,
+        context: Context,
+        extras: Mapping[str, Any] | None = None,
+        command: str | Sequence[StrPath],
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        files: Files | None = None,
+        outputs: Sequence[str] = (),
+        outputs_dir: StrPath | None = None,
+        outputs_limit: int = OUTPUTS_LIMIT,
+        options: Options | None = None,
+        ship_pipes_module: bool = True,
+    ) -> CompletedJob:
+        """Run a command as one job and wait for its end.
+
+        Args:
+            context: of the executing step.
+            extras: what the payload finds as ``context.extras``; must be JSON.
+            command: the program and its arguments. A text is taken apart as a shell would (``shlex.split``), but no
+                shell runs it. ``python3`` and ``python`` are those of the site; nothing else is touched.
+            env: environment variables, over the client's.
+            cwd: an absolute folder on the site, instead of the client's.
+            files: files that go into the job's working directory.
+            outputs: files in the working directory that come back.
+            outputs_dir: the folder here that they come into; by default one of the run in Dagster's storage.
+            outputs_limit: how many bytes may come back in all.
+            options: what this job asks Slurm for, over the client's ``queue``.
+            ship_pipes_module: put the ``dagster_pipes`` module beside the payload.
+
+        Raises:
+            dagster.Failure: the job failed or couldn't be submitted; the message says why and what to do.
+        """
+        argv = _argv(command)
+        if not self._local and sys.executable in argv:
+            context.log.warning(
+                "the command names this machine's Python, %s; on the site that is 'python3'", sys.executable
+            )
+        request = Request(
+            plan=CommandPlan(argv=argv),
+            options=merge(self.queue, options),
+            env={**environment(self.env, "env"), **environment(env, "env")},
+            files=without_duplicates(local_files(files, "files")),
+            outputs=tuple(inside(output, "outputs") for output in outputs),
+            outputs_limit=outputs_limit,
+            outputs_dir=Path(outputs_dir) if outputs_dir is not None else None,
+            cwd=absolute(resolved(cwd if cwd is not None else self.cwd, "cwd"), "cwd"),
+            work_base=absolute(resolved(self.remote_base, "remote_base"), "remote_base"),
+            extras=extras,
+            ship_pipes_module=ship_pipes_module,
+        )
+        return self.invoke(context, request)
+
+    def invoke(self, context: Context, request: Request) -> CompletedJob:
+        """Run what was already put together; ``run`` and ``ComputeResource.run`` end here."""
+        return Invocation(context, self.connect, request, self.conduct).run()
+
+    def connect(self) -> SiteClient:
+        """Give the site's client; the bus is connected to at its first use, once per process."""
+        if self._local:
+            return local_client(self._home)
+        site = resolved(self.site, "site")
+        if not site:
+            raise wrong(
+                "PipesSlurmClient: site isn't set; name the site whose agent takes the jobs, "
+                "or use PipesSlurmClient.local() for this machine"
+            )
+        return (self.bus or BusResource.from_env()).site_client(site)
+
+
+def _argv(command: str | Sequence[StrPath]) -> tuple[str, ...]:
+    if isinstance(command, str):
+        try:
+            parts = shlex.split(command)
+        except ValueError as error:
+            raise wrong(f"command: {command!r} can't be taken apart: {error}") from error
+    else:
+        parts = []
+        for part in command:
+            if not isinstance(part, str | os.PathLike):
+                raise wrong(f"command: {part!r} is {type(part).__name__}, not text: write {str(part)!r}")
+            parts.append(os.fspath(part))
+    if not parts:
+        raise wrong("command is empty; nothing was submitted")
+    return tuple(parts)

@@ -1,0 +1,175 @@
+"""The resources that users configure: where payloads run and what they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from pydantic import Field, field_validator
+
+from dagster_slurmbus._compat import Context, is_env_var
+from dagster_slurmbus.bus import BusResource
+from dagster_slurmbus.files import Files, StrPath, local_file, local_files, without_duplicates
+from dagster_slurmbus.invocation import OUTPUTS_LIMIT, Request
+from dagster_slurmbus.launchers import BashLauncher, ComputeLauncher
+from dagster_slurmbus.outcomes import CompletedJob
+from dagster_slurmbus.pipes import PipesSlurmClient
+from dagster_slurmbus.queue_config import Options, SlurmQueueConfig, merge
+from dagster_slurmbus.values import absolute, environment, inside, resolved, wrong
+from slurmbus_protocol.errors import InvalidName
+from slurmbus_protocol.subjects import check_token
+
+
+class ExecutionMode(StrEnum):
+    """Where payloads run."""
+
+    LOCAL = "local"
+    """As processes of this machine."""
+    SLURM = "slurm"
+    """As batch jobs of a site."""
+    SLURM_SESSION = "slurm-session"
+    """As steps inside an allocation of a site. Not in this version."""
+    SLURM_HETJOB = "slurm-hetjob"
+    """As components of one heterogeneous job. Not in this version."""
+
+
+_OFFERED = (ExecutionMode.LOCAL, ExecutionMode.SLURM)
+
+
+class SlurmResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # generic over what a resource turns into
+    """A site: one user's access to one cluster."""
+
+    site: str = Field(description="The site's name, as its agent was started with: leonardo-alice.")
+    bus: BusResource | None = Field(default=None, description="How to reach the bus.")
+    queue: SlurmQueueConfig = Field(
+        default_factory=SlurmQueueConfig, description="What every job asks Slurm for, unless its call says otherwise."
+    )
+    remote_base: str | None = Field(
+        default=None,
+        description="An absolute folder on the site under which working directories are made; else the agent's spool.",
+    )
+
+    @field_validator("site", mode="after")
+    @classmethod
+    def _site_is_a_token(cls, value: str) -> str:
+        if not is_env_var(value):
+            try:
+                check_token(value, "site")
+            except InvalidName as error:
+                raise ValueError(str(error)) from error
+        return value
+
+    @field_validator("remote_base", mode="after")
+    @classmethod
+    def _base_is_absolute(cls, value: str | None) -> str | None:
+        if value is not None and not is_env_var(value) and not value.startswith("/"):
+            raise ValueError(f"{value!r} isn't absolute: name a folder on the site, e.g. /home/alice/dagster_runs")
+        return value
+
+    def pipes_client(
+        self,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        forward_termination: bool = True,
+        forward_stdio: bool = True,
+        termination_timeout_seconds: float = 20,
+    ) -> PipesSlurmClient:
+        """Give a Pipes client of this site, for commands instead of payloads; its arguments are explained there."""
+        return PipesSlurmClient(
+            env=env,
+            cwd=cwd,
+            forward_termination=forward_termination,
+            forward_stdio=forward_stdio,
+            termination_timeout_seconds=termination_timeout_seconds,
+            site=self.site,
+            bus=self.bus,
+            queue=self.queue,
+            remote_base=self.remote_base,
+        )
+
+
+class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # generic over what a resource turns into
+    """Runs payloads where ``mode`` says: the same asset on a laptop, in CI and on a cluster."""
+
+    mode: str = Field(default=ExecutionMode.LOCAL.value, description="local or slurm.")
+    slurm: SlurmResource | None = Field(default=None, description="The site; needed when mode is slurm.")
+    default_launcher: ComputeLauncher | None = Field(
+        default=None, description="How payloads are started; BashLauncher when nothing is said."
+    )
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _mode_is_offered(cls, value: Any) -> Any:
+        if is_env_var(value):
+            return value
+        try:
+            mode = ExecutionMode(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is no mode: use {' or '.join(_OFFERED)}") from None
+        if mode not in _OFFERED:
+            raise ValueError(f"{mode.value!r} isn't in this version: use {' or '.join(_OFFERED)}")
+        return mode.value
+
+    def run(
+        self,
+        *,
+        context: Context,
+        payload_path: StrPath,
+        payload_args: Sequence[str] = (),
+        extra_files: Files | None = None,
+        extra_env: Mapping[str, str] | None = None,
+        extras: Mapping[str, Any] | None = None,
+        outputs: Sequence[str] = (),
+        outputs_dir: StrPath | None = None,
+        outputs_limit: int = OUTPUTS_LIMIT,
+        options: Options | None = None,
+        launcher: ComputeLauncher | None = None,
+        ship_pipes_module: bool = True,
+    ) -> CompletedJob:
+        """Run a payload as one job and wait for its end.
+
+        Args:
+            context: of the executing step.
+            payload_path: the program here; it travels into the job's working directory.
+            payload_args: its arguments.
+            extra_files: files that go along: paths, or a mapping from the name there to the path here.
+            extra_env: environment variables of the job.
+            extras: what the payload finds as ``context.extras``; must be JSON.
+            outputs: files in the working directory that come back; their paths here stand on the result.
+            outputs_dir: the folder here that they come into; by default one of the run in Dagster's storage.
+            outputs_limit: how many bytes may come back in all.
+            options: what this job asks Slurm for, over the resource's queue.
+            launcher: instead of the resource's default one.
+            ship_pipes_module: put the ``dagster_pipes`` module beside the payload.
+
+        Raises:
+            dagster.Failure: the job failed or couldn't be submitted; the message says why and what to do.
+        """
+        client = self.pipes_client()
+        payload = local_file(payload_path, "payload_path")
+        plan = (launcher or self.default_launcher or BashLauncher()).plan(payload.target, tuple(payload_args))
+        request = Request(
+            plan=plan,
+            options=merge(self.slurm.queue if self.slurm else None, options),
+            env=environment(extra_env, "extra_env"),
+            files=without_duplicates([payload, *local_files(extra_files, "extra_files")]),
+            outputs=tuple(inside(output, "outputs") for output in outputs),
+            outputs_limit=outputs_limit,
+            outputs_dir=Path(outputs_dir) if outputs_dir is not None else None,
+            work_base=absolute(resolved(client.remote_base, "slurm.remote_base"), "slurm.remote_base"),
+            extras=extras,
+            ship_pipes_module=ship_pipes_module,
+        )
+        return client.invoke(context, request)
+
+    def pipes_client(self) -> PipesSlurmClient:
+        """Give the Pipes client behind the mode."""
+        if self.mode == ExecutionMode.LOCAL:
+            return PipesSlurmClient.local()
+        if self.slurm is None:
+            raise wrong("ComputeResource: mode is 'slurm', but the field slurm isn't set; give it a SlurmResource")
+        return self.slurm.pipes_client()

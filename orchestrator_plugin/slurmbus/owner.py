@@ -1,0 +1,103 @@
+"""Owning the embedded server of a home: in the foreground, or inside the local helper."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Self
+
+from slurmbus.home import BusAddress, Home
+from slurmbus_protocol.embedded import EmbeddedServer
+from slurmbus_protocol.errors import BusUnreachable
+from slurmbus_protocol.streams import BusLimits
+
+log = logging.getLogger(__name__)
+
+LOOK_INTERVAL = 0.2
+"""Seconds between two looks at the profiles: a new site's agent may connect that soon. A look is one directory scan."""
+
+
+class ServerOwner:
+    """Runs the embedded server of a home, gives every site's agent its permissions, and restarts it when it dies.
+
+    The server dies with the thread that started it, also when that is killed (on Linux).
+
+    Args:
+        home: whose server.
+        host: where it listens; None keeps what was chosen before, at first the loopback.
+        port: None keeps what was chosen before, at first a free one.
+        limits: of the streams.
+    """
+
+    def __init__(
+        self, home: Home, host: str | None = None, port: int | None = None, *, limits: BusLimits | None = None
+    ) -> None:
+        self.home = home
+        self.address: BusAddress = home.set_bus_address(host, port)
+        self._profiles = home.profiles_state()
+        self.server = EmbeddedServer(
+            home.bus_folder,
+            home.bus_users(),
+            host=self.address.host,
+            port=self.address.port,
+            limits=limits,
+            tied=True,
+        )
+
+    def __enter__(self) -> Self:
+        """Start the server; BusUnreachable when it doesn't come up or another process owns it."""
+        self.server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the server."""
+        self.server.stop()
+
+    def look(self) -> None:
+        """Take over changed profiles, and start a dead server again. Call it every LOOK_INTERVAL."""
+        profiles = self.home.profiles_state()
+        if profiles != self._profiles:
+            self._profiles = profiles
+            users = self.home.bus_users()
+            log.info("the sites changed: %s", ", ".join(user.name for user in users[1:]) or "none")
+            self.server.set_users(users)
+        if not self.server.alive:
+            log.warning("the bus died and is started again")
+            try:
+                self.server.restart()
+            except BusUnreachable as error:
+                log.warning("%s", error)
+
+
+def run_bus(
+    home: Home, host: str | None = None, port: int | None = None, *, ready: Callable[[str], None] | None = None
+) -> None:
+    """Run the embedded server until SIGINT or SIGTERM; for ``slurmbus bus run``, in the main thread.
+
+    Args:
+        home: whose server.
+        host: where it listens; None keeps what was chosen before.
+        port: None keeps what was chosen before.
+        ready: called with the address when the server takes connections.
+
+    Raises:
+        BusUnreachable: it doesn't come up, or another process owns it.
+    """
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with ServerOwner(home, host, port) as owner:
+            if ready is not None:
+                ready(owner.address.url)
+            while not stop.wait(LOOK_INTERVAL):
+                owner.look()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

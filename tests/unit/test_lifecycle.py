@@ -1,0 +1,298 @@
+"""The pure core: what follows from what, for every state and every order of events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slurmbus_agent import events, lifecycle
+from slurmbus_agent.events import Event, Instruction
+from slurmbus_agent.runner.claims import AGENT_NODE
+from slurmbus_agent.scheduler.base import AccountingRow, Observation
+from slurmbus_protocol.messages import Accounting, CancelAsked, Record, Start
+from slurmbus_protocol.states import FINAL, TRANSITIONS, JobState, may_follow
+
+KEY = "01JD0000000000000000000000"
+CANCEL = CancelAsked(id=KEY, at=1.0, submitter="me@host")
+
+
+def record(state: JobState = JobState.ACCEPTED, **fields: Any) -> Record:
+    base: dict[str, Any] = {
+        "key": KEY,
+        "site": "a",
+        "epoch": 1,
+        "name": "job",
+        "submitter": "me",
+        "created_at": 1.0,
+        "updated_at": 1.0,
+    }
+    return Record(state=state, **{**base, **fields})
+
+
+def seen(state: str, job_id: int = 7, *flags: str, exit_code: int | None = None) -> events.Observed:
+    return events.Observed(
+        observation=Observation(job_id=job_id, name=f"job.{KEY}", state=state, flags=flags, exit_code=exit_code)
+    )
+
+
+def start(number: int = 0, job_id: int = 7, node: str = "c1") -> Start:
+    return Start(number=number, job_id=job_id, node=node, nonce=f"n{number}", started_at=2.0)
+
+
+def ended(number: int = 0, exit_code: int = 0) -> events.Ended:
+    return events.Ended(start=number, exit_code=exit_code, signal=None, error=None, usage=None, ended_at=3.0)
+
+
+def row(state: str, *, final: bool = True) -> AccountingRow:
+    accounting = Accounting(state=state, exit_code=0, signal=0, elapsed=1.0, cpu_seconds=1.0, alloc_cpus=1)
+    return AccountingRow(job_id=7, name=f"job.{KEY}", final=final, accounting=accounting)
+
+
+def play(first: Record, *happened: Event) -> tuple[Record, list[Instruction]]:
+    told: list[Instruction] = []
+    current = first
+    for event in happened:
+        current, instructions = lifecycle.advance(current, event)
+        told.extend(instructions)
+    return current, told
+
+
+STAGED = events.Staged(spool="/s", work_dir="/s/work")
+CLAIMED = events.Claimed(starts=(start(),))
+DRAINED = events.Drained(start=0, sizes={"stdout": 3})
+
+
+def test_a_job_that_goes_well() -> None:
+    current, told = play(
+        record(), events.Begun(), STAGED, events.Submitted(job_id=7), CLAIMED, ended(), seen("COMPLETED", exit_code=0)
+    )
+    assert current.state is JobState.COMPLETING
+    assert current.verdict is JobState.COMPLETED
+    assert sum(isinstance(item, events.SubmitJob) for item in told) == 1
+    current, told = play(current, DRAINED)
+    assert current.state is JobState.COMPLETED
+    assert (current.exit_code, current.starts[0].sizes) == (0, {"stdout": 3})
+    assert told == [events.AskAccounting(patient=True)]
+
+
+def test_the_intent_is_in_the_record_before_the_call() -> None:
+    current, told = play(record(), events.Begun(), STAGED)
+    assert (current.state, current.submits, current.maybe_submitted) == (JobState.SUBMITTING, 1, True)
+    assert told == [events.Stage(), events.SubmitJob()]
+
+
+def test_success_needs_the_claim_of_that_very_job() -> None:
+    pending = record(JobState.PENDING, job_id=7, submits=1)
+    current, told = play(pending, seen("COMPLETED", exit_code=0))
+    assert not current.state.is_final
+    assert events.TakeClaim() in told
+    sealed = events.Claimed(starts=(start(node=AGENT_NODE),), batch_output="no python3 on c1")
+    current, _ = play(current, sealed)
+    assert (current.state, current.reason) == (JobState.FAILED, "no python3 on c1")
+
+
+def test_another_jobs_end_says_nothing() -> None:
+    running = record(JobState.RUNNING, job_id=7, starts=(start(),))
+    current, told = play(running, seen("COMPLETED", 8, exit_code=0))
+    assert current is running
+    assert told == []
+
+
+def test_an_unknown_submit_is_looked_up_and_never_taken_for_refused() -> None:
+    submitting = record(JobState.SUBMITTING, submits=1, maybe_submitted=True)
+    current, told = play(submitting, events.SubmitUnknown(message="no answer"), events.SubmitAgain())
+    assert events.LookUp() in told
+    assert events.SubmitJob() not in told
+    current, told = play(current, events.Looked(observation=seen("RUNNING").observation))
+    assert (current.job_id, current.state) == (7, JobState.RUNNING)
+    assert events.SubmitJob() not in told
+
+
+def test_a_job_that_slurm_doesnt_know_is_submitted_again_only_after_asking_twice() -> None:
+    submitting = record(JobState.SUBMITTING, submits=1, maybe_submitted=True)
+    current, told = play(submitting, events.Looked(observation=None))
+    assert events.SubmitJob() not in told
+    current, told = play(current, events.Looked(observation=None))
+    assert told == [events.SubmitJob()]
+    assert current.submits == 2
+
+
+def test_a_refusal_ends_the_job_with_slurms_own_words() -> None:
+    refused = events.SubmitRefused(message="Invalid partition name specified", hint="there are main, gpu")
+    current, _ = play(record(), events.Begun(), STAGED, refused)
+    assert (current.state, current.reason) == (JobState.REJECTED, "Invalid partition name specified")
+
+
+def test_a_submit_that_wasnt_sent_is_tried_again_without_a_lookup() -> None:
+    current, told = play(record(), events.Begun(), STAGED, events.SubmitNotSent(message="controller down"))
+    assert current.maybe_submitted is False
+    current, told = play(current, events.SubmitAgain())
+    assert told == [events.SubmitJob()]
+    assert current.submits == 1
+
+
+def test_the_controller_forgot_a_claimed_job() -> None:
+    running = record(JobState.RUNNING, job_id=7, starts=(start(),))
+    current, told = play(running, events.Denied())
+    assert events.AskAccounting() in told
+    assert not current.state.is_final
+    current, told = play(current, events.Accounted(row=row("COMPLETED")))
+    assert current.verdict is JobState.COMPLETED
+    assert events.Drain(start=0) in told
+
+
+def test_a_claimed_job_that_nobody_knows_is_lost_after_some_minutes_and_never_a_success() -> None:
+    current = record(JobState.RUNNING, job_id=7, starts=(start(),))
+    for _ in range(int(lifecycle.LOST_AFTER / lifecycle.ACCOUNTING_AGAIN_AFTER)):
+        current, _ = play(current, events.Denied(), events.Accounted(row=row("RUNNING", final=False)))
+        assert current.verdict is None
+    current, _ = play(current, events.Denied(), events.Accounted(row=None))
+    current, _ = play(current, DRAINED)
+    assert current.state is JobState.LOST
+
+
+def test_a_requeue_goes_back_to_pending_and_into_the_next_start() -> None:
+    running = record(JobState.RUNNING, job_id=7, submits=1, requeue=True, starts=(start(),))
+    current, _ = play(running, seen("PENDING", 7, "COMPLETING"))
+    assert current.state is JobState.PENDING
+    current, _ = play(current, events.Claimed(starts=(start(), start(1))))
+    assert current.state is JobState.RUNNING
+    assert [item.number for item in current.starts] == [0, 1]
+
+
+def test_a_superseded_starts_end_doesnt_end_the_job() -> None:
+    running = record(JobState.RUNNING, job_id=7, submits=1, requeue=True, starts=(start(), start(1)))
+    current, told = play(running, ended(0, exit_code=1))
+    assert current.state is JobState.RUNNING
+    assert told == [events.Drain(start=0)]
+
+
+def test_a_claim_by_another_slurm_job_is_the_truth_and_the_other_is_cancelled() -> None:
+    pending = record(JobState.PENDING, job_id=7, submits=1)
+    current, told = play(pending, events.Claimed(starts=(start(job_id=9),)))
+    assert current.job_id == 9
+    assert events.CancelJob(job_id=7) in told
+
+
+@pytest.mark.parametrize("state", [JobState.ACCEPTED, JobState.STAGING])
+def test_a_cancel_before_the_submit_means_no_submit(state: JobState) -> None:
+    current, told = play(record(state), events.CancelRequested(cancel=CANCEL), events.Begun(), STAGED)
+    assert current.state is JobState.CANCELLED
+    assert events.SubmitJob() not in told
+
+
+def test_a_cancel_is_repeated_until_the_state_is_final() -> None:
+    running = record(JobState.RUNNING, job_id=7, starts=(start(),))
+    current, told = play(running, events.CancelRequested(cancel=CANCEL))
+    assert events.CancelJob(job_id=7) in told
+    for _ in range(3):
+        current, told = play(current, events.CancelAgain())
+        assert events.CancelJob(job_id=7) in told
+    current, told = play(current, seen("CANCELLED"), events.CancelAgain())
+    assert events.CancelJob(job_id=7) not in told
+
+
+def test_a_cancel_that_overtakes_the_submit_seals_the_job() -> None:
+    submitting = record(JobState.SUBMITTING, submits=1, maybe_submitted=True)
+    current, told = play(
+        submitting,
+        events.CancelRequested(cancel=CANCEL),
+        events.Looked(observation=None),
+        events.Looked(observation=None),
+    )
+    assert told[-1] == events.TakeClaim()
+    assert events.SubmitJob() not in told
+    current, _ = play(current, events.Claimed(starts=(start(node=AGENT_NODE),)))
+    assert current.state is JobState.CANCELLED
+
+
+def test_outputs_are_awaited_before_the_job_is_final() -> None:
+    running = record(JobState.RUNNING, job_id=7, starts=(start(),), outputs_pending=True)
+    current, told = play(running, ended(), seen("COMPLETED", exit_code=0), DRAINED)
+    assert events.CollectOutputs() in told
+    assert not current.state.is_final
+    current, _ = play(current, events.OutputsCollected(outputs=()))
+    assert current.state is JobState.COMPLETED
+
+
+_OBSERVED = [
+    seen(state, job_id, *flags, exit_code=0)
+    for state in ("PENDING", "RUNNING", "SUSPENDED", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+    for job_id in (7, 8)
+    for flags in ((), ("COMPLETING",))
+]
+EVENTS: list[Event] = [
+    events.Begun(),
+    STAGED,
+    events.StagingFailed(code="spool-full", message="full"),
+    events.Submitted(job_id=7),
+    events.SubmitRefused(message="no"),
+    events.SubmitNotSent(message="down"),
+    events.SubmitUnknown(message="no answer"),
+    events.SubmitAgain(),
+    events.Looked(observation=None),
+    events.Looked(observation=seen("RUNNING").observation),
+    *_OBSERVED,
+    events.Poked(),
+    events.Denied(),
+    events.Accounted(row=None),
+    events.Accounted(row=row("COMPLETED")),
+    events.Accounted(row=row("RUNNING", final=False)),
+    events.Accounted(row=row("COMPLETED"), settled=False),
+    events.Claimed(starts=()),
+    CLAIMED,
+    events.Claimed(starts=(start(), start(1))),
+    events.Claimed(starts=(start(job_id=9),)),
+    events.Claimed(starts=(start(node=AGENT_NODE),)),
+    ended(0),
+    ended(0, 3),
+    ended(1),
+    DRAINED,
+    events.Drained(start=1, sizes={}),
+    events.OutputsCollected(outputs=()),
+    events.CancelRequested(cancel=CANCEL),
+    events.CancelAgain(),
+]
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.lists(st.sampled_from(EVENTS), max_size=25), st.booleans(), st.booleans())
+def test_in_every_order_of_events_the_rules_hold(happened: list[Event], requeue: bool, outputs: bool) -> None:
+    current = record(requeue=requeue, outputs_pending=outputs)
+    for event in happened:
+        before = current
+        current, told = lifecycle.advance(current, event)
+        assert may_follow(before.state, current.state)
+        if before.state.is_final:
+            assert current.state is before.state
+        if current.state is JobState.COMPLETED:
+            assert any(item.node != AGENT_NODE for item in current.starts), "a success without a claim"
+        if current.state.is_final and current.state not in {JobState.REJECTED, JobState.CANCELLED}:
+            assert all(item.sizes is not None for item in current.starts)
+        if events.SubmitJob() in told:
+            assert current.state is JobState.SUBMITTING
+            assert current.maybe_submitted, "a submit without its intent in the record"
+            assert not current.starts, "a submit after a claim"
+            assert current.cancel is None, "a submit after a cancel"
+
+
+def test_every_event_is_handled_in_every_state() -> None:
+    for state in JobState:
+        for event in EVENTS:
+            after, _ = lifecycle.advance(record(state, job_id=7), event)
+            assert may_follow(state, after.state)
+
+
+def test_every_state_can_reach_an_end() -> None:
+    assert set(TRANSITIONS) == set(JobState)
+    for state in set(JobState) - FINAL:
+        assert TRANSITIONS[state] & FINAL
+
+
+def test_a_record_survives_the_wire_unchanged() -> None:
+    full = record(JobState.COMPLETED, job_id=7, starts=(start(),), cancel=CANCEL)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(full), type=Record) == full
