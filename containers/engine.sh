@@ -44,6 +44,10 @@ install_packages() {
     say "installing ${missing[*]}"
     apt-get update -q -o Acquire::Check-Valid-Until=false >/dev/null ||
         fail "apt-get update failed" "check this host's package sources and its way to the network"
+    # The client is a package of its own since Debian 13; before, it is part of docker.io.
+    if [[ " ${missing[*]} " == *" docker.io "* && -n $(apt-cache search --names-only '^docker-cli$') ]]; then
+        missing+=(docker-cli)
+    fi
     DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}" >/dev/null ||
         fail "apt-get could not install ${missing[*]}" "run it by hand to see why: apt-get install ${missing[*]}"
 }
@@ -93,12 +97,7 @@ if engine_answers; then
     say "docker $(docker version --format '{{.Server.Version}}') answers"
 else
     require_debian_root "install and start a container engine"
-    # docker-cli is a package of its own since Debian 13 and part of docker.io before.
-    if [[ -n $(apt-cache search --names-only '^docker-cli$') ]]; then
-        install_packages docker.io dockerd docker-cli docker iptables iptables
-    else
-        install_packages docker.io dockerd iptables iptables
-    fi
+    install_packages docker.io dockerd docker.io docker iptables iptables
     start_engine
     say "docker $(docker version --format '{{.Server.Version}}') answers"
 fi

@@ -47,7 +47,10 @@ class SpoolFollower:
 
     async def _look(self, job: Job) -> bool:
         """Relay what the runner reported durable since the last look; True when there was something."""
-        if not job.record.starts or job.record.verdict is not None:
+        if job.record.verdict is not None:
+            return False
+        if not job.record.starts:  # Slurm says that it runs, and its runner is just about to begin
+            await job.look_for_claims()
             return False
         start = job.record.starts[-1]
         if start.ended_at is not None:

@@ -216,9 +216,13 @@ class Job:
             log.warning("job %s: the cancel is repeated later: %s", self.record.key, error)
         self.post(events.Poked())
 
-    async def _read_claims(self, _: events.ReadClaims) -> None:
+    async def look_for_claims(self) -> None:
+        """Learn from the spool which starts have been claimed."""
         claims = await asyncio.to_thread(self.folder.claims)
         self.post(events.Claimed(starts=tuple(_as_start(claim) for claim in claims)))
+
+    async def _read_claims(self, _: events.ReadClaims) -> None:
+        await self.look_for_claims()
         await self._read_report()
 
     async def _read_report(self) -> None:
@@ -270,7 +274,12 @@ class Job:
         self._progress.set()
 
     async def _drain(self, instruction: events.Drain) -> None:
-        sizes = await asyncio.to_thread(self.folder.final_sizes, instruction.start)
+        report = await asyncio.to_thread(self.folder.report, instruction.start)
+        if report is not None and report.end is not None:
+            self.ended(instruction.start, report.end)
+            sizes = dict(report.end.sizes)
+        else:
+            sizes = await asyncio.to_thread(self.folder.final_sizes, instruction.start)
         for stream in Stream:
             await self.catch_up(instruction.start, stream, sizes.get(stream, 0))
         self.post(events.Drained(start=instruction.start, sizes=sizes))

@@ -311,7 +311,7 @@ def _claimed(record: Record, event: Claimed) -> Result:
     stop_twin = (CancelJob(job_id=record.job_id),) if twin and record.job_id is not None else ()
     record = _with(
         record,
-        JobState.RUNNING,
+        JobState.RUNNING if record.verdict is None else None,
         starts=starts,
         job_id=latest.job_id,
         node_list=latest.node if twin else record.node_list or latest.node,

@@ -1,25 +1,53 @@
-"""The socket on which runners report (stub: the signatures are final)."""
+"""The socket on which runners report.
+
+A runner and the agent prove to each other that they know the job's secret, then the runner may speak for its one start.
+Frames and proofs are described in :mod:`slurmbus_agent.runner.protocol`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+import asyncio
+import contextlib
+import fcntl
+import logging
+import resource
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from secrets import token_hex
+from typing import Any, Protocol
 
+import msgspec
+
+from slurmbus_agent.link_wire import Budget, PeerGone, Wire
+from slurmbus_agent.runner import frames
 from slurmbus_agent.spool_files import EndReport, LinkAddress
-from slurmbus_protocol.messages import Start
+from slurmbus_protocol.errors import SlurmbusError
+from slurmbus_protocol.messages import NonNegative, Start, Ulid
 from slurmbus_protocol.subjects import Stream
 
 __all__ = ["EndReport", "LinkAddress", "LinkServer", "LinkSink"]
 
+log = logging.getLogger(__name__)
+
 BUDGET_BYTES = 16 * 1024 * 1024
+GREETING_WITHIN = 5.0
+"""Seconds in which a runner must have proved itself."""
+STRANGERS = 256
+"""Connections that haven't proved themselves, at once; more wait in the kernel."""
+ALIVE_EVERY = 5.0
+"""Seconds between two signs of life to runners that wait for an answer; they give up after 15."""
+_BACKLOG = 1024
+_SIOCGIFADDR = 0x8915
 
 
 class LinkSink(Protocol):
     """Takes what runners report.
 
-    Calls for one start never overlap those of an earlier connection of the same start: ``hello``, then
-    ``started``, ``ended`` and ``chunk`` (one at a time for each stream, in order), then ``lost``.
-    Every call may be repeated on the next connection. A SlurmbusError from a call ends the connection; the runner
+    For one start the order is: ``hello``, then ``started``, ``ended`` and ``chunk`` (one at a time for each stream, in
+    order, the streams beside each other), then ``lost``; a second connection of the same start waits until then.
+    Everything may be repeated on the next connection. A SlurmbusError from a call ends the connection; the runner
     comes again, with back-off.
     """
 
@@ -44,6 +72,34 @@ class LinkSink(Protocol):
         ...
 
 
+class _Hello(msgspec.Struct, frozen=True, kw_only=True):
+    key: Ulid
+    task: NonNegative
+    start: NonNegative
+    job_id: NonNegative
+    node: str
+    nonce: str
+    claimed_at: float
+
+
+class _Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    stream: Stream
+    offset: NonNegative
+    round: NonNegative
+
+
+class _Started(msgspec.Struct, frozen=True, kw_only=True):
+    started_at: float
+
+
+class _Ended(msgspec.Struct, frozen=True, kw_only=True):
+    end: EndReport
+
+
+class _Dropped(Exception):
+    """A connection isn't worth keeping; the message is the reason under which it is counted."""
+
+
 class LinkServer:
     """Listens for runners.
 
@@ -66,20 +122,280 @@ class LinkServer:
         advertise: Sequence[str] = (),
         epoch: int = 0,
     ) -> None:
-        self.in_flight = 0
-        """Bytes that have arrived and aren't acknowledged."""
-        self.refused: dict[str, int] = {}
-        """Connections that were dropped, by reason."""
+        self._sink = sink
+        self._secrets = secrets
+        self._host = host
+        self._advertise = tuple(advertise)
+        self._epoch = epoch
+        self._server = token_hex(16)
+        self._budget = Budget(budget_bytes)
+        self._strangers = asyncio.Semaphore(STRANGERS)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._links: set[socket.socket] = set()
+        self._wires: set[Wire] = set()
+        self._sessions: dict[tuple[str, int, int], _Session] = {}
+        self.dropped: Counter[str] = Counter()
+        """Connections that weren't worth keeping, by reason."""
 
     @property
     def connections(self) -> int:
-        """How many runners are connected."""
-        raise NotImplementedError
+        """How many runners are connected and have proved themselves."""
+        return len(self._sessions)
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes in memory that have arrived and aren't acknowledged."""
+        return self._budget.used
 
     async def start(self) -> LinkAddress:
-        """Listen, and give the address for :meth:`slurmbus_agent.spool.Spool.write_link`."""
-        raise NotImplementedError
+        """Listen, and give the address for :meth:`slurmbus_agent.spool.Spool.write_link`.
+
+        Raises the process's soft limit of open files to the hard one: each runner is one.
+        """
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        listener = socket.create_server((self._host, 0), backlog=_BACKLOG)
+        listener.setblocking(False)
+        self._links.add(listener)
+        self._spawn(self._accept(listener), "link: accepting")
+        self._spawn(self._show_life(), "link: signs of life")
+        everywhere = self._host == "0.0.0.0"  # noqa: S104 - compared, not listened on
+        hosts = self._advertise or (addresses() if everywhere else (self._host,))
+        return LinkAddress(hosts=hosts, port=listener.getsockname()[1], server=self._server, epoch=self._epoch)
 
     async def aclose(self) -> None:
         """Let go of all runners: they look for the next agent in the spool's file ``link``."""
-        raise NotImplementedError
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for link in self._links:
+            link.close()
+        self._links.clear()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("link: a connection ended by an error of our own", exc_info=error)
+
+    # ------------------------------------------------------------------ connections
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._strangers.acquire()
+            try:
+                link, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                self._strangers.release()
+                log.warning("link: no connection can be taken: %s", error)
+                await asyncio.sleep(1.0)
+                continue
+            self._links.add(link)
+            self._spawn(self._serve(link), "link: a runner")
+
+    async def _serve(self, link: socket.socket) -> None:
+        try:
+            wire = Wire(link)
+            hello = await self._identify(wire)
+            if hello is not None:
+                self._wires.add(wire)
+                await self._attend(wire, hello)
+                self._wires.discard(wire)
+        finally:
+            self._links.discard(link)
+            link.close()
+
+    async def _identify(self, wire: Wire) -> _Hello | None:
+        """Find out who is there; None when it isn't one of ours."""
+        try:
+            async with asyncio.timeout(GREETING_WITHIN):
+                return await self._greet(wire)
+        except TimeoutError:
+            self._drop("silent")
+        except (frames.BadFrame, msgspec.ValidationError) as error:
+            self._drop("garbage", error)
+        except PeerGone:
+            self._drop("gone")
+        except _Dropped as error:
+            self._drop(str(error))
+        finally:
+            self._strangers.release()
+        return None
+
+    def _drop(self, reason: str, error: Exception | None = None) -> None:
+        self.dropped[reason] += 1
+        log.info("link: dropped a connection: %s %s", reason, error or "")
+
+    async def _greet(self, wire: Wire) -> _Hello:
+        """Let both sides prove themselves, and give the start that the other side may speak for."""
+        line, size = await wire.line()
+        header = frames.header_of(line)
+        if header.get("type") != "hello" or size:
+            raise frames.BadFrame("no hello")
+        hello = msgspec.convert(header, _Hello)
+        secret = self._secrets(hello.key, hello.task)
+        if secret is None:
+            raise _Dropped("unknown job")
+        challenge = token_hex(16)
+        await wire.send(
+            "challenge", challenge=challenge, proof=frames.proof(secret, frames.AGENT, self._server, challenge, line)
+        )
+        answer = await wire.header()
+        expected = frames.proof(secret, frames.RUNNER, self._server, challenge, line)
+        if answer.get("type") != "proof" or not frames.same(expected, answer.get("proof")):
+            raise _Dropped("wrong proof")
+        return hello
+
+    async def _attend(self, wire: Wire, hello: _Hello) -> None:
+        """Serve a runner until its connection ends; an older connection of the same start ends first."""
+        name = (hello.key, hello.task, hello.start)
+        wire.owing += 1
+        while (older := self._sessions.get(name)) is not None:
+            await older.end()
+        session = _Session(self._sink, wire, hello, self._budget)
+        self._sessions[name] = session
+        try:
+            await session.run()
+        except* SlurmbusError as errors:
+            self._drop("the agent couldn't take it", errors.exceptions[0])
+        except* (frames.BadFrame, msgspec.ValidationError) as errors:
+            self._drop("garbage", errors.exceptions[0])
+        finally:
+            del self._sessions[name]
+            session.over.set()
+
+    async def _show_life(self) -> None:
+        while True:
+            await asyncio.sleep(ALIVE_EVERY)
+            waiting = [wire for wire in self._wires if wire.owing]
+            with contextlib.suppress(TimeoutError):  # who doesn't read is hung up on
+                async with asyncio.timeout(ALIVE_EVERY), asyncio.TaskGroup() as group:
+                    for wire in waiting:
+                        group.create_task(wire.send("alive"))
+
+
+class _Session:
+    """One runner's connection, from its welcome on."""
+
+    def __init__(self, sink: LinkSink, wire: Wire, hello: _Hello, budget: Budget) -> None:
+        self._sink = sink
+        self._wire = wire
+        self._hello = hello
+        self._budget = budget
+        self._about = (hello.key, hello.task, hello.start)
+        self._held = 0
+        self._queues: dict[str, asyncio.Queue[_Item | None]] = {}
+        self._rounds: Counter[Stream] = Counter()
+        self.over = asyncio.Event()
+
+    async def end(self) -> None:
+        """Hang up, and come back when everything that had arrived was handed over."""
+        self._wire.hang_up()
+        await self.over.wait()
+
+    async def run(self) -> None:
+        """Serve until the connection ends."""
+        hello = self._hello
+        start = Start(
+            number=hello.start, job_id=hello.job_id, node=hello.node, nonce=hello.nonce, started_at=hello.claimed_at
+        )
+        offsets = await self._sink.hello(hello.key, hello.task, start)
+        self._wire.owing -= 1
+        if offsets is None:
+            await self._wire.send("refused", reason="superseded")
+            return
+        try:
+            await self._wire.send("welcome", offsets=offsets)
+            async with asyncio.TaskGroup() as group:
+                try:
+                    while True:
+                        await self._take(group)
+                except PeerGone:
+                    for queue in self._queues.values():  # what has arrived is still handed over
+                        queue.put_nowait(None)
+        finally:
+            self._budget.give(self._held)
+            self._sink.lost(*self._about)
+
+    async def _take(self, group: asyncio.TaskGroup) -> None:
+        """Take one frame; the streams and the news are worked off beside each other."""
+        line, size = await self._wire.line()
+        header = frames.header_of(line)
+        kind = header.get("type")
+        self._wire.owing += 1
+        if kind == "chunk" and size:
+            chunk = msgspec.convert(header, _Chunk)
+            cost = await self._reserve(size, urgent=chunk.stream is Stream.MESSAGES)
+            self._queue(group, chunk.stream).put_nowait((cost, chunk, await self._wire.data(size)))
+        elif kind in {"started", "ended"} and not size:
+            news = msgspec.convert(header, _Started) if kind == "started" else msgspec.convert(header, _Ended)
+            self._queue(group, "news").put_nowait((await self._reserve(0, urgent=True), news, b""))
+        else:
+            raise frames.BadFrame(f"an unexpected {kind}")
+
+    async def _reserve(self, size: int, *, urgent: bool) -> int:
+        cost = await self._budget.take(size, urgent=urgent)
+        self._held += cost
+        return cost
+
+    def _queue(self, group: asyncio.TaskGroup, name: str) -> asyncio.Queue[_Item | None]:
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues[name] = asyncio.Queue()
+            group.create_task(self._work_off(queue))
+        return queue
+
+    async def _work_off(self, queue: asyncio.Queue[_Item | None]) -> None:
+        while (item := await queue.get()) is not None:
+            cost, what, data = item
+            del item
+            if isinstance(what, _Chunk):
+                await self._hand_over(what, data)
+            else:
+                await self._tell(what)
+            del data  # an idle connection holds no bytes
+            self._held -= cost
+            self._budget.give(cost)
+            self._wire.owing -= 1
+
+    async def _hand_over(self, chunk: _Chunk, data: bytes) -> None:
+        stream = chunk.stream
+        if chunk.round != self._rounds[stream]:
+            return  # sent before the runner knew that other bytes are wanted
+        end = chunk.offset + len(data)
+        following = await self._sink.chunk(*self._about, stream, chunk.offset, data)
+        if following != end:
+            self._rounds[stream] += 1
+        await self._wire.send("ack", stream=stream, end=end, next=following, round=self._rounds[stream])
+
+    async def _tell(self, news: _Started | _Ended) -> None:
+        if isinstance(news, _Started):
+            await self._sink.started(*self._about, news.started_at)
+            await self._wire.send("noted", what="started")
+        else:
+            await self._sink.ended(*self._about, news.end)
+            await self._wire.send("noted", what="ended")
+
+
+_Item = tuple[int, _Chunk | _Started | _Ended, bytes]
+
+
+def addresses() -> tuple[str, ...]:
+    """Give the IPv4 addresses of this host's interfaces, loopback last.
+
+    Addresses, because a runner that waits for a name server can't look after its payload.
+    """
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            with contextlib.suppress(OSError):  # an interface without an address
+                answer = fcntl.ioctl(probe, _SIOCGIFADDR, request)
+                found.append(socket.inet_ntoa(answer[20:24]))
+    return tuple(sorted(found, key=lambda address: address.startswith("127.")))

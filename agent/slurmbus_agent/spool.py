@@ -127,7 +127,7 @@ class Spool:
         self._count()
         with typed(self.root):
             try:
-                names = os.listdir(self.root / "jobs")
+                names = [path.name for path in (self.root / "jobs").iterdir()]
             except FileNotFoundError:
                 return []
         return sorted(found for name in names if (found := _parse(name)) is not None)

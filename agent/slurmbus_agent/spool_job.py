@@ -114,14 +114,14 @@ class JobDir:
         folder = self.path / "starts"
         self._count()
         try:
-            starts = sorted(int(name) for name in os.listdir(folder) if name.isdecimal())
+            starts = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
         except FileNotFoundError:
             return []
         found = []
         for start in starts:
             self._count()
             with typed(folder):
-                found.append(self._parse(start, os.readlink(folder / str(start))))
+                found.append(self._parse(start, str((folder / str(start)).readlink())))
         return found
 
     def _parse(self, start: int, text: str) -> Claim:

@@ -52,7 +52,7 @@ class WorkDir:
                 at = below
             new = f".{secrets.token_hex(8)}"
             mode = _EXECUTABLE if executable else FILE_MODE
-            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode, dir_fd=at), "wb") as file:
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode, dir_fd=at), "wb") as file:
                 try:
                     yield file
                     file.flush()
@@ -65,7 +65,7 @@ class WorkDir:
 
 
 def check_path(path: str, field: str = "files") -> list[str]:
-    """Give the parts of a path that stays inside the working directory; InvalidSetting names the field if it doesn't."""
+    """Give the parts of a path inside the working directory; InvalidSetting names the field when it leads outside."""
     parts = path.split("/")
     if not path or "\0" in path:
         raise InvalidSetting(f"{field}: {path!r} is no file name", hint=_INSIDE)

@@ -53,6 +53,8 @@ def typed(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:  # no answer of the file system, e.g. a TimeoutError of the block's own
+            raise
         if error.errno in _FULL:
             raise SpoolFull(f"{path} can't be written: {_FULL[error.errno]}") from error
         reason = error.strerror or type(error).__name__
@@ -70,7 +72,7 @@ def write(path: Path, data: bytes) -> None:
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with typed(path):
         try:
-            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE), "wb") as file:
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

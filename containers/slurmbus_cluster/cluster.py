@@ -30,7 +30,7 @@ DEFAULT_HOSTS = ("ctld", "c1", "c2", "login")
 SUBNET_ATTEMPTS = 5
 """Times to ask for a network: another process may take the same range between the question and the answer."""
 
-Action = Literal["start", "stop", "restart", "kill", "freeze", "thaw"]
+Action = Literal["start", "stop", "restart", "kill", "freeze", "thaw", "status", "log"]
 DAEMON_HOSTS = {"slurmctld": "ctld", "slurmdbd": "ctld", "mariadbd": "ctld"}
 
 
@@ -86,7 +86,8 @@ class Cluster:
                 for name, address in addresses.items()
             }
             self._each(self._hosts.values(), Host.create)
-            self._each(self._hosts.values(), Host.wait_ready)
+            for host in self._hosts.values():
+                host.wait_ready()
             self.wait_idle()
         except BaseException:
             self.close()
@@ -145,9 +146,9 @@ class Cluster:
                 networking_config={str(network.name): endpoint},
                 # Names don't depend on a name server, so that a dead host's name still resolves at once.
                 extra_hosts=dict(addresses),
-                # slurmd limits jobs by cgroups; each host sees its own part of the hierarchy only. Some of these rights
-                # are for tests: small file systems, cut networks. Not `privileged`: it wants every right of the engine's
-                # host, which a virtual machine may lack.
+                # slurmd limits jobs by cgroups; each host sees its own part of the hierarchy only. Some of these
+                # rights are for tests: small file systems, cut networks. Not `privileged`: it wants every right of
+                # the engine's host, of which a virtual machine may lack some.
                 cgroupns="private",
                 cap_add=["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "SYS_NICE"],
                 security_opt=["seccomp=unconfined", "apparmor=unconfined"],
@@ -191,6 +192,7 @@ class Cluster:
         self,
         host: str,
         argv: Sequence[str],
+        *,
         user: str = "root",
         env: Mapping[str, str] | None = None,
         workdir: str | None = None,
@@ -207,6 +209,7 @@ class Cluster:
         self,
         host: str,
         argv: Sequence[str],
+        *,
         user: str = "root",
         env: Mapping[str, str] | None = None,
         workdir: str | None = None,
@@ -254,15 +257,16 @@ class Cluster:
         """Put a host's network plug back in, at the same address."""
         self.host(host).connect()
 
-    def daemon(self, action: Action, name: str, host: str | None = None) -> None:
-        """Start, stop, restart, kill, freeze or thaw a daemon.
+    def daemon(self, action: Action, name: str, host: str | None = None) -> str:
+        """Start, stop, restart, kill, freeze or thaw a daemon, or return its status or its log.
 
-        `host` may be left out for the daemons of the controller, which run on `ctld` only.
+        Each waits until it is done: after `start` the daemon serves, after `kill` it is gone. `host` may be left out
+        for the daemons that run on `ctld` only. Raises `CommandFailed` with the end of the daemon's log.
         """
         where = host or DAEMON_HOSTS.get(name)
         if where is None:
             raise ClusterError(f"{name} runs on several hosts: say which (host=…)")
-        self.host(where).exec(["slurmbus-daemon", action, name])
+        return self.host(where).exec(["slurmbus-daemon", action, name]).stdout
 
     def install_wheels(self, paths: Iterable[str | os.PathLike[str]], hosts: Sequence[str] | None = None) -> None:
         """Install wheels, without their dependencies and without a network, into `/opt/slurmbus` of the login nodes."""
@@ -297,7 +301,7 @@ class Cluster:
         try:
             slurm.wait_nodes(self.host("ctld"), nodes, "idle", timeout)
         except ConditionTimeout as error:
-            logs = "\n".join(f"== {name}\n{self.logs(name)}" for name in ("ctld", *nodes))
+            logs = "\n".join(f"== {name}\n{self.host(name).logs(20)}" for name in ("ctld", *nodes))
             raise ConditionTimeout(f"{error}\n{logs}") from error
 
 
@@ -318,7 +322,7 @@ def _host_number(name: str) -> int:
         return 10
     kind = name.rstrip("0123456789")
     number = int(name[len(kind) :] or 1)
-    base = {"c": 100, "login": 200}.get(kind)
-    if base is None or not 1 <= number <= 50:
+    base, most = {"c": (100, 2), "login": (200, 50)}.get(kind, (0, 0))
+    if not 1 <= number <= most:
         raise ClusterError(f"no such host can be made: {name} (ctld, c1, c2, login, login2, …)")
     return base + number

@@ -10,6 +10,7 @@ from pathlib import Path
 import docker
 import docker.errors
 from testcontainers.core.config import testcontainers_config
+from testcontainers.core.docker_client import DockerClient
 
 # testcontainers' own reaper is one more image to pull; leftovers are removed by label instead (see leftovers.py).
 testcontainers_config.ryuk_disabled = True
@@ -21,12 +22,13 @@ CALL_TIMEOUT = 120.0
 """Seconds for one call to the engine; a busy disk can make a container's start slow."""
 
 
-def connect() -> docker.DockerClient:
-    """Open a connection to the engine that the environment names (`DOCKER_HOST`), or the local one.
+def connect(timeout: float = CALL_TIMEOUT) -> docker.DockerClient:
+    """Open a connection to the engine that the environment or Docker's context names, or the local one.
 
-    Raises `docker.errors.DockerException` when there is none.
+    testcontainers chooses it, and leaves its choice in `DOCKER_HOST` for the docker command. Raises
+    `docker.errors.DockerException` when there is none.
     """
-    return docker.from_env(timeout=int(CALL_TIMEOUT))
+    return DockerClient(timeout=int(timeout)).client
 
 
 def engine_problem() -> str | None:
@@ -35,7 +37,7 @@ def engine_problem() -> str | None:
     if shutil.which("docker") is None:
         return f"The docker command isn't installed. {hint}"
     try:
-        client = docker.from_env(timeout=int(ENGINE_TIMEOUT))
+        client = connect(ENGINE_TIMEOUT)
         try:
             client.ping()
         finally:
@@ -62,7 +64,7 @@ def _no_permission(error: BaseException) -> bool:
 
 
 def owner_labels() -> dict[str, str]:
-    """Labels that name this process as the owner of a container, so that a later one can tell whether it still lives."""
+    """Labels that name this process as a container's owner, so that a later one can tell whether it still lives."""
     pid = os.getpid()
     return {
         "slurmbus.owner.host": socket.gethostname(),

@@ -59,7 +59,7 @@ class HostProcess(subprocess.Popen[bytes]):
         stderr: int | IO[bytes] | None,
     ) -> None:
         self._host = host
-        self._pid_file = f"/tmp/.slurmbus-{uuid.uuid4().hex}.pid"  # noqa: S108  in the host, the name is random
+        self._pid_file = f"/tmp/.slurmbus-{uuid.uuid4().hex}.pid"
         wrapper = ["sh", "-c", 'echo $$ >"$0" && exec "$@"', self._pid_file, *argv]
         super().__init__(
             host.exec_command(wrapper, user=user, env=env, workdir=workdir), stdin=stdin, stdout=stdout, stderr=stderr
@@ -85,14 +85,15 @@ class HostProcess(subprocess.Popen[bytes]):
 
 
 class Host:
-    """One host of the cluster. `Cluster` makes it; its methods are also reached through `Cluster` by the host's name."""
+    """One host of the cluster, made by `Cluster`, through which its methods are also reached by the host's name."""
 
     def __init__(self, name: str, address: str, network: Network, container: DockerContainer) -> None:
         self.name = name
         self.address = address
         self._network = network
         self._definition = container
-        self._lives = 0
+        self._ready_before = 0
+        self._failed_before = 0
 
     @property
     def container(self) -> Container:
@@ -105,7 +106,7 @@ class Host:
 
     def start(self) -> None:
         """Start the container again after it was killed. Its daemons start with it; `wait_ready` waits for them."""
-        self._lives = self._count("ready") + self._count("failed")
+        self._ready_before, self._failed_before = self._count("ready"), self._count("failed")
         self.container.start()
 
     def kill(self) -> None:
@@ -132,10 +133,10 @@ class Host:
         """Wait until the daemons of this host serve. Raises `HostFailed` with the failing daemon's log."""
         deadline = time.monotonic() + timeout
         while True:
-            if self._count("failed") + self._count("ready") > self._lives:
-                if self._count("failed"):
-                    raise HostFailed(f"{self.name} didn't come up:\n{self.logs()}")
+            if self._count("ready") > self._ready_before:
                 return
+            if self._count("failed") > self._failed_before:
+                raise HostFailed(f"{self.name} didn't come up:\n{self.logs()}")
             self.container.reload()
             if self.container.status != "running":
                 raise HostFailed(f"{self.name} is {self.container.status}:\n{self.logs()}")
@@ -144,6 +145,7 @@ class Host:
             time.sleep(0.05)
 
     def _count(self, word: str) -> int:
+        """Count the start-ups that ended with this word; a restarted container's output goes on where it was."""
         lines = self.container.logs().decode(errors="replace").splitlines()
         return sum(line.startswith("slurmbus-host: ") and line.endswith(word) for line in lines)
 

@@ -29,6 +29,9 @@ DOCKERFILE = "slurm/Dockerfile"
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
 """Environment variables in which a host names the CA bundle that its network wants."""
 
+PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+"""What Docker passes on to a build's commands and keeps out of the image."""
+
 
 def image_tag() -> str:
     """Return the image's name, with a hash of all of its inputs as the tag."""
@@ -69,6 +72,7 @@ def _build(api: docker.APIClient, tag: str, progress: Callable[[str], None]) -> 
     """Build the image; the classic builder's interface is the one that every engine has."""
     started = time.monotonic()
     progress(f"building image {tag} (about two minutes from nothing)")
+    step = ""
     tail: list[str] = []
     events = api.build(
         fileobj=_context(),
@@ -78,6 +82,7 @@ def _build(api: docker.APIClient, tag: str, progress: Callable[[str], None]) -> 
         tag=tag,
         # The bridge may have no route to the package servers, the host has.
         network_mode="host",
+        buildargs={name: value for name in PROXY_VARIABLES if (value := os.environ.get(name))},
         rm=True,
         forcerm=True,
         decode=True,
@@ -85,21 +90,21 @@ def _build(api: docker.APIClient, tag: str, progress: Callable[[str], None]) -> 
     )
     for event in events:
         if "error" in event:
-            raise EngineUnavailable(_explain(event["error"], tail))
+            raise EngineUnavailable(_explain(event["error"], step, tail))
         line = str(event.get("stream") or event.get("status") or "").strip()
         if line:
             tail = [*tail[-39:], line]
         if line.startswith("Step "):
-            progress(f"  {line.splitlines()[0][:110]}")
+            step = " ".join(line.split())
+            progress(f"  {step[:110]}")
     api.tag(tag, REPOSITORY, "latest")
     progress(f"image {tag} built in {time.monotonic() - started:.0f} s")
 
 
-def _explain(error: str, tail: list[str]) -> str:
-    log = "\n".join(tail)
-    if "debian:forky" in error or "manifest" in error or "lookup" in error and "FROM" in "".join(tail[-2:]):
+def _explain(error: str, step: str, tail: list[str]) -> str:
+    if step.startswith("Step 1/"):
         return f"The base image debian:forky can't be had: {error}\nRun `make engine` as root: it makes the base image."
-    return f"Building the cluster's image failed: {error}\nThe last lines were:\n{log}"
+    return f"Building the cluster's image failed: {error}\nThe last lines were:\n" + "\n".join(tail)
 
 
 def _context() -> io.BytesIO:

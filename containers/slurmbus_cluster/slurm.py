@@ -58,7 +58,7 @@ def accounting(host: Host, job_id: int | str) -> list[dict[str, str]]:
 def node_states(host: Host) -> dict[str, str]:
     """Return the state of every compute node in lower case (`idle`, `mixed`, `down*`, …)."""
     shown = host.exec(["sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T"], check=False).stdout
-    return {name: state for name, state in (line.split() for line in shown.splitlines())}
+    return {(fields := line.split())[0]: fields[1] for line in shown.splitlines()}
 
 
 def wait_nodes(host: Host, nodes: Sequence[str], state: str, timeout: float) -> None:

@@ -17,6 +17,10 @@ _BASH: tuple[str, ...] = ("bash", "-euo", "pipefail")
 class ComputeLauncher(dg.ConfigurableResource):  # type: ignore[type-arg]  # generic over what a resource turns into
     """Base of all launchers. A launcher of your own is one class with one method."""
 
+    preamble: str = Field(
+        default="", description="Lines that bash runs before the payload, under set -euo pipefail: module load …"
+    )
+
     def plan(self, payload: str, args: Sequence[str] = ()) -> CommandPlan:
         """Say how the runner shall start a payload.
 
@@ -31,9 +35,6 @@ class BashLauncher(ComputeLauncher):
     """Starts ``.py`` payloads with the site's ``python3``, ``.sh`` payloads with bash under ``set -euo pipefail``."""
 
     python: str = Field(default="python3", description="The site's Python: a name on PATH there, or a path there.")
-    preamble: str = Field(
-        default="", description="Lines that bash runs before the payload, under set -euo pipefail: module load …"
-    )
 
     def plan(self, payload: str, args: Sequence[str] = ()) -> CommandPlan:
         """Choose the program by the payload's suffix; ``dagster.Failure`` when it is neither .py nor .sh."""

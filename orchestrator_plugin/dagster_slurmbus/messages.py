@@ -97,6 +97,11 @@ class RelayedMessageReader(dg.PipesMessageReader):
         finally:
             self._handler = None
 
+    @property
+    def expected_writer_count(self) -> int:
+        """One session is opened and closed, whatever the payload does; see ``_close``."""
+        return 1
+
     def no_messages_debug_text(self) -> str:
         """Say how messages travel."""
         return "Messages are relayed from a file on the cluster that the runner follows."

@@ -8,7 +8,14 @@ from typing import Any
 
 import dagster as dg
 import msgspec
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from dagster_slurmbus._compat import is_env_var
 from dagster_slurmbus.values import resolved, wrong
@@ -64,28 +71,30 @@ class SlurmQueueConfig(dg.Config):
 
     @field_validator(*_TEXTS, mode="before")
     @classmethod
-    def _number_as_text(cls, value: Any) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool) and not is_env_var(value):
-            return str(value)
-        return value
-
-    @field_validator(*_COUNTS, mode="after")
-    @classmethod
-    def _at_least_one(cls, value: int | None) -> int | None:
-        if value is not None and not is_env_var(value) and value < 1:
-            raise ValueError(f"{value} is less than 1")
-        return value
-
-    @model_validator(mode="after")
-    def _readable(self) -> SlurmQueueConfig:
-        for field, parse in _PARSERS.items():
-            value = getattr(self, field)
-            if value is None or is_env_var(value):
-                continue
+    def _readable(cls, value: Any, info: ValidationInfo) -> Any:
+        if is_env_var(value) or value is None:
+            return value
+        text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        parse = _PARSERS.get(str(info.field_name))
+        if parse is not None and isinstance(text, str):
             try:
-                parse(value, field)
+                parse(text, str(info.field_name))
             except SlurmbusError as error:
                 raise ValueError(str(error)) from error
+        return text
+
+    @field_validator(*_COUNTS, mode="wrap")
+    @classmethod
+    def _at_least_one(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        if is_env_var(value):  # Dagster puts it back; the plain check would see the number 0
+            return value
+        count = check(value)
+        if count is not None and count < 1:
+            raise ValueError(f"{count} is less than 1")
+        return count
+
+    @model_validator(mode="after")
+    def _one_way_of_asking_for_memory(self) -> SlurmQueueConfig:
         if self.mem is not None and self.mem_per_cpu is not None:
             raise ValueError("mem and mem_per_cpu exclude each other: set one of them")
         return self

@@ -52,20 +52,20 @@ class SlurmResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gener
         description="An absolute folder on the site under which working directories are made; else the agent's spool.",
     )
 
-    @field_validator("site", mode="after")
+    @field_validator("site", mode="before")
     @classmethod
-    def _site_is_a_token(cls, value: str) -> str:
-        if not is_env_var(value):
+    def _site_is_a_token(cls, value: Any) -> Any:
+        if isinstance(value, str) and not is_env_var(value):
             try:
                 check_token(value, "site")
             except InvalidName as error:
                 raise ValueError(str(error)) from error
         return value
 
-    @field_validator("remote_base", mode="after")
+    @field_validator("remote_base", mode="before")
     @classmethod
-    def _base_is_absolute(cls, value: str | None) -> str | None:
-        if value is not None and not is_env_var(value) and not value.startswith("/"):
+    def _base_is_absolute(cls, value: Any) -> Any:
+        if isinstance(value, str) and not is_env_var(value) and not value.startswith("/"):
             raise ValueError(f"{value!r} isn't absolute: name a folder on the site, e.g. /home/alice/dagster_runs")
         return value
 

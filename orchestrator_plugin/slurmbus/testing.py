@@ -62,6 +62,10 @@ class ScriptedAgent:
         """Disconnect."""
         await self.bus.__aexit__(kind, error, at)
 
+    def forget(self) -> None:
+        """Forget what the bus held: it is another one."""
+        self._sequences.clear()
+
     async def request(self) -> Submit | Cancel:
         """Wait for the next request and acknowledge it."""
         async with aclosing(pull(self.bus, subjects.REQUESTS, subjects.consumer(self.site), batch=1)) as messages:

@@ -15,6 +15,7 @@ from typing import Any
 
 import nats.errors
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from slurmbus_protocol.bus import RETRY_DELAYS, ApiError, Bus, Stored
 from slurmbus_protocol.errors import BusUnreachable
@@ -52,26 +53,46 @@ async def pull(bus: Bus, stream: str, consumer: str, *, batch: int = PULL_BATCH)
         }
     ).encode()
     subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-    async with bus.inbox() as (inbox, subscription):
-        wanted = 0
-        while True:
-            if wanted == 0:
-                await bus.tell(subject, request, reply=inbox)
-                wanted = batch
-            try:
-                msg = await subscription.next_msg(timeout=SILENCE)
-            except (TimeoutError, nats.errors.Error) as error:
-                bus.suspect()
-                raise BusUnreachable(f"{stream}: nothing is heard from the bus") from error
-            status = (msg.headers or {}).get("Status") if not msg.data else None
-            if status is None:
-                wanted -= 1
-                yield msg
-            elif status == "503":
-                raise ConsumerGone(f"{stream}: the server doesn't know consumer {consumer}")
-            elif status != "100":
-                _raise_if_gone(stream, consumer, msg)
-                wanted = 0
+    moved = asyncio.create_task(bus.next_connection(bus.connections))
+    try:
+        async with bus.inbox() as (inbox, subscription):
+            wanted = 0
+            while True:
+                if wanted == 0:
+                    await bus.tell(subject, request, reply=inbox)
+                    wanted = batch
+                msg = await _next(bus, stream, subscription, moved)
+                status = (msg.headers or {}).get("Status") if not msg.data else None
+                if status is None:
+                    wanted -= 1
+                    yield msg
+                elif status == "503":
+                    raise ConsumerGone(f"{stream}: the server doesn't know consumer {consumer}")
+                elif status != "100":
+                    _raise_if_gone(stream, consumer, msg)
+                    wanted = 0
+    finally:
+        moved.cancel()
+        await asyncio.gather(moved, return_exceptions=True)
+
+
+async def _next(bus: Bus, stream: str, subscription: Subscription, moved: asyncio.Task[int]) -> Msg:
+    """Wait for a message, but not on a connection that was made anew: the server has forgotten the pull request."""
+    try:
+        if subscription.pending_msgs:
+            return await subscription.next_msg(timeout=SILENCE)
+        getter = asyncio.create_task(subscription.next_msg(timeout=SILENCE))
+        try:
+            await asyncio.wait({getter, moved}, return_when=asyncio.FIRST_COMPLETED)
+            if getter.done():
+                return getter.result()
+            raise BusUnreachable(f"{stream}: the connection was made anew")
+        finally:
+            getter.cancel()
+            await asyncio.gather(getter, return_exceptions=True)
+    except (TimeoutError, nats.errors.Error) as error:
+        bus.suspect()
+        raise BusUnreachable(f"{stream}: nothing is heard from the bus") from error
 
 
 def _raise_if_gone(stream: str, consumer: str, msg: Msg) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
@@ -17,11 +18,10 @@ from dagster_slurmbus.messages import MAX_WARNINGS, Lines, RelayedMessageReader
 class Inbox:
     """A reader in an open session whose handler is Dagster's own, over a context made by hand."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: dg.OpExecutionContext) -> None:
         self.warnings: list[str] = []
         self.logged: list[tuple[int, str]] = []
         self.reader = RelayedMessageReader(self.warnings.append)
-        context = dg.build_op_context()
         handler = logging.Handler()
         handler.emit = self._emit  # type: ignore[method-assign]
         context.log.addHandler(handler)
@@ -30,7 +30,7 @@ class Inbox:
         self._session.__enter__()
 
     def _emit(self, record: logging.LogRecord) -> None:
-        self.logged.append((record.levelno, record.getMessage()))
+        self.logged.append((record.levelno, record.getMessage().removeprefix("system - ")))
 
     def feed(self, *messages: Any, start: int = 0) -> None:
         for message in messages:
@@ -43,8 +43,9 @@ class Inbox:
 
 
 @pytest.fixture
-def inbox() -> Inbox:
-    return Inbox()
+def inbox() -> Iterator[Inbox]:
+    with dg.build_op_context() as context:
+        yield Inbox(context)
 
 
 def message(method: str, **params: Any) -> dict[str, Any]:
@@ -75,7 +76,9 @@ def test_lines_come_out_as_they_were_written(lines: list[bytes], cuts: list[int]
 
 
 def test_logs_pass_at_once_and_results_wait_for_the_end(inbox: Inbox) -> None:
-    inbox.feed(message("opened", extras={}), message("log", message="hello", level="WARNING"), materialization("a", n=1))
+    inbox.feed(
+        message("opened", extras={}), message("log", message="hello", level="WARNING"), materialization("a", n=1)
+    )
     assert (logging.WARNING, "hello") in inbox.logged
     assert inbox.results == []
     inbox.reader.finish(0)
@@ -114,7 +117,9 @@ def test_unknown_log_levels_become_info_with_their_name(inbox: Inbox, level: obj
 
 
 def test_invalid_utf8_is_replaced_with_a_warning(inbox: Inbox) -> None:
-    inbox.feed(b'{"__dagster_pipes_version": "0.1", "method": "log", "params": {"message": "caf\xe9", "level": "INFO"}}')
+    inbox.feed(
+        b'{"__dagster_pipes_version": "0.1", "method": "log", "params": {"message": "caf\xe9", "level": "INFO"}}'
+    )
     assert inbox.logged == [(logging.INFO, "caf\ufffd")]
     assert "isn't UTF-8" in inbox.warnings[0]
 

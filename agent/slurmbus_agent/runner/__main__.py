@@ -2,6 +2,7 @@
 
 This file alone is written for every Python, also 2.7: an older one looks for a newer one, and becomes it.
 """
+# ruff: noqa: ANN201, RUF005, UP031, UP036 - every Python must be able to read this
 
 import os
 import sys
@@ -16,10 +17,10 @@ def find_newer():
     tried = os.environ.get("SLURMBUS_PYTHONS_TRIED", "").split()
     for name in NEWER:
         if name not in tried:
-            os.environ["SLURMBUS_PYTHONS_TRIED"] = " ".join(tried + [name])  # noqa: RUF005 - Python 2
             tried.append(name)
+            os.environ["SLURMBUS_PYTHONS_TRIED"] = " ".join(tried)
             try:
-                os.execvp(name, [name, "-I", "-S"] + sys.argv)  # noqa: RUF005, S606 - Python 2; no shell is wanted
+                os.execvp(name, [name, "-I", "-S"] + sys.argv)  # noqa: S606 - no shell is wanted
             except OSError:
                 continue
     found = ".".join(str(number) for number in sys.version_info[:3])
@@ -33,6 +34,7 @@ def find_newer():
 if __name__ == "__main__":
     if sys.version_info < (3, 9):
         find_newer()
+    os.environ.pop("SLURMBUS_PYTHONS_TRIED", None)
     from slurmbus_agent.runner.job import main
 
     sys.exit(main(sys.argv))

@@ -9,15 +9,16 @@ import hashlib
 import hmac
 import json
 
+from slurmbus_agent.runner.protocol import MAX_DATA
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 PREFIX = 4
-MAX_HEADER = 4096
-MAX_DATA = 256 * 1024
-"""Bytes in a chunk; the bus takes as much in one message."""
+MAX_HEADER = 16 * 1024
 MAX_FRAME = MAX_HEADER + MAX_DATA
+_SHORTEST = len(b"{}\n")
 AGENT = b"agent"
 RUNNER = b"runner"
 
@@ -37,23 +38,20 @@ def pack(header: dict[str, Any], data_length: int = 0) -> bytes:
 def length(prefix: bytes, limit: int = MAX_FRAME) -> int:
     """Read a frame's length; BadFrame when it can't be right."""
     size = int.from_bytes(prefix, "big")
-    if not 2 <= size <= limit:
+    if not _SHORTEST <= size <= limit:
         raise BadFrame(f"a frame of {size:,} bytes")
     return size
 
 
-def unpack(frame: bytes) -> tuple[dict[str, Any], int]:
-    """Give a frame's header, and where in it the data begins."""
-    newline = frame.find(b"\n", 0, MAX_HEADER)
-    if newline < 0:
-        raise BadFrame("a frame without a header")
+def header_of(line: bytes) -> dict[str, Any]:
+    """Read a header; BadFrame when it isn't one."""
     try:
-        header = json.loads(frame[:newline])
+        header = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise BadFrame(f"a header that isn't JSON: {error}") from error
     if not isinstance(header, dict):
         raise BadFrame("a header that isn't an object")
-    return header, newline + 1
+    return header
 
 
 def proof(secret: bytes, role: bytes, server: str, challenge: str, hello: bytes) -> str:

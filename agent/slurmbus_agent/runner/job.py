@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 import time
+from contextlib import suppress
 
 from slurmbus_agent.runner import claims, payload
 from slurmbus_agent.runner.notify import Notifier
@@ -41,6 +42,8 @@ LEAVE_AFTER = 30.0
 """After the payload's end: seconds until we leave in any case. The nodes are paid for."""
 FULL_BELOW = 64 * 1024
 """Free bytes under which a failed payload is told that the disk is full."""
+LONGEST_ERROR = 1000
+"""Characters; a command that isn't there may have a very long name."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 """What Slurm or a user sends to the batch script is meant for the payload. Source: sbatch(1), --signal=B:."""
 
@@ -64,10 +67,8 @@ class Signals:
 
     def take(self) -> list[int]:
         """Give the signals that came and are meant for the payload."""
-        try:
+        with suppress(BlockingIOError):
             os.read(self.descriptor, 4096)
-        except BlockingIOError:
-            pass
         taken, self.pending = self.pending, []
         return taken
 
@@ -115,7 +116,10 @@ def claim(plan: Plan) -> dict[str, Any]:
         found = claims.take(plan.folder + "/starts", start, mine)
         if found == mine:
             break
-        other_id, other_node, _, _ = claims.parse(found)
+        try:
+            other_id, other_node, _, _ = claims.parse(found)
+        except ValueError:
+            raise Taken(f"start {start} of this job has been taken by somebody unknown: {found[:80]!r}") from None
         if other_node == claims.AGENT_NODE:
             raise Taken("the agent has closed this job")
         if not plan.requeue:
@@ -169,7 +173,7 @@ class Job:
                 self._streams["stderr"].writer,
             )
         except payload.NotStarted as error:
-            end.update(exit_code=error.exit_code, error=str(error), error_code=ERROR_NOT_STARTED)
+            end.update(exit_code=error.exit_code, error=str(error)[:LONGEST_ERROR], error_code=ERROR_NOT_STARTED)
         except OSError as error:
             words, code = spool_error(error)
             end.update(exit_code=EXIT_SETUP, error=words, error_code=code)
@@ -258,10 +262,8 @@ class Job:
             report.begin(now)
 
     def _look_for_successor(self) -> None:
-        try:
+        with suppress(OSError):  # the file server is away; nothing is known
             self._superseded = claims.latest(self._plan.folder + "/starts") > self._start
-        except OSError:
-            pass  # the file server is away; nothing is known
 
     # ------------------------------------------------------------------ afterwards
 
@@ -292,10 +294,11 @@ class Job:
         for stream in self._streams.values():
             stream.finish()
         uplink.hurry()
-        while not uplink.finished() or not self._was_up:
+        while self._plan.link and not (uplink.finished() and self._was_up):
             now = time.monotonic()
             if now > begun + LEAVE_AFTER or now > max(begun, uplink.moved_at) + patience or uplink.failures > failures:
                 return
             self._look_at = self._check_at = now + 0.1
             self._turn(uplink, None)
+            self._signals.take()  # the payload that they were meant for is gone
             self._was_up = self._was_up or uplink.up

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import time
+from contextlib import suppress
 
 from slurmbus_agent.runner import libc
 from slurmbus_agent.runner.protocol import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND
@@ -39,10 +40,8 @@ class Payload:
 
     def send(self, number: int) -> None:
         """Signal the payload's process group."""
-        try:
+        with suppress(ProcessLookupError, PermissionError):  # it has ended, or became somebody else
             os.killpg(self.pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass  # it has ended, or became somebody else
 
     def ended(self) -> bool:
         """Tell whether the payload has ended, and bury orphans that were handed to us meanwhile."""
@@ -128,7 +127,9 @@ def _explain(doing: str, number: int, command: str, cwd: str) -> NotStarted:
     if number == errno.ENOENT:
         return NotStarted(_missing(command, cwd), EXIT_NOT_FOUND)
     if number == errno.EACCES:
-        return NotStarted(f"{command!r} isn't executable; run it with its interpreter, or 'chmod +x' it", 126)
+        return NotStarted(
+            f"{command!r} isn't executable; run it with its interpreter, or 'chmod +x' it", EXIT_NOT_EXECUTABLE
+        )
     if number == errno.ENOEXEC:
         reason = "it is no program; its first line must name its interpreter, like #!/bin/bash"
     elif number == errno.E2BIG:
@@ -160,7 +161,8 @@ def _kill_children() -> None:
         except ChildProcessError:
             return
         for pid in _children():
-            os.kill(pid, signal.SIGKILL)  # ours until we wait for it
+            with suppress(PermissionError):  # somebody else's by now
+                os.kill(pid, signal.SIGKILL)  # ours until we wait for it
         time.sleep(0.002)
 
 

@@ -39,7 +39,11 @@ from __future__ import annotations
 
 VERSION = 1
 
-STREAMS = ("stdout", "stderr", "messages")
+MESSAGES = "messages"
+STREAMS = (MESSAGES, "stderr", "stdout")
+"""The most important first."""
+MAX_DATA = 256 * 1024
+"""Bytes in a chunk; the bus takes as much in one message."""
 
 EXIT_TWIN = 113
 """The runner ended before its payload, or killed it, because another start has the claim."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from slurmbus_agent.runner.frames import MAX_DATA
+from slurmbus_agent.runner.protocol import MAX_DATA, MESSAGES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ WINDOW_CHUNKS = 8
 """Unacknowledged chunks under way: small ones wait and grow while the bus is busy."""
 REST = 0.1
 """Seconds between two looks at a log that grows all the time; messages are looked at without rest."""
+POLL = 0.05
+"""Seconds between two looks at a file where inotify isn't to be had."""
 
 
 class Stream:
@@ -33,7 +35,8 @@ class Stream:
         self._under_way: list[int] = []
         self.idle = False
         """Nothing to do before the file changes."""
-        self.rests_until = 0.0
+        self._rests_until = 0.0
+        self._ended = False
 
     def size(self) -> int:
         """Give the stream's bytes: what is in the file, and never less than what the bus has."""
@@ -60,12 +63,13 @@ class Stream:
         self._sent = self.acked = offset
         self._under_way.clear()
         self.round = number
-        self.wake()
-
-    def wake(self) -> None:
-        """Look at the file now."""
         self.idle = False
-        self.rests_until = 0.0
+
+    def finish(self) -> None:
+        """The file doesn't grow any more: send all that is left without a rest."""
+        self._ended = True
+        self.idle = False
+        self._rests_until = 0.0
 
     @property
     def owed(self) -> bool:
@@ -76,21 +80,24 @@ class Stream:
         """Tell whether every byte is safe."""
         return self.acked >= self.size()
 
+    def due(self) -> float:
+        """Give the time of the next look at the file, infinity when something else must happen first."""
+        full = len(self._under_way) >= WINDOW_CHUNKS or self._sent - self.acked > WINDOW_BYTES - MAX_DATA
+        return float("inf") if self.idle or full else self._rests_until
+
     def next_chunk(self, now: float, arm: Callable[[str], bool]) -> tuple[int, bytes] | None:
         """Give the next bytes to send, with their offset; None when there are none or too many are under way."""
-        if self.idle or now < self.rests_until:
-            return None
-        if len(self._under_way) >= WINDOW_CHUNKS or self._sent - self.acked > WINDOW_BYTES - MAX_DATA:
+        if now < self.due():
             return None
         armed = arm(self.path)  # before looking, so that no change falls in between
         length = min(MAX_DATA, os.fstat(self._reader).st_size - self._sent)
         data = os.pread(self._reader, length, self._sent) if length > 0 else b""
         if not data:
             self.idle = armed
-            self.rests_until = 0.0 if armed else now + REST / 2
+            self._rests_until = 0.0 if armed else now + POLL
             return None
-        if len(data) < MAX_DATA and self.name != "messages":
-            self.rests_until = now + REST
+        if len(data) < MAX_DATA and self.name != MESSAGES and not self._ended:
+            self._rests_until = now + REST
         offset = self._sent
         self._sent += len(data)
         self._under_way.append(self._sent)

@@ -11,7 +11,7 @@ import select
 import socket
 
 from slurmbus_agent.runner import frames
-from slurmbus_agent.runner.protocol import STREAMS
+from slurmbus_agent.runner.protocol import MESSAGES, STREAMS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ class LinkBroken(Exception):
 class Uplink:
     """The link of one start; ``hello`` are the fields of that frame."""
 
-    def __init__(self, plan: Plan, hello: dict[str, Any], streams: list[Stream], notifier: Notifier, now: float) -> None:
+    def __init__(
+        self, plan: Plan, hello: dict[str, Any], streams: list[Stream], notifier: Notifier, now: float
+    ) -> None:
         self._plan = plan
         self._hello = hello
         self._streams = streams
@@ -58,7 +60,7 @@ class Uplink:
         self._told: set[str] = set()
         self._attempt = 0
         self._heard_at = now
-        self._retry_at = now
+        self._retry_at = now if plan.link else float("inf")
         self.moved_at = now
         """When the agent last took something over."""
         self.refused = False
@@ -100,7 +102,10 @@ class Uplink:
             return self._retry_at
         if self._stage == "connecting":
             return self._heard_at + CONNECT_WITHIN
-        return self._heard_at + SILENCE if self.owed else float("inf")
+        silent_at = self._heard_at + SILENCE if self.owed else float("inf")
+        if not self.up or self._out:
+            return silent_at
+        return min(silent_at, *(stream.due() for stream in self._streams))
 
     def tell(self, kind: str, **fields: Any) -> None:
         """Send a frame once on every connection until the agent has noted it."""
@@ -108,7 +113,8 @@ class Uplink:
 
     def hurry(self) -> None:
         """Try at once instead of waiting for the end of the back-off."""
-        self._retry_at = 0.0
+        if self._plan.link:
+            self._retry_at = 0.0
 
     # ------------------------------------------------------------------ the work
 
@@ -120,14 +126,17 @@ class Uplink:
                     self._begin(now)
                 return
             if self._stage == "connecting":
-                self._finish_connecting(now, ready)
+                self._finish_connecting(self._socket, now, ready)
             elif ready & (select.POLLIN | select.POLLHUP | select.POLLERR):
-                self._receive(now)
-            if now - self._heard_at > SILENCE and self.owed:
-                raise LinkBroken("silence")
+                self._receive(self._socket, now)
             self._send(now)
-        except (OSError, LinkBroken, frames.BadFrame):
+            self._listen(now)
+        except (OSError, LinkBroken, ValueError):  # ValueError: also a host name that can't be looked up
             self._break(now)
+
+    def _listen(self, now: float) -> None:
+        if self.owed and now - self._heard_at > SILENCE:
+            raise LinkBroken("silence")
 
     def look_for_another(self, now: float) -> None:
         """Leave for the agent that has taken over, if one has; asks the file server only when this one is stuck."""
@@ -170,13 +179,12 @@ class Uplink:
         except (ValueError, KeyError, TypeError) as error:
             raise LinkBroken(f"the file 'link' has no address: {error}") from error
 
-    def _finish_connecting(self, now: float, ready: int) -> None:
-        assert self._socket is not None
+    def _finish_connecting(self, link: socket.socket, now: float, ready: int) -> None:
         if not ready:
             if now - self._heard_at > CONNECT_WITHIN:
                 raise LinkBroken("no answer")
             return
-        number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        number = link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:
             raise OSError(number, os.strerror(number))
         self._hello["challenge"] = os.urandom(16).hex()
@@ -208,10 +216,9 @@ class Uplink:
 
     # ------------------------------------------------------------------ receiving
 
-    def _receive(self, now: float) -> None:
-        assert self._socket is not None
+    def _receive(self, link: socket.socket, now: float) -> None:
         try:
-            data = self._socket.recv(_RECEIVE)
+            data = link.recv(_RECEIVE)
         except BlockingIOError:
             return
         if not data:
@@ -219,10 +226,10 @@ class Uplink:
         self._heard_at = now
         self._in += data
         while len(self._in) >= frames.PREFIX:
-            end = frames.PREFIX + frames.length(self._in[: frames.PREFIX], frames.MAX_HEADER)
+            end = frames.PREFIX + frames.length(bytes(self._in[: frames.PREFIX]), frames.MAX_HEADER)
             if len(self._in) < end:
                 return
-            header, _ = frames.unpack(bytes(self._in[frames.PREFIX : end]))
+            header = frames.header_of(bytes(self._in[frames.PREFIX : end]))
             del self._in[:end]
             self._take(header, now)
 
@@ -287,6 +294,8 @@ class Uplink:
                 self._out[0] = self._out[0][sent:]
 
     def _next_frame(self, now: float) -> bool:
+        if not self.owed:  # from now on there is something to wait for
+            self._heard_at = self.moved_at = now
         for kind, header in self._news.items():
             if kind not in self._told:
                 self._told.add(kind)
@@ -296,10 +305,11 @@ class Uplink:
             found = stream.next_chunk(now, self._notifier.arm)
             if found is not None:
                 offset, data = found
-                if not self.owed:
-                    self._heard_at = now
                 header = {"type": "chunk", "stream": stream.name, "offset": offset, "round": stream.round}
                 self._out.append(memoryview(frames.pack(header, len(data))))
                 self._out.append(memoryview(data))
+                if stream.name != MESSAGES:  # the logs take turns behind the messages
+                    self._streams.remove(stream)
+                    self._streams.append(stream)
                 return True
         return False

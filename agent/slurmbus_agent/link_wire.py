@@ -1,0 +1,170 @@
+"""Frames over one socket of the link, with bounded memory.
+
+asyncio's streams read ahead, up to 256 KiB a connection; with a thousand runners that is more than the agent's whole
+budget. Here a byte is only read when there is room for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from slurmbus_agent.runner import frames
+
+_SMALL = 4096
+_OVERHEAD = 1024
+"""What a frame costs besides its data."""
+_LOGS_SHARE = 0.75
+"""The rest is kept for messages, so that logs that can't be relayed don't hold them up."""
+KEEPALIVE = (
+    (socket.TCP_KEEPIDLE, 8),
+    (socket.TCP_KEEPINTVL, 3),
+    (socket.TCP_KEEPCNT, 2),
+    (socket.TCP_USER_TIMEOUT, 15_000),
+)
+"""The kernel notices a dead host within 15 s, idle or not, at no cost to this process."""
+
+
+class PeerGone(Exception):
+    """The other side has closed the connection, or can't be reached any more."""
+
+
+_Turns = deque[tuple[int, asyncio.Future[None]]]
+
+
+class Budget:
+    """Bytes that may be in memory for all connections together."""
+
+    def __init__(self, limit: int) -> None:
+        self._limits = (int(limit * _LOGS_SHARE), limit)  # for logs, for messages and news
+        self._waiting: tuple[_Turns, _Turns] = (deque(), deque())
+        self.used = 0
+
+    async def take(self, size: int, *, urgent: bool) -> int:
+        """Wait until there is room for a frame with ``size`` bytes of data, and give what to hand back."""
+        cost = size + _OVERHEAD
+        waiting = self._waiting[urgent]
+        if waiting or not self._fits(cost, urgent=urgent):
+            turn = asyncio.get_running_loop().create_future()
+            entry = (cost, turn)
+            waiting.append(entry)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self.give(cost)
+                else:
+                    with contextlib.suppress(ValueError):  # skipped already
+                        waiting.remove(entry)
+                raise
+        else:
+            self.used += cost
+        return cost
+
+    def give(self, cost: int) -> None:
+        """Hand room back."""
+        self.used -= cost
+        for urgent, waiting in reversed(list(enumerate(self._waiting))):
+            while waiting and self._fits(waiting[0][0], urgent=bool(urgent)):
+                cost, turn = waiting.popleft()
+                if not turn.done():
+                    self.used += cost
+                    turn.set_result(None)
+
+    def _fits(self, cost: int, *, urgent: bool) -> bool:
+        return self.used == 0 or self.used + cost <= self._limits[urgent]
+
+
+class Wire:
+    """One connection; whoever reads is one task, writers may be many."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._socket = link
+        self._buffer = bytearray()
+        self._writing = asyncio.Lock()
+        self.owing = 0
+        """How many answers the runner waits for; while it does, it hears from us that we are alive."""
+        link.setblocking(False)
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            link.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    async def line(self) -> tuple[bytes, int]:
+        """Give the next frame's header as it came, and how many bytes of data follow it.
+
+        Raises:
+            BadFrame: it is none.
+            PeerGone: there is none.
+        """
+        while len(self._buffer) < frames.PREFIX:
+            await self._fill()
+        size = frames.length(bytes(self._buffer[: frames.PREFIX]))
+        most = frames.PREFIX + min(size, frames.MAX_HEADER)
+        while (newline := self._buffer.find(b"\n", frames.PREFIX, most)) < 0:
+            if len(self._buffer) >= most:
+                raise frames.BadFrame("a frame without a header")
+            await self._fill()
+        line = bytes(self._buffer[frames.PREFIX : newline + 1])
+        del self._buffer[: newline + 1]
+        return line, size - len(line)
+
+    async def header(self) -> dict[str, Any]:
+        """Give the next frame, which must have no data."""
+        line, size = await self.line()
+        if size:
+            raise frames.BadFrame(f"{size:,} bytes that don't belong here")
+        return frames.header_of(line)
+
+    async def data(self, size: int) -> bytes:
+        """Give the data after a header."""
+        data = bytearray(self._buffer[:size])
+        del self._buffer[:size]
+        have = len(data)
+        data.extend(bytes(size - have))
+        loop = asyncio.get_running_loop()
+        with memoryview(data) as view, _lost_is_gone():
+            while have < size:
+                have += _some(await loop.sock_recv_into(self._socket, view[have:]))
+        return bytes(data)
+
+    async def _fill(self) -> None:
+        with _lost_is_gone():
+            data = await asyncio.get_running_loop().sock_recv(self._socket, _SMALL)
+        _some(len(data))
+        self._buffer += data
+
+    async def send(self, kind: str, **fields: Any) -> None:
+        """Send a frame; when the other side is gone, nothing happens, and the reader will notice."""
+        data = frames.pack({"type": kind, **fields})
+        async with self._writing:
+            try:
+                await asyncio.get_running_loop().sock_sendall(self._socket, data)
+            except OSError:
+                self.hang_up()
+            except asyncio.CancelledError:
+                self.hang_up()  # half a frame may be out
+                raise
+
+    def hang_up(self) -> None:
+        """End the connection: the reader gets PeerGone."""
+        with contextlib.suppress(OSError):  # the other side was quicker
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def _lost_is_gone() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PeerGone(str(error)) from error
+
+
+def _some(received: int) -> int:
+    if not received:
+        raise PeerGone("closed")
+    return received
