@@ -33,11 +33,11 @@ require_debian_root() {
             "if an engine is running and only you may not use it: sudo usermod -aG docker $(id -un), then log in again"
 }
 
-# Installs the Debian packages of which the program (second of each pair) is missing.
+# Installs the Debian packages (first of each pair) whose program (second) is missing.
 install_packages() {
     local missing=()
     while (($#)); do
-        command -v "$2" >/dev/null || missing+=("$1")
+        command -v "$2" >/dev/null || [[ " ${missing[*]} " == *" $1 "* ]] || missing+=("$1")
         shift 2
     done
     ((${#missing[@]})) || return 0
@@ -52,19 +52,25 @@ install_packages() {
         fail "apt-get could not install ${missing[*]}" "run it by hand to see why: apt-get install ${missing[*]}"
 }
 
+has_systemd() { [[ -d /run/systemd/system ]]; }
+
+dockerd_runs() { [[ $(cat "/proc/$(cat /var/run/docker.pid 2>/dev/null)/comm" 2>/dev/null) == dockerd ]]; }
+
 start_engine() {
-    if [[ -d /run/systemd/system ]]; then
+    local started=
+    if has_systemd; then
         say "starting docker.service"
         systemctl start docker || fail "docker.service doesn't start" "see: journalctl -u docker"
-    elif ! pgrep -x dockerd >/dev/null; then
+    elif ! dockerd_runs; then
         say "starting dockerd, log in $LOG"
         setsid dockerd </dev/null >>"$LOG" 2>&1 &
+        started=$!
     fi
     local deadline=$((SECONDS + START_DEADLINE))
     until engine_answers; do
-        if ((SECONDS >= deadline)) || { [[ ! -d /run/systemd/system ]] && ! pgrep -x dockerd >/dev/null; }; then
-            [[ -f $LOG ]] && tail -n 20 "$LOG" >&2
-            fail "dockerd doesn't answer" "the lines above are the end of $LOG" \
+        if ((SECONDS >= deadline)) || { [[ -n $started ]] && ! kill -0 "$started" 2>/dev/null; }; then
+            [[ -z $started ]] || tail -n 20 "$LOG" >&2
+            fail "dockerd doesn't answer" "its log is $LOG, or with systemd: journalctl -u docker" \
                 "it needs a kernel with overlayfs, bridges and iptables, and the right to use them"
         fi
         sleep 0.2

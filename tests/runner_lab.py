@@ -106,9 +106,7 @@ class Lab:
         job.create(b"request", "subject", {})
         plan.setdefault("cwd", str(job.work_dir(None).path))
         job.write_plan(
-            RunnerPlan(
-                key=key, task=0, argv=argv, secret=SECRET, link=str(self.spool.link) if link else None, **plan
-            )
+            RunnerPlan(key=key, task=0, argv=argv, secret=SECRET, link=str(self.spool.link) if link else None, **plan)
         )
         return job
 

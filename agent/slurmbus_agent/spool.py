@@ -3,7 +3,7 @@
 ::
 
     <root>/                        0700, files 0600
-        runner-<hash>.pyz          the runner, one file a version
+        runner-<hash>.py           the runner, one file a version
         lib/<sha256>/              modules that are put beside payloads, by content
         link                       where runners reach the agent
         jobs/<key>.<task>/         see slurmbus_agent.runner.protocol

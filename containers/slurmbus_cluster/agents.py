@@ -26,7 +26,17 @@ def build_wheels(folder: Path, packages: tuple[str, ...] = ("protocol", "agent")
     """Build the wheels of this checkout into a folder. Raises `ClusterError` with the builder's own words."""
     uv = shutil.which("uv") or str(PROJECT / ".uv" / "bin" / "uv")
     for package in packages:
-        argv = [uv, "build", "--wheel", "--quiet", "--python", sys.executable, "--out-dir", str(folder), str(PROJECT / package)]
+        argv = [
+            uv,
+            "build",
+            "--wheel",
+            "--quiet",
+            "--python",
+            sys.executable,
+            "--out-dir",
+            str(folder),
+            str(PROJECT / package),
+        ]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ClusterError(f"the wheel of {package} can't be built:\n{done.stderr}")
@@ -50,9 +60,7 @@ class AgentProcess:
         host: on which login node.
     """
 
-    def __init__(
-        self, cluster: Cluster, site: str, bundle: Path, *, user: str = "alice", host: str = "login"
-    ) -> None:
+    def __init__(self, cluster: Cluster, site: str, bundle: Path, *, user: str = "alice", host: str = "login") -> None:
         self.cluster = cluster
         self.site = site
         self.user = user

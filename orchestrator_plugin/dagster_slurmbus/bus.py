@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import dagster as dg
 from pydantic import Field
@@ -35,6 +36,10 @@ class BusResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # generic
     def from_env(cls, prefix: str = "SLURMBUS") -> Self:
         """Give a bus whose settings stand in environment variables; only the prefix is kept, nothing is read yet."""
         return cls(prefix=prefix)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the fields alone: Dagster's resources carry things that can't be unpickled."""
+        return partial(type(self), **{name: getattr(self, name) for name in type(self).model_fields}), ()
 
     def settings(self, site: str) -> ConnectionSettings:
         """Put together what stands here and what stands in the environment, now."""

@@ -51,7 +51,7 @@ def describe(record: Record, last_words: str = "") -> str:
 def _failed(record: Record, last_words: str) -> str:
     exit_code, number = payload_end(record)
     words = f". Its last words: {last_words[:_LIMIT]}" if last_words else ""
-    error = record.starts[-1].error if record.starts else None
+    error = record.reason if record.error_code == "not-started" else record.starts[-1].error if record.starts else None
     if error:
         return f"the payload couldn't be started{_where(record)}: {error}{_hint(record)}"
     if number:
@@ -63,7 +63,8 @@ def _failed(record: Record, last_words: str) -> str:
         return f"exit code 126{_where(record)}: a command was found but can't be executed{words}"
     if exit_code:
         return f"the payload ended with exit code {exit_code}{_where(record)}{_after(record)}{words}"
-    return f"Slurm says {record.slurm_state or record.state}{_because(record)}{_where(record)}{_hint(record)}{words}"
+    says = f"Slurm says {record.slurm_state}" if record.slurm_state else "it failed"
+    return f"{says}{_because(record)}{_where(record)}{_hint(record)}{words}"
 
 
 def _timeout(record: Record, _: str) -> str:

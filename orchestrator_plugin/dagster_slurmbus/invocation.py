@@ -43,6 +43,8 @@ ACCOUNTING_PATIENCE = 5.0
 """Seconds that a finished job of several tasks waits for accounting's figures; its step is done either way."""
 PIPES_MODULE = "dagster_pipes.py"
 
+_LIVE = {"PYTHONUNBUFFERED": "1"}
+"""Without it a Python payload keeps its output back until 8 KiB have come together. Source: python(1), ``-u``."""
 _INTERRUPTS = (KeyboardInterrupt, dg.DagsterExecutionInterruptedError)
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 _NAME_LENGTH = 64
@@ -150,7 +152,7 @@ class Invocation:
             name=_NOT_IN_A_NAME.sub("_", _compat.step_key(self._context))[:_NAME_LENGTH],
             plan=request.plan,
             options=request.options,
-            env=dict(request.env),
+            env={**_LIVE, **request.env},
             cwd=request.cwd,
             work_base=request.work_base,
             files=tuple(files),

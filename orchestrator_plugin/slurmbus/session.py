@@ -58,7 +58,7 @@ class Session:
         async with self._opening:
             if self._bus is None:
                 async with contextlib.AsyncExitStack() as stack:
-                    bus = await stack.enter_async_context(Bus(self.settings.bus_settings()))
+                    bus = await stack.enter_async_context(await self._connected())
                     seen = bus.connections
                     await self._set_up(bus)
                     keeper = asyncio.create_task(self._keep_set_up(bus, seen), name="bus set-up")
@@ -72,7 +72,7 @@ class Session:
         await self.bus()  # sets the streams up
         async with self._opening:
             if self._blobs is None:
-                self._blobs = await self._stack.enter_async_context(Bus(self.settings.bus_settings()))
+                self._blobs = await self._stack.enter_async_context(await self._connected())
             return self._blobs
 
     async def site_bus(self, site: str) -> Bus:

@@ -90,10 +90,9 @@ class Bus:
         self._rebuilding = asyncio.Lock()
         self._wake = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
-        self._connected = asyncio.Event()
-        self.rebuilds = 0
+        self._rebuilt = asyncio.Event()
         self.connections = 0
-        """How often a connection was made, by a rebuild or by the client's own reconnecting."""
+        """How often a connection was made."""
 
     async def __aenter__(self) -> Self:
         """Connect once, or raise BusUnreachable; afterwards the connection is kept up by itself."""
@@ -104,8 +103,7 @@ class Bus:
     async def __aexit__(self, *_: object) -> None:
         """Close the connection."""
         if self._supervisor:
-            self._supervisor.cancel()
-            await asyncio.gather(self._supervisor, return_exceptions=True)
+            await _end(self._supervisor)
         await self._discard(self._client)
         self._client = None
 
@@ -117,53 +115,59 @@ class Bus:
     async def next_connection(self, seen: int) -> int:
         """Wait until there were more than ``seen`` connections (maybe to another server), and give their number."""
         while self.connections <= seen:
-            self._connected.clear()
-            await self._connected.wait()
+            self._rebuilt.clear()
+            await self._rebuilt.wait()
         return self.connections
-
-    def _count_connection(self) -> None:
-        self.connections += 1
-        self._connected.set()
 
     # ------------------------------------------------------------------ supervision
 
     async def _connect(self) -> Client:
+        client = Client()
+        refusal: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        untried = len(self.settings.servers)
+
         async def on_error(error: Exception) -> None:
+            nonlocal untried
             log.debug("bus: %s", error)
             if "permissions violation" in str(error).lower():
                 log.warning("bus: %s", error)
+            untried -= 1
+            if untried == 0:
+                refusal.set_result(error)
 
         async def on_change() -> None:
             self._wake.set()
 
-        async def on_reconnected() -> None:
-            self._count_connection()
-
-        client = Client()
-        seed = self.settings.nkey_seed
+        connecting = asyncio.create_task(
+            client.connect(
+                servers=list(self.settings.servers),
+                name=self.settings.name,
+                error_cb=on_error,
+                closed_cb=on_change,
+                disconnected_cb=on_change,
+                allow_reconnect=False,  # rebuilding is the supervisor's; both at once get into each other's way
+                max_reconnect_attempts=-1,
+                connect_timeout=2,
+                ping_interval=PING_INTERVAL,
+                max_outstanding_pings=2,
+                pending_size=0,
+                inbox_prefix=self.settings.inbox,
+                nkeys_seed_str=self.settings.nkey_seed,
+                tls=self.settings.tls(),
+            )
+        )
+        # nats-py would try the same servers again and again, seconds apart: how often is up to our callers.
+        either: set[asyncio.Future[Any]] = {connecting, refusal}
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                await client.connect(
-                    servers=list(self.settings.servers),
-                    name=self.settings.name,
-                    error_cb=on_error,
-                    closed_cb=on_change,
-                    disconnected_cb=on_change,
-                    reconnected_cb=on_reconnected,
-                    allow_reconnect=True,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=1,
-                    connect_timeout=2,
-                    ping_interval=PING_INTERVAL,
-                    max_outstanding_pings=2,
-                    pending_size=0,
-                    inbox_prefix=self.settings.inbox,
-                    nkeys_seed_str=seed,
-                    tls=self.settings.tls(),
-                )
-        except (OSError, TimeoutError, nats.errors.Error) as error:
-            await self._discard(client)
-            reason = str(error) or type(error).__name__
+            await asyncio.wait(either, timeout=CONNECT_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            connected = connecting.done() and not connecting.cancelled() and connecting.exception() is None
+            if not connected:
+                await _end(connecting)
+                await self._discard(client)
+        if not connected:
+            error = refusal.result() if refusal.done() else None
+            reason = str(error or "") or (type(error).__name__ if error else "no answer")
             raise BusUnreachable(f"no connection to {', '.join(self.settings.servers)}: {reason}") from error
         return client
 
@@ -185,8 +189,8 @@ class Bus:
             for subject, handler in self._services.items():
                 await client.subscribe(subject, cb=_never_raises(handler))
             self._client = client
-            self.rebuilds += 1
-            self._count_connection()
+            self.connections += 1
+            self._rebuilt.set()
 
     async def _on_probe(self, msg: Msg) -> None:
         future = self._probes.pop(msg.data.decode(errors="replace"), None)
@@ -374,6 +378,15 @@ class ApiError(SlurmbusError):
         """Keep the server's error number (its ``err_code``)."""
         super().__init__(message)
         self.number = number
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it has ended: nats-py's connect and close may swallow a cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)
+    if not task.cancelled():
+        task.exception()  # seen
 
 
 def _checked(answer: Msg, what: str) -> dict[str, Any]:

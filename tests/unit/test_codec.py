@@ -60,7 +60,10 @@ def _envelope(message_type: object, version: object, body: object) -> bytes:
         (_envelope("ping", 99, {"sent_at": 1.0}), UnsupportedVersion),
         (_envelope("ping", 1, {}), InvalidBody),
         (_envelope("ping", 1, {"sent_at": "soon"}), InvalidBody),
-        (_envelope("cancel", 1, {"id": "x", "key": KEY, "site": "a", "expires_at": 1.0, "submitter": "b"}), InvalidBody),
+        (
+            _envelope("cancel", 1, {"id": "x", "key": KEY, "site": "a", "expires_at": 1.0, "submitter": "b"}),
+            InvalidBody,
+        ),
         (b"\x91" * 100_000, NotDecodable),
         (b"x" * (codec.MAX_MESSAGE + 1), TooLarge),
     ],

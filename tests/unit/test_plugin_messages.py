@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ def test_lines_come_out_as_they_were_written(lines: list[bytes], cuts: list[int]
     data = b"".join(line + b"\n" for line in lines) + b"rest"
     marks = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     assembler = Lines()
-    got = [line for a, b in zip(marks, marks[1:], strict=False) for line in assembler.feed(data[a:b])]
+    got = [line for a, b in itertools.pairwise(marks) for line in assembler.feed(data[a:b])]
     assert got == lines
     assert assembler.take_rest() == b"rest"
     assert assembler.take_rest() == b""

@@ -50,7 +50,9 @@ def test_parsing_gives_back_what_was_built() -> None:
     assert (state.site, state.task) == ("site", 4)
 
 
-@pytest.mark.parametrize("subject", ["", "slurmbus.v2.a.req.x", f"slurmbus.v1.a.job.{KEY}.x.state", "slurmbus.v1.a.req.short"])
+@pytest.mark.parametrize(
+    "subject", ["", "slurmbus.v2.a.req.x", f"slurmbus.v1.a.job.{KEY}.x.state", "slurmbus.v1.a.req.short"]
+)
 def test_other_subjects_are_refused(subject: str) -> None:
     for parse in (subjects.parse_request, subjects.parse_stream, subjects.parse_state):
         with pytest.raises(InvalidName):

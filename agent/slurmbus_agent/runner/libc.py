@@ -40,6 +40,11 @@ def inotify() -> int | None:
     return descriptor if descriptor >= 0 else None
 
 
+def forget(descriptor: int, number: int) -> None:
+    """Stop waiting for a change."""
+    LIBC.inotify_rm_watch(descriptor, number)
+
+
 def watch_once(descriptor: int, path: str) -> int | None:
     """Wait for one change of a file's content, and give the number that it will come under, or None."""
     number: int = LIBC.inotify_add_watch(descriptor, os.fsencode(path), IN_MODIFY | IN_ONESHOT)

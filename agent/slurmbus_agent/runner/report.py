@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
 
-from slurmbus_agent.runner.protocol import ERROR_SPOOL, ERROR_SPOOL_FULL
+from slurmbus_agent.runner.trouble import spool_trouble
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ SOONEST = 2.0
 """Seconds between two reports while the output grows and there is no link."""
 LATEST = 10.0
 """The same when it has gone on for long: each report costs the file server some calls."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Report:
@@ -44,17 +42,13 @@ class Report:
         """Let the link report."""
         self.due = None
 
-    def sizes(self) -> dict[str, int]:
-        """Give the bytes of each stream."""
-        return {stream.name: stream.size() for stream in self._streams}
-
     def work(self, now: float) -> None:
         """Report if it is time and there is news. An error is no reason to disturb the payload: it is tried again."""
         if self.due is None or now < self.due:
             return
         self.due = now + self._interval
         self._interval = min(self._interval * 1.25, LATEST)
-        sizes = self.sizes()
+        sizes = {stream.name: stream.size() for stream in self._streams}
         if sizes != self._said:
             try:
                 self._sync()
@@ -76,7 +70,8 @@ class Report:
 
     def _sync(self) -> None:
         for stream in self._streams:
-            stream.sync()
+            if stream.size():
+                stream.sync()
 
     def _write(self, sizes: dict[str, int], end: dict[str, Any] | None) -> None:
         content = {
@@ -94,13 +89,6 @@ class Report:
         os.rename(new, self._path)
 
 
-def spool_error(error: OSError) -> tuple[str, str]:
-    """Give words and code for a spool that can't be written."""
-    if error.errno in _FULL:
-        return f"the spool's disk or quota is full: {error.strerror}", ERROR_SPOOL_FULL
-    return f"the spool can't be written: {error.strerror}", ERROR_SPOOL
-
-
 def _blame(end: dict[str, Any], error: OSError) -> None:
     if not end["error"]:
-        end["error"], end["error_code"] = spool_error(error)
+        end["error"], end["error_code"] = spool_trouble(error)

@@ -23,11 +23,11 @@ POLL = 0.05
 class Stream:
     """A stream that is followed and sent; its bytes stay in the file, only offsets are kept here."""
 
-    def __init__(self, name: str, path: str) -> None:
-        """Make the file; OSError when that isn't possible."""
+    def __init__(self, name: str, path: str, writer: int) -> None:
+        """Follow the file that was opened for writing as ``writer``."""
         self.name = name
         self.path = path
-        self.writer = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._writer = writer
         self._reader = os.open(path, os.O_RDONLY)
         self.acked = 0
         self.round = 0
@@ -44,7 +44,7 @@ class Stream:
 
     def sync(self) -> None:
         """Make what is in the file durable, for readers on other hosts, too."""
-        os.fsync(self.writer)
+        os.fsync(self._writer)
 
     def resume(self, offset: int) -> None:
         """Begin a connection: nothing is under way, go on at this offset."""
@@ -89,12 +89,12 @@ class Stream:
         """Give the next bytes to send, with their offset; None when there are none or too many are under way."""
         if now < self.due():
             return None
-        armed = arm(self.path)  # before looking, so that no change falls in between
+        armed = not self._ended and arm(self.path)  # before looking, so that no change falls in between
         length = min(MAX_DATA, os.fstat(self._reader).st_size - self._sent)
         data = os.pread(self._reader, length, self._sent) if length > 0 else b""
         if not data:
-            self.idle = armed
-            self._rests_until = 0.0 if armed else now + POLL
+            self.idle = armed or self._ended
+            self._rests_until = 0.0 if self.idle else now + POLL
             return None
         if len(data) < MAX_DATA and self.name != MESSAGES and not self._ended:
             self._rests_until = now + REST

@@ -126,6 +126,10 @@ class Scheduler(Protocol):
         """
         ...
 
+    async def accounting_backlog(self) -> int:
+        """Give how many messages the controller still holds for accounting; until it is 0, accounting isn't settled."""
+        ...
+
     async def cancel(self, job_id: int, name: str) -> bool:
         """Cancel the job if it has this name; False when the controller doesn't know such a job any more."""
         ...

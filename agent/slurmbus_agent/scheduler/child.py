@@ -1,8 +1,8 @@
 """The child process in which a scheduler's blocking calls run: ``python -m slurmbus_agent.scheduler.child native``.
 
-libslurm blocks for minutes, holds the interpreter's lock meanwhile, prints to standard error and may end the process: so
-it lives here, where the agent can kill it. The child ends when its standard input does, and with its parent; jobs don't
-notice either.
+libslurm blocks for minutes, holds the interpreter's lock meanwhile, prints to standard error and may end the process:
+so it lives here, where the agent can kill it. The child ends when its standard input does, and with its parent; jobs
+don't notice either.
 """
 
 from __future__ import annotations

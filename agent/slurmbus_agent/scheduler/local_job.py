@@ -1,5 +1,5 @@
 # pathlib takes as long to import as everything else here together.
-# ruff: noqa: PTH104, PTH105, PTH108, PTH112, PTH123, PTH208
+# ruff: noqa: PTH104, PTH105, PTH108, PTH112
 """One local job: starts its script, waits for its end and writes down what became of it.
 
 Runs as a program of its own, ``python -I -S local_job.py FOLDER ID``, so that the job outlives the agent; standard

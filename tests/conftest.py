@@ -1,0 +1,45 @@
+"""What all tests share: the one real cluster of a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+from slurmbus_cluster import Cluster, engine_problem
+from slurmbus_cluster.agents import install_agent
+
+REQUIRED = "SLURMBUS_REQUIRE_CLUSTER"
+
+
+@pytest.fixture(scope="session")
+def cluster(pytestconfig: pytest.Config) -> Iterator[Cluster]:
+    """A Slurm cluster with this checkout's agent on its login nodes.
+
+    Without a container engine the test is skipped, or fails where SLURMBUS_REQUIRE_CLUSTER is set.
+    """
+    problem = engine_problem()
+    if problem is not None:
+        if os.environ.get(REQUIRED):
+            pytest.fail(f"{REQUIRED} is set, and {problem}")
+        pytest.skip(problem)
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+
+    def progress(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            sys.stderr.write(f"\n[cluster] {line}")
+            sys.stderr.flush()
+
+    with Cluster(progress) as running:
+        install_agent(running)
+        yield running
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs the cluster, and run it last, so that quick failures come first."""
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("cluster")
+            item.add_marker(pytest.mark.timeout(900))
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is not None)

@@ -1,0 +1,348 @@
+"""The users' face: what can be written, what is refused and in which words, and that making things opens nothing."""
+
+import logging
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from pydantic import ValidationError
+
+import dagster_slurmbus
+from dagster_slurmbus import (
+    BashLauncher,
+    BusResource,
+    ComputeLauncher,
+    ComputeResource,
+    ExecutionMode,
+    PipesSlurmClient,
+    SlurmQueueConfig,
+    SlurmResource,
+    SlurmRunConfig,
+)
+from dagster_slurmbus._compat import DagsterLibraryRegistry
+from dagster_slurmbus.files import local_files, without_duplicates
+from dagster_slurmbus.invocation import request_hash
+from dagster_slurmbus.pipes import _argv
+from dagster_slurmbus.values import environment, inside
+from slurmbus_protocol.messages import CommandPlan, JobSpec
+
+pytestmark = pytest.mark.filterwarnings(  # Dagster's own, for every nested resource
+    "ignore:InitResourceContext.dagster_run is deprecated:DeprecationWarning"
+)
+
+
+def paper_example(mode: ExecutionMode = ExecutionMode.SLURM) -> ComputeResource:
+    return ComputeResource(
+        mode=mode,
+        slurm=SlurmResource(
+            bus=BusResource.from_env(prefix="SLURMBUS"),
+            site="leonardo-alice",
+            queue=SlurmQueueConfig(partition="main", time_limit="00:10:00", cpus=2, mem="1G"),
+            remote_base="/home/alice/dagster_runs",
+        ),
+        default_launcher=BashLauncher(),
+    )
+
+
+def resolve(compute: Any, config: dict[str, Any] | None = None) -> ComputeResource:
+    """Give the resource as an asset gets it at run time."""
+    got: list[ComputeResource] = []
+
+    @dg.asset(required_resource_keys={"compute"})
+    def asset(context: dg.AssetExecutionContext) -> None:
+        got.append(context.resources.compute)
+
+    logging.disable(logging.CRITICAL)
+    try:
+        defs = dg.Definitions(assets=[asset], resources={"compute": compute})
+        run_config = {"resources": {"compute": {"config": config}}} if config is not None else None
+        defs.resolve_implicit_global_asset_job_def().execute_in_process(run_config=run_config)
+    finally:
+        logging.disable(logging.NOTSET)
+    return got[0]
+
+
+# ------------------------------------------------------------------ the mode
+
+
+@pytest.mark.parametrize("mode", [ExecutionMode.SLURM, "slurm"])
+def test_mode_takes_the_enum_and_its_text(mode: str) -> None:
+    assert ComputeResource(mode=mode).mode == "slurm"
+    assert ComputeResource().mode == "local"
+
+
+@pytest.mark.parametrize("mode", ["cluster", "SLURM", "", 3])
+def test_an_unknown_mode_names_the_known_ones(mode: Any) -> None:
+    with pytest.raises(ValidationError, match="is no mode: use local or slurm"):
+        ComputeResource(mode=mode)
+
+
+@pytest.mark.parametrize("mode", [ExecutionMode.SLURM_SESSION, "slurm-hetjob"])
+def test_modes_of_later_versions_are_refused_honestly(mode: str) -> None:
+    with pytest.raises(ValidationError, match="isn't in this version: use local or slurm"):
+        ComputeResource(mode=mode)
+
+
+def test_mode_and_nested_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = ComputeResource(
+        mode=dg.EnvVar("MODE"),
+        slurm=SlurmResource(
+            site=dg.EnvVar("SITE"),
+            bus=BusResource(prefix=dg.EnvVar("PREFIX")),
+            queue=SlurmQueueConfig(partition=dg.EnvVar("PART"), cpus=dg.EnvVar.int("CPUS"), mem=dg.EnvVar("MEM")),
+        ),
+    )
+    for name, value in {
+        "MODE": "slurm",
+        "SITE": "alpha",
+        "PREFIX": "BUS",
+        "PART": "gpu",
+        "CPUS": "3",
+        "MEM": "2G",
+    }.items():
+        monkeypatch.setenv(name, value)
+    found = resolve(compute)
+    assert found.mode == "slurm"
+    assert found.slurm is not None
+    assert found.slurm.site == "alpha"
+    assert found.slurm.bus is not None
+    assert found.slurm.bus.prefix == "BUS"
+    options = found.slurm.queue.to_options()
+    assert (options.partition, options.cpus_per_task, options.mem_per_node_mib) == ("gpu", 3, 2048)
+    monkeypatch.setenv("MODE", "cluster")
+    with pytest.raises(dg.DagsterResourceFunctionError) as caught:
+        resolve(compute)
+    assert "is no mode: use local or slurm" in str(caught.value.__cause__)
+
+
+def test_mode_comes_from_yaml() -> None:
+    partial = ComputeResource.configure_at_launch()
+    assert resolve(partial, {"mode": "slurm"}).mode == "slurm"
+    with pytest.raises(dg.DagsterResourceFunctionError) as caught:
+        resolve(partial, {"mode": "cluster"})
+    assert "is no mode: use local or slurm" in str(caught.value.__cause__)
+
+
+def test_slurm_mode_without_a_site_names_the_field() -> None:
+    with pytest.raises(dg.Failure, match="mode is 'slurm', but the field slurm isn't set"):
+        ComputeResource(mode="slurm").pipes_client()
+
+
+@pytest.mark.parametrize(("field", "value"), [("site", "Leonardo.Alice"), ("remote_base", "dagster_runs")])
+def test_a_site_that_cannot_be_is_refused_where_it_is_written(field: str, value: str) -> None:
+    with pytest.raises(ValidationError, match=field):
+        SlurmResource(**{"site": "alpha", field: value})
+
+
+# ------------------------------------------------------------------ making things opens nothing
+
+
+def test_making_resources_opens_and_reads_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("something was opened")
+
+    for name in ("SLURMBUS_URL", "SLURMBUS_CREDENTIALS", "SLURMBUS_SIGNING_KEY", "SLURMBUS_HOME"):
+        monkeypatch.setenv(name, "/nowhere/at/all")
+    monkeypatch.setattr(socket, "socket", never)
+    monkeypatch.setattr(subprocess, "Popen", never)
+    monkeypatch.setattr(threading.Thread, "start", never)
+    monkeypatch.setattr(Path, "open", never)
+    compute = paper_example()
+    compute.pipes_client()
+    PipesSlurmClient.local(home=tmp_path)
+    PipesSlurmClient(site="alpha", bus=BusResource.from_env())
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        PipesSlurmClient.local(),
+        PipesSlurmClient({"A": "1"}, "/work", site="alpha", bus=BusResource(home=dg.EnvVar("H")), queue={"cpus": 2}),
+        paper_example().pipes_client(),
+    ],
+)
+def test_clients_can_be_pickled(client: PipesSlurmClient) -> None:
+    copy = pickle.loads(pickle.dumps(client))
+    assert (copy.site, copy.queue, copy.env, copy.cwd) == (client.site, client.queue, client.env, client.cwd)
+    assert copy.conduct == client.conduct
+    assert copy.bus == client.bus
+
+
+def test_local_mode_needs_nothing_of_the_bus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURMBUS_URL", raising=False)
+    found = resolve(paper_example(ExecutionMode.LOCAL))
+    assert found.pipes_client().remote_base is None
+
+
+# ------------------------------------------------------------------ the drop-in
+
+
+def test_the_constructor_takes_what_pipes_subprocess_client_takes() -> None:
+    client = PipesSlurmClient(
+        env={"A": "1"},
+        cwd="/work",
+        context_injector=None,
+        message_reader=None,
+        forward_termination=False,
+        forward_stdio=False,
+        termination_timeout_seconds=5,
+    )
+    assert client.env == {"A": "1"}
+    assert client.cwd == "/work"
+    assert not client.conduct.forward_termination
+    assert not client.conduct.forward_stdio
+    assert client.conduct.termination_timeout_seconds == 5
+
+
+def test_injectors_and_readers_of_ones_own_are_refused() -> None:
+    with pytest.raises(ValueError, match="context_injector=PipesEnvContextInjector"):
+        PipesSlurmClient(context_injector=dg.PipesEnvContextInjector())
+    with pytest.raises(ValueError, match="message_reader=PipesTempFileMessageReader"):
+        PipesSlurmClient(message_reader=dg.PipesTempFileMessageReader())
+
+
+def test_it_is_a_resource_by_its_annotation_alone() -> None:
+    @dg.asset
+    def features(slurm: PipesSlurmClient) -> None:
+        slurm.connect()
+
+    assert "slurm" in features.required_resource_keys
+
+
+def test_a_client_without_a_site_says_so() -> None:
+    with pytest.raises(dg.Failure, match=r"site isn't set; name the site .* or use PipesSlurmClient.local"):
+        PipesSlurmClient().connect()
+
+
+@pytest.mark.parametrize(
+    ("command", "argv"),
+    [
+        ("python3 'my file.py' --year 2026", ("python3", "my file.py", "--year", "2026")),
+        (["python", Path("a.py")], ("python", "a.py")),
+        ([sys.executable, "a.py"], (sys.executable, "a.py")),
+        ("echo $HOME && ls", ("echo", "$HOME", "&&", "ls")),
+    ],
+)
+def test_commands_are_taken_as_they_are(command: Any, argv: tuple[str, ...]) -> None:
+    assert _argv(command) == argv
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("", "command is empty"), ([], "command is empty"), (["a", 1], "1 is int"), ("a 'b", "can't be taken apart")],
+)
+def test_impossible_commands_are_refused(command: Any, words: str) -> None:
+    with pytest.raises(dg.Failure, match=words):
+        _argv(command)
+
+
+# ------------------------------------------------------------------ values
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"YEAR": 2026}, r"env\['YEAR'\] is int 2026, but environment variables are text: write str\(2026\)"),
+        ({"A B": "x"}, "'A B' is no name"),
+        ({"A=": "x"}, "'A=' is no name"),
+        ({"": "x"}, "'' is no name"),
+        ({"A": "x\0"}, "NUL"),
+        ({"A": None}, "is NoneType None"),
+    ],
+)
+def test_environments_are_checked(env: Any, words: str) -> None:
+    with pytest.raises(dg.Failure, match=words):
+        environment(env, "env")
+
+
+def test_environments_may_hold_env_vars(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN_HERE", "secret")
+    assert environment({"TOKEN": dg.EnvVar("TOKEN_HERE")}, "env") == {"TOKEN": "secret"}
+    monkeypatch.delenv("TOKEN_HERE")
+    with pytest.raises(dg.Failure, match=r"env\['TOKEN'\]: the environment variable TOKEN_HERE isn't set"):
+        environment({"TOKEN": dg.EnvVar("TOKEN_HERE")}, "env")
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../up", "a/../../b", "", ".", "a\0b"])
+def test_paths_stay_in_the_working_directory(path: str) -> None:
+    with pytest.raises(dg.Failure, match="isn't a path inside the job's working directory"):
+        inside(path, "outputs")
+
+
+def test_files_are_looked_for_before_anything_is_submitted(tmp_path: Path) -> None:
+    here = tmp_path / "a.py"
+    here.write_text("1")
+    (tmp_path / "sub").mkdir()
+    other = tmp_path / "sub" / "a.py"
+    other.write_text("2")
+    assert [file.target for file in local_files({"lib/b.py": here}, "files")] == ["lib/b.py"]
+    assert len(without_duplicates(local_files([here, str(here)], "files"))) == 1
+    for files, words in [
+        ([tmp_path / "none.py"], "extra_files: there is no file"),
+        (["none.py"], "looked for in"),
+        ([tmp_path], "is no file"),
+        ({"../x": here}, "isn't a path inside"),
+        (str(here), "is a list of paths"),
+    ]:
+        with pytest.raises(dg.Failure, match=words):
+            local_files(files, "extra_files")  # type: ignore[arg-type]
+    with pytest.raises(dg.Failure, match=r"two files would both become 'a\.py'"):
+        without_duplicates(local_files([here, other], "files"))
+
+
+def test_a_missing_payload_is_named_before_anything_is_opened(tmp_path: Path) -> None:
+    with (
+        dg.build_asset_context() as context,
+        pytest.raises(dg.Failure, match="payload_path: there is no file") as caught,
+    ):
+        paper_example().run(context=context, payload_path=tmp_path / "train.py")
+    assert not caught.value.allow_retries
+
+
+# ------------------------------------------------------------------ the request's hash
+
+
+def test_the_hash_knows_code_and_resources_but_not_the_attempt() -> None:
+    def hashed(run: str, **fields: Any) -> str:
+        base: dict[str, Any] = {
+            "name": "x",
+            "plan": CommandPlan(argv=("a", run)),
+            "env": {"EXPERIMENT": run, "B": "1"},
+            "labels": {"dagster_run": run},
+            "pipes_context": run.encode(),
+        }
+        return request_hash(JobSpec(**base | fields), run)
+
+    assert hashed("run-1") == hashed("run-2")
+    assert hashed("run-1") != hashed("run-1", plan=CommandPlan(argv=("b", "run-1")))
+    assert hashed("run-1", env={"A": "1", "B": "2"}) == hashed("run-1", env={"B": "2", "A": "1"})
+
+
+# ------------------------------------------------------------------ odds and ends
+
+
+def test_the_library_is_registered() -> None:
+    assert DagsterLibraryRegistry.get()["dagster-slurmbus"] == dagster_slurmbus.__version__
+
+
+def test_the_launchpad_offers_every_option() -> None:
+    @dg.op
+    def train(config: SlurmRunConfig) -> None:
+        assert config.partition is None
+
+    assert set(SlurmQueueConfig.model_fields) <= set(train.config_schema.as_field().config_type.fields)  # type: ignore[attr-defined]
+
+
+def test_a_launcher_of_ones_own_can_be_the_default() -> None:
+    class RLauncher(ComputeLauncher):
+        def plan(self, payload: str, args: Any = ()) -> CommandPlan:
+            return CommandPlan(argv=("Rscript", payload, *args))
+
+    found = resolve(ComputeResource(default_launcher=RLauncher(preamble="module load r")))
+    assert found.default_launcher == RLauncher(preamble="module load r")
