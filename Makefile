@@ -51,7 +51,7 @@ image: sync  ## build the cluster's image
 	@PYTHONPATH=containers $(RUN) python -m slurmbus_cluster build
 
 bench: sync  ## what Slurmbus adds to a job, side by side with bare Slurm
-	@$(RUN) pytest tests/bench --override-ini=addopts= -s
+	@$(RUN) pytest tests/bench -o python_files="bench_*.py" -s
 
 clean:  ## remove what was installed into this folder
 	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

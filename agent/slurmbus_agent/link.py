@@ -155,7 +155,7 @@ class LinkServer:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         listener = socket.create_server((self._host, 0), backlog=_BACKLOG)
-        listener.setblocking(False)
+        listener.settimeout(0)
         self._links.add(listener)
         self._spawn(self._accept(listener), "link: accepting")
         self._spawn(self._show_life(), "link: signs of life")

@@ -88,7 +88,7 @@ class Wire:
         self._writing = asyncio.Lock()
         self.owing = 0
         """How many answers the runner waits for; while it does, it hears from us that we are alive."""
-        link.setblocking(False)
+        link.settimeout(0)
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE:

@@ -10,11 +10,14 @@ from typing import Self
 
 from slurmbus.settings import ConnectionSettings
 from slurmbus_protocol.bus import RETRY_DELAYS, Bus
-from slurmbus_protocol.errors import SlurmbusError
+from slurmbus_protocol.errors import BusUnreachable, SlurmbusError
 from slurmbus_protocol.signing import Signer
 from slurmbus_protocol.streams import ensure_consumer, ensure_streams
 
 log = logging.getLogger(__name__)
+
+CONNECT_DELAYS = RETRY_DELAYS[:4]
+"""A server that is restarted is back within a second or two; a person shall not wait longer for "not reachable"."""
 
 
 class Session:
@@ -58,7 +61,7 @@ class Session:
         async with self._opening:
             if self._bus is None:
                 async with contextlib.AsyncExitStack() as stack:
-                    bus = await stack.enter_async_context(await self._connected())
+                    bus = await self._connected(stack)
                     seen = bus.connections
                     await self._set_up(bus)
                     keeper = asyncio.create_task(self._keep_set_up(bus, seen), name="bus set-up")
@@ -72,8 +75,15 @@ class Session:
         await self.bus()  # sets the streams up
         async with self._opening:
             if self._blobs is None:
-                self._blobs = await self._stack.enter_async_context(await self._connected())
+                self._blobs = await self._connected(self._stack)
             return self._blobs
+
+    async def _connected(self, stack: contextlib.AsyncExitStack) -> Bus:
+        for delay in CONNECT_DELAYS:
+            with contextlib.suppress(BusUnreachable):
+                return await stack.enter_async_context(Bus(self.settings.bus_settings()))
+            await asyncio.sleep(delay)
+        return await stack.enter_async_context(Bus(self.settings.bus_settings()))
 
     async def site_bus(self, site: str) -> Bus:
         """Give the connection, with the consumer from which the site's agent takes its requests."""

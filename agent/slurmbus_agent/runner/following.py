@@ -82,7 +82,7 @@ class Following:
 
     def finish(self, end: dict[str, Any]) -> None:
         """Report the end in the spool, then on the link."""
-        self._notifier.close()
+        self._notifier.stop()
         end["ended_at"] = time.time()
         end["sizes"].update({stream.name: stream.size() for stream in self._streams})
         self._report.finish(end)

@@ -28,13 +28,12 @@ class Notifier:
         self._armed[number] = path
         return True
 
-    def close(self) -> None:
-        """Stop waiting. Watches are removed one by one: to close them all at once takes the kernel 5 to 18 ms."""
+    def stop(self) -> None:
+        """Stop waiting. The kernel needs up to 20 ms to let go of watches: the sooner it is told, the sooner we end."""
         if self.descriptor is not None:
             for number in self._armed:
                 libc.forget(self.descriptor, number)
-            os.close(self.descriptor)
-            self.descriptor = None
+            self._armed.clear()
 
     def changed(self) -> list[str]:
         """Give the files that changed; they must be armed again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from asyncio.subprocess import PIPE, Process
 from collections import deque
@@ -87,9 +88,7 @@ class Channel:
     async def kill(self, why: str) -> None:
         """End the child at once, whatever it is doing."""
         self._killed_because = self._killed_because or why
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+        self._kill()
         await self._follower
 
     async def stop(self) -> None:
@@ -99,14 +98,24 @@ class Channel:
         await asyncio.wait({self._follower}, timeout=STOP_WAIT)
         await self.kill("it was stopped")
 
+    def _kill(self) -> None:
+        # Not Process.kill(): it reaps a child that has just ended, and asyncio then doesn't learn its exit code.
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+
     async def _follow(self) -> None:
         """Take the child's answers until there are no more, then say to everybody who waits that it is gone."""
         listening = asyncio.create_task(self._listen(), name="scheduler-child-stderr")
         problem = await self._take_answers()
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-        code = await self._process.wait()
+        if problem:
+            self._kill()
+        try:
+            async with asyncio.timeout(STOP_WAIT):
+                code = await self._process.wait()
+        except TimeoutError:
+            self._kill()
+            code = await self._process.wait()
         await listening
         if self._process.stdin is not None:
             self._process.stdin.close()

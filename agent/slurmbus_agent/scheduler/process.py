@@ -271,15 +271,17 @@ class ChildScheduler:
         """Send a call and give its answer; without one, say how far it may have come."""
         patience = self._patience(call.kind)
         future = self._send(channel, call.kind, call.arguments, self._not_after(call.kind))
-        done, _ = await asyncio.wait({future}, timeout=patience)
+        try:
+            done, _ = await asyncio.wait({future}, timeout=patience)
+        except asyncio.CancelledError:
+            call.fail(_without_answer(call.kind)("the scheduler was closed before an answer came"))
+            raise
         if not done:
             await self._drop(f"it didn't answer {call.kind} within {patience:g} s")
         try:
             return future.result()
         except ChildGone as error:
-            if call.kind in _CONTROLS:
-                raise OutcomeUnknown(error.message) from error
-            raise Unavailable(error.message) from error
+            raise _without_answer(call.kind)(error.message) from error
 
     def _not_after(self, kind: str) -> float | None:
         """Give the end of the lease for a call that changes something."""
@@ -384,3 +386,8 @@ class ChildScheduler:
             self._went_down(error.message)
         else:
             self._came_up(time.monotonic() - self._late_ping_sent)
+
+
+def _without_answer(kind: str) -> type[SchedulerError]:
+    """What it means that a call was sent and no answer came."""
+    return OutcomeUnknown if kind in _CONTROLS else Unavailable
