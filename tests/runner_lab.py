@@ -1,10 +1,10 @@
 """A laboratory for runners: a spool, real runner processes and a link whose far end keeps everything in memory."""
+# ruff: noqa: ARG002 - a sink is told more than this one needs
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import subprocess
 import sys
 import time
@@ -114,7 +114,7 @@ class Lab:
         self, job: JobDir, *, python: str = sys.executable, job_id: int | None = None, env: dict[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         """Start a job's batch script as Slurm does."""
-        script = job.path / "script"
+        script = job.path / f"script{len(self.processes)}"  # Slurm gives each start a copy of its own, too
         script.write_text(batch_script(python, self.runner, job.path))
         script.chmod(0o700)
         base = {
@@ -160,4 +160,4 @@ def lab(folder: Path) -> Iterator[Lab]:
 def payload_bytes(job: JobDir, start: int, stream: Stream) -> bytes:
     """Give a stream as it is in the spool."""
     path = job.path / f"{start}.{stream}"
-    return path.read_bytes() if os.path.exists(path) else b""
+    return path.read_bytes() if path.exists() else b""

@@ -134,6 +134,8 @@ class LinkServer:
         self._links: set[socket.socket] = set()
         self._wires: set[Wire] = set()
         self._sessions: dict[tuple[str, int, int], _Session] = {}
+        self.address: LinkAddress | None = None
+        """Where runners reach us, while we listen."""
         self.dropped: Counter[str] = Counter()
         """Connections that weren't worth keeping, by reason."""
 
@@ -161,7 +163,9 @@ class LinkServer:
         self._spawn(self._show_life(), "link: signs of life")
         everywhere = self._host == "0.0.0.0"  # noqa: S104 - compared, not listened on
         hosts = self._advertise or (addresses() if everywhere else (self._host,))
-        return LinkAddress(hosts=hosts, port=listener.getsockname()[1], server=self._server, epoch=self._epoch)
+        port = listener.getsockname()[1]
+        self.address = LinkAddress(hosts=hosts, port=port, server=self._server, epoch=self._epoch)
+        return self.address
 
     async def aclose(self) -> None:
         """Let go of all runners: they look for the next agent in the spool's file ``link``."""
@@ -172,6 +176,7 @@ class LinkServer:
         for link in self._links:
             link.close()
         self._links.clear()
+        self.address = None
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)
@@ -204,9 +209,7 @@ class LinkServer:
             wire = Wire(link)
             hello = await self._identify(wire)
             if hello is not None:
-                self._wires.add(wire)
                 await self._attend(wire, hello)
-                self._wires.discard(wire)
         finally:
             self._links.discard(link)
             link.close()
@@ -254,20 +257,23 @@ class LinkServer:
 
     async def _attend(self, wire: Wire, hello: _Hello) -> None:
         """Serve a runner until its connection ends; an older connection of the same start ends first."""
-        name = (hello.key, hello.task, hello.start)
         wire.owing += 1
-        while (older := self._sessions.get(name)) is not None:
-            await older.end()
+        self._wires.add(wire)
+        name = (hello.key, hello.task, hello.start)
         session = _Session(self._sink, wire, hello, self._budget)
-        self._sessions[name] = session
         try:
+            while (older := self._sessions.get(name)) is not None:
+                await older.end()
+            self._sessions[name] = session
             await session.run()
         except* SlurmbusError as errors:
             self._drop("the agent couldn't take it", errors.exceptions[0])
         except* (frames.BadFrame, msgspec.ValidationError) as errors:
             self._drop("garbage", errors.exceptions[0])
         finally:
-            del self._sessions[name]
+            self._wires.discard(wire)
+            if self._sessions.get(name) is session:
+                del self._sessions[name]
             session.over.set()
 
     async def _show_life(self) -> None:

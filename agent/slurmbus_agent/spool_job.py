@@ -50,6 +50,7 @@ class JobDir:
 
     def create(self, request: bytes, subject: str, headers: Mapping[str, str]) -> None:
         """Make the folder and keep the request in it; one that is there already stays as it is."""
+        make_folder(self.path)
         make_folder(self.path / "starts")
         self._count()
         if not (self.path / "request").exists():

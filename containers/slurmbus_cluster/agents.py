@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 from collections import deque
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
 
@@ -93,7 +92,7 @@ class AgentProcess:
     def start(self) -> None:
         """Put the configuration where the agent looks for it, and start it; it comes up by itself."""
         config = f"/home/{self.user}/.config/slurmbus/{self.site}.toml"
-        self.cluster.exec(self.host, ["mkdir", "-p", os.path.dirname(config)], user=self.user)
+        self.cluster.exec(self.host, ["mkdir", "-p", str(PurePosixPath(config).parent)], user=self.user)
         self.cluster.copy_to(self.host, self._bundle, config, owner=self.user, mode=0o600)
         self._process = self.cluster.popen(
             self.host, [AGENT, "run", "--site", self.site], user=self.user, stdin=subprocess.DEVNULL, stdout=None

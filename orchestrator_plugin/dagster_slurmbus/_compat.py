@@ -29,11 +29,12 @@ __all__ = [
     "is_invoked_directly",
     "is_log_level",
     "next_call",
+    "op_context",
     "record_launch",
     "step_key",
 ]
 
-Context = dg.OpExecutionContext | dg.AssetExecutionContext
+Context = dg.OpExecutionContext | dg.AssetExecutionContext | dg.AssetCheckExecutionContext
 """What a step's code gets from Dagster."""
 
 _CALLS = "_slurmbus_calls"
@@ -54,24 +55,29 @@ def is_log_level(name: object) -> bool:
     return isinstance(name, str) and name.lower() in PYTHON_LOGGING_LEVELS_NAMES
 
 
-def is_invoked_directly(context: Context) -> bool:
+def op_context(context: Context) -> dg.OpExecutionContext:
+    """Give the context of the op behind an asset or a check: Dagster deprecates the same properties on the others."""
+    return context if isinstance(context, dg.OpExecutionContext) else context.op_execution_context
+
+
+def is_invoked_directly(context: dg.OpExecutionContext) -> bool:
     """Tell whether the asset's function was called by hand (``build_asset_context``), outside of any run."""
-    return isinstance(_op_context(context), BaseDirectExecutionContext)
+    return isinstance(context, BaseDirectExecutionContext)
 
 
-def has_retry_policy(context: Context) -> bool:
+def has_retry_policy(context: dg.OpExecutionContext) -> bool:
     """Tell whether Dagster would run this step again when it is interrupted."""
     return not is_invoked_directly(context) and context.get_step_execution_context().op_retry_policy is not None
 
 
-def step_key(context: Context) -> str:
+def step_key(context: dg.OpExecutionContext) -> str:
     """Give the key of the step, or the function's name when it was called by hand."""
     if is_invoked_directly(context):
-        return _op_context(context).op_def.name
+        return context.op_def.name
     return context.get_step_execution_context().step.key
 
 
-def ends_for_good(context: Context) -> bool:
+def ends_for_good(context: dg.OpExecutionContext) -> bool:
     """Tell whether an interrupt means that somebody ended the run, so that nobody will come back for its jobs.
 
     A person's Terminate leaves the run CANCELING (CANCELED when forced); a redeploy or an eviction leaves it STARTED,
@@ -83,23 +89,19 @@ def ends_for_good(context: Context) -> bool:
     return run is not None and run.status in {dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED}
 
 
-def next_call(context: Context) -> int:
+def next_call(context: dg.OpExecutionContext) -> int:
     """Count the jobs of this attempt of the step: 0, 1, …; safe in threads."""
-    owner: Any = _op_context(context) if is_invoked_directly(context) else context.get_step_execution_context()
+    owner: Any = context if is_invoked_directly(context) else context.get_step_execution_context()
     calls: Iterator[int] = vars(owner).setdefault(_CALLS, itertools.count())
     return next(calls)
 
 
-def record_launch(context: Context, *, client: str, key: str, extras: Mapping[str, Any]) -> None:
+def record_launch(context: dg.OpExecutionContext, *, client: str, key: str, extras: Mapping[str, Any]) -> None:
     """Write Dagster's launch handle into the event log, where a later attempt of the step finds it."""
     if not is_invoked_directly(context):
         record_external_launch(context, client_name=client, external_run_id=key, extras=extras)
 
 
-def files_directory(context: Context) -> Path:
+def files_directory(context: dg.OpExecutionContext) -> Path:
     """Give the folder in which the Dagster instance keeps the files of this run."""
     return Path(context.instance.file_manager_directory(context.run_id))
-
-
-def _op_context(context: Context) -> dg.OpExecutionContext:
-    return context.op_execution_context if isinstance(context, dg.AssetExecutionContext) else context

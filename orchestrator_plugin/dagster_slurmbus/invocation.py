@@ -95,7 +95,7 @@ class Invocation:
     def __init__(
         self, context: _compat.Context, connect: Callable[[], SiteClient], request: Request, conduct: Conduct
     ) -> None:
-        self._context = context
+        self._context = _compat.op_context(context)
         self._connect = connect
         self._request = request
         self._conduct = conduct
@@ -215,11 +215,11 @@ class Invocation:
                 narrator.waiting(event)
 
     def _leave(self, client: SiteClient, following: Following, narrator: Narrator) -> None:
-        """Cancel the job when a person ended the run; otherwise only stop following it."""
+        """Cancel the job when its run was terminated; otherwise only stop following it."""
         log, job = self._context.log, f"job {self._key} on site {client.site}"
         if not (self._conduct.forward_termination and _compat.ends_for_good(self._context)):
             log.warning(
-                "this step was interrupted, but its run wasn't terminated: %s goes on. "
+                "this step was interrupted and stops following its job, but %s goes on. "
                 "See it with 'slurmbus logs -f %s', end it with 'slurmbus cancel %s'",
                 job,
                 self._key,

@@ -56,19 +56,21 @@ class Narrator:
 
     def waiting(self, event: Waiting) -> None:
         """Tell why nothing has happened for a while, if that isn't the job's own business."""
-        since = clock(event.since)
+        silence = f"nothing was heard since {clock(event.since)}"
+        agent = event.agent
         if not event.bus_reachable:
-            self._warning(f"waiting: the bus doesn't answer since {since}; the job isn't affected")
-        elif event.agent is None or not event.agent.alive:
+            self._warning(f"waiting: the bus doesn't answer, {silence}; the job isn't affected")
+        elif agent is None or not agent.alive:
+            since = silence if agent is None else f"the last one was heard at {clock(time.time() - agent.age)}"
             self._warning(
-                f"waiting: no agent answers for site {self._site} since {since}; "
+                f"waiting: no agent answers for site {self._site}, {since}; "
                 f"log in to the cluster and start it with 'slurmbus-agent run --site {self._site}'"
             )
-        elif not event.agent.heartbeat.scheduler.responding:
-            down = clock(event.agent.heartbeat.scheduler.since)
+        elif not agent.heartbeat.scheduler.responding:
+            down = clock(agent.heartbeat.scheduler.since)
             self._warning(f"waiting: Slurm's controller doesn't answer the agent of site {self._site} since {down}")
         elif event.record is None:
-            self._warning(f"waiting: the agent of site {self._site} hasn't taken the job yet, sent at {since}")
+            self._warning(f"waiting: the agent of site {self._site} hasn't taken the job yet, {silence}")
 
     def gap(self, gap: Gap) -> None:
         """Tell that some output is gone."""

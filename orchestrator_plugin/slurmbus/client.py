@@ -189,6 +189,10 @@ class SiteClient:
         core = self.core
         return Following(self.connection, core.follow(key, task=task, streams=streams, after=after, patience=patience))
 
+    def ends(self, key: str, task: int = 0) -> Cursor:
+        """Tell up to where the bus holds stdout and stderr of each start at this moment."""
+        return self._run(self.core.ends(key, task))
+
     def wait_for_accounting(self, key: str, timeout: float, task: int = 0) -> Record:
         """Wait until the record carries accounting's figures; after ``timeout`` seconds give it as it is.
 

@@ -279,7 +279,7 @@ class Follower:
         agent, reachable = None, True
         try:
             async with asyncio.timeout(_HEARTBEAT_TIMEOUT):
-                agents = await self._site.heartbeats()
+                agents = await self._site.heartbeats_now()
             agent = agents[0] if agents else None
         except (BusUnreachable, ApiError, TimeoutError):
             reachable = False

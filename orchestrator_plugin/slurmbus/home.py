@@ -41,6 +41,7 @@ class SiteProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     spool: str | None = None
     slurm_conf: str | None = None
     link_host: str | None = None
+    python: str | None = None
 
 
 class AgentBundle(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -56,6 +57,8 @@ class AgentBundle(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     slurm_conf: str | None = None
     link_host: str | None = None
     """On which address runners reach the agent."""
+    python: str | None = None
+    """The interpreter that starts the runner."""
 
 
 class BusAddress(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +126,7 @@ class Home:
         spool: str | None = None,
         slurm_conf: str | None = None,
         link_host: str | None = None,
+        python: str | None = None,
     ) -> SiteProfile:
         """Make a site with its keys, or change its settings; keys are made once and kept.
 
@@ -138,6 +142,7 @@ class Home:
             spool: the agent's spool folder on the cluster; None leaves it to the agent.
             slurm_conf: path of ``slurm.conf`` on the cluster; None leaves it to the agent.
             link_host: address on which runners reach the agent; None leaves it to the agent.
+            python: interpreter that starts the runner on the cluster; None leaves it to the agent.
 
         Raises:
             InvalidName: the name can't stand in a subject.
@@ -158,6 +163,7 @@ class Home:
                 spool=spool,
                 slurm_conf=slurm_conf,
                 link_host=link_host,
+                python=python,
             )
             self._write_bundle(profile, seed)
             _write_toml(self._profile_path(name), profile)
@@ -263,6 +269,7 @@ class Home:
             spool=profile.spool,
             slurm_conf=profile.slurm_conf,
             link_host=profile.link_host,
+            python=profile.python,
         )
         _write_toml(self.bundle_path(profile.name), bundle)
 
@@ -274,8 +281,9 @@ class Home:
         return self._sites / f"{name}.toml"
 
     def _make_folders(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self._sites, self._agents):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
         if self.path.stat().st_mode & 0o077:
             raise InvalidSetting(f"{self.path} can be read by others", hint=f"chmod 700 {self.path}")
 

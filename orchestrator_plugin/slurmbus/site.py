@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -20,7 +20,7 @@ from slurmbus.following import Follower
 from slurmbus.session import Session
 from slurmbus.snapshot import latest
 from slurmbus_protocol import blobs, codec, subjects
-from slurmbus_protocol.bus import RETRY_DELAYS, Bus
+from slurmbus_protocol.bus import RETRY_DELAYS, Bus, Stored
 from slurmbus_protocol.errors import (
     BusFull,
     BusUnreachable,
@@ -28,7 +28,7 @@ from slurmbus_protocol.errors import (
     SiteUnreachable,
     SlurmbusError,
 )
-from slurmbus_protocol.messages import Cancel, FileRef, Heartbeat, JobSpec, Message, Problem, Record, Submit
+from slurmbus_protocol.messages import Cancel, Chunk, FileRef, Heartbeat, JobSpec, Message, Problem, Record, Submit
 from slurmbus_protocol.reading import read
 from slurmbus_protocol.subjects import new_ulid
 
@@ -38,7 +38,7 @@ M = TypeVar("M", bound=Message)
 SUBMIT_PATIENCE = 30.0  # a bus that is restarted is back within seconds
 READ_PATIENCE = 10.0
 CANCEL_VALID_FOR = 7 * 86400.0  # an agent that is away for a weekend shall still find it
-_KEY_LENGTH = 26
+KEY_LENGTH = 26
 
 
 class Site:
@@ -52,7 +52,7 @@ class Site:
 
     async def upload(self, path: Path, target: str, executable: bool | None = None) -> FileRef:
         """Put a file on the bus, unless it is there; InvalidSetting when it can't be read."""
-        _check_target(target)
+        check_target(target)
         try:
             digest, size = await asyncio.to_thread(blobs.hash_file, path)
             if executable is None:
@@ -67,7 +67,7 @@ class Site:
 
     async def upload_bytes(self, data: bytes, target: str, *, executable: bool = False) -> FileRef:
         """Put bytes on the bus, unless they are there."""
-        _check_target(target)
+        check_target(target)
         digest = await blobs.put_bytes(await self.session.blobs(), data)
         return FileRef(path=target, sha256=digest, size=len(data), executable=executable)
 
@@ -134,21 +134,21 @@ class Site:
     async def records(self, limit: int | None = None) -> list[Record]:
         """Read the newest records of the site, newest first."""
         pattern = f"{subjects.PREFIX}.{self.name}.job.*.*.state"
-        found, _ = await latest(await self._bus(), subjects.STATES, [pattern])
+        found, _ = await _patiently(lambda: self._latest(subjects.STATES, [pattern]))
         found.sort(key=lambda item: item.subject, reverse=True)  # ULIDs sort by the time they were made
         return [codec.decode_as(item.data, Record) for item in found[:limit]]
 
     async def find(self, text: str) -> Record:
         """Find the job whose key is or begins with ``text``, or whose Slurm id it is."""
         wanted = text.strip().upper()
-        if len(wanted) == _KEY_LENGTH:
+        if len(wanted) == KEY_LENGTH:
             record = await self.record(subjects.check_key(wanted))
             if record is None:
                 raise UnknownJob(f"site {self.name} has no job {wanted}")
             return record
         records = await self.records()
         fitting = [record for record in records if record.key.startswith(wanted)]
-        if wanted.isdecimal():  # ids are recycled by Slurm: the newest job is meant
+        if wanted.isdecimal() and not wanted.startswith("0"):  # ids are recycled by Slurm: the newest job is meant
             fitting = [record for record in records if record.job_id == int(wanted)][:1] or fitting
         if not wanted or not fitting:
             raise UnknownJob(f"site {self.name} has no job {text!r}")
@@ -182,14 +182,31 @@ class Site:
         """Give a job's events until Finished; close it (``aclosing``) when stopping earlier."""
         return Follower(self, subjects.check_key(key), task, streams=streams, after=after, patience=patience).events()
 
+    async def ends(self, key: str, task: int = 0) -> Cursor:
+        """Tell up to where the bus holds stdout and stderr of each start."""
+        pattern = f"{subjects.PREFIX}.{self.name}.log.{subjects.check_key(key)}.{task}.>"
+        found, _ = await _patiently(lambda: self._latest(subjects.LOGS, [pattern]))
+        ends: dict[tuple[int, subjects.Stream], int] = {}
+        for item in found:
+            address, chunk = subjects.parse_stream(item.subject), codec.decode_as(item.data, Chunk)
+            ends[address.start, address.stream] = chunk.offset + len(chunk.data)
+        return ends
+
     # ------------------------------------------------------------------ the agent
 
     async def heartbeats(self) -> list[AgentStatus]:
         """Read the heartbeats of the site's agents, the leader's first."""
+        return await _patiently(self.heartbeats_now)
+
+    async def heartbeats_now(self) -> list[AgentStatus]:
+        """Read the heartbeats; BusUnreachable at once when the bus is away."""
         lease = subjects.lease(self.name)
-        found, now = await latest(await self._bus(), f"KV_{subjects.AGENTS_BUCKET}", [lease, f"{lease}.*"])
+        found, now = await self._latest(f"KV_{subjects.AGENTS_BUCKET}", [lease, f"{lease}.*"])
         found.sort(key=lambda item: item.subject)
         return [AgentStatus(codec.decode_as(item.data, Heartbeat), max(0.0, now - item.time)) for item in found]
+
+    async def _latest(self, stream: str, filters: Sequence[str]) -> tuple[list[Stored], float]:
+        return await latest(await self._bus(), stream, filters)
 
     async def ask(self, verb: str, message: Message, answer: type[M], timeout: float = 5.0) -> M:
         """Ask the site's agent something that may fail."""
@@ -247,7 +264,8 @@ async def _patiently(attempt: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(delay)
 
 
-def _check_target(target: str) -> None:
+def check_target(target: str) -> None:
+    """Raise InvalidSetting when a path leaves the folder that it counts from."""
     path = PurePosixPath(target)
     if not target or path.is_absolute() or ".." in path.parts:
         raise InvalidSetting(f"{target!r} leaves the job's working directory", hint="use a relative path without '..'")

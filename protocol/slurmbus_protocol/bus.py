@@ -161,12 +161,15 @@ class Bus:
         try:
             await asyncio.wait(either, timeout=CONNECT_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            connected = connecting.done() and not connecting.cancelled() and connecting.exception() is None
+            failure = connecting.exception() if connecting.done() and not connecting.cancelled() else None
+            connected = connecting.done() and not connecting.cancelled() and failure is None
             if not connected:
                 await _end(connecting)
                 await self._discard(client)
+        if failure is not None and not isinstance(failure, (OSError, TimeoutError, nats.errors.Error)):
+            raise failure  # a fault of this installation, not of the network
         if not connected:
-            error = refusal.result() if refusal.done() else None
+            error = refusal.result() if refusal.done() else failure
             reason = str(error or "") or (type(error).__name__ if error else "no answer")
             raise BusUnreachable(f"no connection to {', '.join(self.settings.servers)}: {reason}") from error
         return client

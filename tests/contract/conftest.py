@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from contract.native_site import NativeSite
 from contract.sites import LocalSite, Site
 
 
-@pytest.fixture(params=["local"])
-def site(tmp_path: Path) -> Site:
-    return LocalSite(tmp_path)
+@pytest.fixture(params=["local", pytest.param("native", marks=pytest.mark.cluster)])
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
+    if request.param == "local":
+        return LocalSite(tmp_path)
+    return NativeSite(request.getfixturevalue("cluster"))

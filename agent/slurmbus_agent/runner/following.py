@@ -84,6 +84,9 @@ class Following:
         """Report the end in the spool, then on the link."""
         self._notifier.stop()
         end["ended_at"] = time.time()
+        with suppress(OSError):  # then what is known must do
+            for stream in self._streams:
+                stream.reopen()
         end["sizes"].update({stream.name: stream.size() for stream in self._streams})
         self._report.finish(end)
         self._uplink.tell("ended", end=end)
@@ -111,7 +114,7 @@ class Following:
         if now >= self._look_at:
             self._look_at = now + LOOK_ANYWAY
             for stream in self._streams:
-                stream.idle = False
+                stream.look_anyway()
         self._uplink.work(now, ready.get(interest[0], 0) if interest is not None else 0)
 
     def _check_link(self, now: float) -> None:
@@ -127,7 +130,8 @@ class Following:
 
     def _look_for_successor(self) -> None:
         with suppress(OSError):  # the file server is away; nothing is known
-            self.superseded = claims.latest(self._plan.folder + "/starts") > self._start
+            if claims.latest(self._plan.folder + "/starts") > self._start:
+                self.superseded = True
 
     def _end_of(self, payload: Payload) -> dict[str, Any]:
         exit_code, number, usage = payload.bury()

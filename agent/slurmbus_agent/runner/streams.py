@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from slurmbus_agent.runner.protocol import MAX_DATA, MESSAGES
 
@@ -36,11 +37,26 @@ class Stream:
         self.idle = False
         """Nothing to do before the file changes."""
         self._rests_until = 0.0
+        self._seen = 0
         self._ended = False
+        self._doubtful = False
 
     def size(self) -> int:
         """Give the stream's bytes: what is in the file, and never less than what the bus has."""
-        return max(os.fstat(self._reader).st_size, self.acked)
+        with suppress(OSError):  # the file server is gone: what was seen last must do
+            self._seen = os.fstat(self._reader).st_size
+        return max(self._seen, self.acked)
+
+    def reopen(self) -> None:
+        """Ask the file server how far the file goes: another node may have written to it, and NFS asks at an open."""
+        reader = os.open(self.path, os.O_RDONLY)
+        os.close(self._reader)
+        self._reader = reader
+
+    def look_anyway(self) -> None:
+        """Look although nothing was heard; what is new then comes from another node."""
+        self._doubtful = self.idle
+        self.idle = False
 
     def sync(self) -> None:
         """Make what is in the file durable, for readers on other hosts, too."""
@@ -91,6 +107,9 @@ class Stream:
             return None
         armed = not self._ended and arm(self.path)  # before looking, so that no change falls in between
         length = min(MAX_DATA, os.fstat(self._reader).st_size - self._sent)
+        if length > 0 and self._doubtful:
+            self.reopen()  # the bytes may be in an old cache as zeros that nobody wrote
+        self._doubtful = False
         data = os.pread(self._reader, length, self._sent) if length > 0 else b""
         if not data:
             self.idle = armed or self._ended

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CONNECT_WITHIN = 2.0
 """Seconds for one address; the next one is tried then."""
+GREET_WITHIN = 3.0
+"""Seconds for an address to prove that the agent is there; something else may listen at one of them."""
 SILENCE = 15.0
 """Seconds without a word from an agent that owes us one, until it counts as frozen or cut off."""
 STALLED = 10.0
@@ -50,6 +52,7 @@ class Uplink:
         self._socket: socket.socket | None = None
         self._stage = ""
         self._hosts: list[str] = []
+        self._host = self._proven_host = ""
         self._port = 0
         self._server = ""
         self._link_file: tuple[int, int] | None = None
@@ -102,10 +105,10 @@ class Uplink:
             return self._retry_at
         if self._stage == "connecting":
             return self._heard_at + CONNECT_WITHIN
-        silent_at = self._heard_at + SILENCE if self.owed else float("inf")
+        silent_at = self._silent_at()
         if not self.up or self._out:
             return silent_at
-        return min(silent_at, *(stream.due() for stream in self._streams))
+        return min([silent_at, *(stream.due() for stream in self._streams)])
 
     def tell(self, kind: str, **fields: Any) -> None:
         """Send a frame once on every connection until the agent has noted it."""
@@ -134,8 +137,14 @@ class Uplink:
         except (OSError, LinkBroken, ValueError):  # ValueError: also a host name that can't be looked up
             self._break(now)
 
+    def _silent_at(self) -> float:
+        """Give the time at which the agent counts as gone unless it says something."""
+        if self._stage == "greeting":
+            return self._heard_at + GREET_WITHIN
+        return self._heard_at + SILENCE if self.owed else float("inf")
+
     def _listen(self, now: float) -> None:
-        if self.owed and now - self._heard_at > SILENCE:
+        if now > self._silent_at():
             raise LinkBroken("silence")
 
     def look_for_another(self, now: float) -> None:
@@ -155,8 +164,9 @@ class Uplink:
         if not self._hosts:
             self._link_file = self._stamp()
             self._hosts, self._port, self._server = self._read_address()
-        host = self._hosts.pop(0)
-        family, kind, protocol, _, address = socket.getaddrinfo(host, self._port, type=socket.SOCK_STREAM)[0]
+            self._hosts.sort(key=lambda host: host != self._proven_host)
+        self._host = self._hosts.pop(0)
+        family, kind, protocol, _, address = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)[0]
         self._socket = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -267,6 +277,7 @@ class Uplink:
 
     def _welcomed(self, offsets: dict[str, int]) -> None:
         self._stage = "up"
+        self._proven_host = self._host
         self._attempt = 0
         self._hosts = []
         for stream in self._streams:

@@ -1,0 +1,74 @@
+"""A batch job in the words of pyslurm's JobSubmitDescription."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from slurmbus_agent.scheduler.base import BatchJob
+from slurmbus_protocol.messages import JobOptions
+
+
+def description(job: BatchJob) -> dict[str, Any]:
+    """Give the arguments of pyslurm's JobSubmitDescription."""
+    options = job.options
+    tasks = options.ntasks or (options.nodes or 1) * (options.ntasks_per_node or 1)
+    given = {
+        "account": options.account,
+        "qos": options.qos,
+        "constraints": options.constraint,
+        "time_limit": options.time_limit_minutes,
+        "ntasks_per_node": options.ntasks_per_node,
+        "cpus_per_task": options.cpus_per_task,
+        "memory_per_node": options.mem_per_node_mib,
+        "memory_per_cpu": options.mem_per_cpu_mib,
+        "gres_per_node": _gres(options),
+        "partitions": _names(options.partition),
+        "reservations": _names(options.reservation),
+        "required_nodes": _names(options.nodelist),
+        "excluded_nodes": _names(options.exclude),
+        "comment": job.comment or options.comment,
+        "resource_sharing": "exclusive" if options.exclusive else None,
+    }
+    return {name: value for name, value in given.items() if value is not None} | {
+        "name": job.name,
+        "script": job.script,
+        "working_directory": job.work_dir,
+        # A path, not one of Slurm's file name patterns. Standard error goes there too when it isn't named.
+        "standard_output": job.output.replace("%", "%%"),
+        # A requeued job shall not wipe out what its first start said.
+        "log_files_open_mode": "append",
+        "environment": _environment(job, tasks),
+        "is_requeueable": options.requeue,
+        "ntasks": tasks,
+        # Without a number pyslurm insists on a single node; sbatch takes the fewest that do, one for each task at most.
+        "nodes": {"min": options.nodes or 1, "max": options.nodes or tasks},
+        "use_min_nodes": options.nodes is None,
+    }
+
+
+def _environment(job: BatchJob, tasks: int) -> dict[str, str]:
+    """Add what sbatch itself adds to a job's environment; slurmd adds the rest. Source: sbatch(1)."""
+    own = {
+        "SLURM_SUBMIT_DIR": job.work_dir,
+        "SLURM_SUBMIT_HOST": socket.gethostname(),
+        "SLURM_NTASKS": str(tasks),
+        "SLURM_NPROCS": str(tasks),
+    }
+    if job.options.cpus_per_task is not None:
+        own["SLURM_CPUS_PER_TASK"] = str(job.options.cpus_per_task)
+    if job.options.ntasks_per_node is not None:
+        own["SLURM_NTASKS_PER_NODE"] = str(job.options.ntasks_per_node)
+    return job.environment | own
+
+
+def _gres(options: JobOptions) -> str | None:
+    """Give the generic resources of a node; pyslurm wants a count with each."""
+    asked = [f"gpu:{options.gpus_per_node}"] if options.gpus_per_node else []
+    asked += options.gres.split(",") if options.gres else []
+    counted = (item if item.rpartition(":")[2].isdigit() else f"{item}:1" for item in asked)
+    return ",".join(counted) or None
+
+
+def _names(listed: str | None) -> list[str] | None:
+    return None if listed is None else [listed]

@@ -1,0 +1,25 @@
+"""``python -m slurmbus_cluster build`` builds the image, and says why when that can't be done here."""
+
+from __future__ import annotations
+
+import sys
+
+from .errors import ClusterError
+from .image import ensure_image
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; 2 for wrong usage, 1 when the image can't be built."""
+    if arguments != ["build"]:
+        print("usage: python -m slurmbus_cluster build", file=sys.stderr)
+        return 2
+    try:
+        print(f"the cluster's image is {ensure_image(print)}")
+    except ClusterError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

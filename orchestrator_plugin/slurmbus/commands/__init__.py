@@ -1,0 +1,1 @@
+"""The commands of ``slurmbus``, one module each; imported when they run."""

@@ -1,0 +1,53 @@
+"""Following a job to its end for a person or a script, and what happens at Ctrl-C."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slurmbus.client import SiteClient
+from slurmbus.commands.console import note
+from slurmbus.commands.options import site_argument
+from slurmbus.commands.view import JobView
+from slurmbus.events import Finished
+from slurmbus.exits import INTERRUPTED, JOB_FAILED, REFUSED, SUCCESS
+from slurmbus.site import check_target
+from slurmbus_protocol.messages import Record
+from slurmbus_protocol.states import JobState
+
+
+def follow_job(client: SiteClient, key: str, view: JobView) -> Record | None:
+    """Show a job until it has ended, and give its last record; None when the person pressed Ctrl-C."""
+    try:
+        with client.follow(key) as events:
+            for event in events:
+                view.show(event)
+                if isinstance(event, Finished):
+                    return event.record
+    except KeyboardInterrupt:
+        site = site_argument(client)
+        note(f"\nThe job goes on. Follow it again: slurmbus logs -f {site} {key}")
+        note(f"                 End it:          slurmbus cancel {site} {key}")
+    return None
+
+
+def finish(client: SiteClient, record: Record | None, folder: Path, *, quiet: bool) -> int:
+    """Fetch what came back into a folder, and give the exit code."""
+    if record is None:
+        return INTERRUPTED
+    for ref in record.outputs:
+        check_target(ref.path)
+        client.download(ref, folder / ref.path)
+        if not quiet:
+            note(f"slurmbus: wrote {folder / ref.path} ({ref.size:,} bytes)")
+    code = job_exit_code(record)
+    if record.outputs_error:
+        note(f"slurmbus: an output is missing: {record.outputs_error}", colour="red")
+        return JOB_FAILED if code == SUCCESS else code
+    return code
+
+
+def job_exit_code(record: Record) -> int:
+    """Give the exit code of a job that has ended."""
+    if record.state is JobState.COMPLETED:
+        return SUCCESS
+    return REFUSED if record.state is JobState.REJECTED else JOB_FAILED

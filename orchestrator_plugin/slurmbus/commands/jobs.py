@@ -1,0 +1,73 @@
+"""``slurmbus jobs``."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from slurmbus.commands.console import duration, note, show_json, show_table, state_colour
+from slurmbus.commands.options import json_option, open_site, site_options
+from slurmbus.commands.view import record_json
+from slurmbus.home import Home
+from slurmbus_protocol.errors import BusUnreachable
+from slurmbus_protocol.messages import Record
+
+RECENT = 86400.0
+COLUMNS = ("KEY", "ID", "NAME", "STATE", "PARTITION", "NODES", "AGE", "ELAPSED", "REASON", "SITE")
+
+
+@click.command("jobs")
+@site_options
+@click.option("--all", "everything", is_flag=True, help="Also jobs that ended more than a day ago.")
+@json_option
+def command(site: str | None, *, local: bool, everything: bool, as_json: bool) -> None:
+    """List jobs, newest first; of all sites unless one is named."""
+    names = [profile.name for profile in Home.default().sites()]
+    if site is None and not local and len(names) > 1:
+        records = _of_all(names)
+    else:
+        records = open_site(site, local=local).records()
+    records.sort(key=lambda record: record.key, reverse=True)
+    now = time.time()
+    shown = [
+        record
+        for record in records
+        if everything or not record.state.is_final or now - (record.end_time or record.updated_at) < RECENT
+    ]
+    if as_json:
+        show_json([record_json(record) for record in shown])
+        return
+    show_table(COLUMNS, [_row(record, now) for record in shown], [state_colour(record.state) for record in shown])
+
+
+def _of_all(names: list[str]) -> list[Record]:
+    """Read the jobs of every site that can be reached; BusUnreachable when none can."""
+    records: list[Record] = []
+    problems: list[BusUnreachable] = []
+    for name in names:
+        try:
+            records.extend(open_site(name, local=False).records())
+        except BusUnreachable as error:
+            problems.append(error)
+            note(f"slurmbus: site {name}: {error.message}", colour="red")
+    if len(problems) == len(names):
+        raise problems[0]
+    return records
+
+
+def _row(record: Record, now: float) -> tuple[str, ...]:
+    started, ended = record.start_time, record.end_time
+    elapsed = (ended or now) - started if started is not None and (ended or not record.state.is_final) else None
+    return (
+        record.key,
+        str(record.job_id or ""),
+        record.name,
+        record.state.value,
+        record.partition or record.options.partition or "",
+        record.node_list or "",
+        duration(now - record.created_at),
+        duration(elapsed),
+        "" if record.reason in {None, "None"} else str(record.reason),
+        record.site,
+    )

@@ -1,0 +1,64 @@
+"""``slurmbus logs``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import click
+
+from slurmbus.client import SiteClient
+from slurmbus.commands.console import show_json
+from slurmbus.commands.follow import follow_job, job_exit_code
+from slurmbus.commands.options import json_option, open_site, site_options
+from slurmbus.commands.view import JobView, record_json
+from slurmbus.events import Finished, Gap, Output
+from slurmbus.exits import INTERRUPTED, SUCCESS
+from slurmbus_protocol.subjects import Stream
+
+
+@click.command("logs")
+@site_options
+@click.option("--follow", "-f", is_flag=True, help="Until the job has ended; the exit code is then the job's.")
+@click.option("--stderr", "only_stderr", is_flag=True, help="Only what the job wrote to stderr, on stdout.")
+@json_option
+@click.argument("job", metavar="KEY|JOBID")
+def command(site: str | None, *, local: bool, follow: bool, only_stderr: bool, as_json: bool, job: str) -> int:
+    """Show what a job wrote to stdout and stderr, from its first byte.
+
+    The job is named by its key, by the beginning of its key or by its Slurm id.
+    """
+    client = open_site(site, local=local)
+    record = client.find(job)
+    view = JobView(client.site, as_json=as_json, quiet=not follow)
+    if only_stderr:
+        view.streams = {Stream.STDERR: sys.stdout.buffer}
+    if follow:
+        ended = follow_job(client, record.key, view)
+        return INTERRUPTED if ended is None else job_exit_code(ended)
+    if as_json:
+        show_json({"event": "state", "state": record.state, "record": record_json(record)})
+    _show_present(client, record.key, view)
+    return SUCCESS
+
+
+def _show_present(client: SiteClient, key: str, view: JobView) -> None:
+    """Show what the bus holds at this moment, or everything when the job has ended."""
+    wanted: Mapping[tuple[int, Stream], int] = client.ends(key)
+    heads: dict[tuple[int, Stream], int] = {}
+    with client.follow(key) as events:
+        while True:
+            if client_has_all(heads, wanted):
+                return
+            event = next(events)
+            if isinstance(event, Finished):
+                return
+            if isinstance(event, Output | Gap):
+                view.show(event)
+                length = len(event.data) if isinstance(event, Output) else event.length
+                heads[event.start, event.stream] = event.offset + length
+
+
+def client_has_all(heads: Mapping[tuple[int, Stream], int], wanted: Mapping[tuple[int, Stream], int]) -> bool:
+    """Tell whether every stream has been shown up to where it was wanted."""
+    return all(heads.get(key, 0) >= size for key, size in wanted.items())

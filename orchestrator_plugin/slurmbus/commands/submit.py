@@ -1,0 +1,135 @@
+"""``slurmbus submit``."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from slurmbus.client import SiteClient
+from slurmbus.commands.console import note, show_json
+from slurmbus.commands.follow import finish, follow_job
+from slurmbus.commands.options import json_option, open_site, site_options
+from slurmbus.commands.view import JobView
+from slurmbus.units import parse_memory_mib, parse_time_minutes
+from slurmbus_protocol.errors import InvalidSetting
+from slurmbus_protocol.messages import CommandPlan, FileRef, JobOptions, JobSpec
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@click.command("submit", context_settings={"allow_interspersed_args": False})
+@site_options
+@click.option("--name", help="The job's name; by default the command's.")
+@click.option("--partition", "-p", metavar="NAME")
+@click.option("--time", "-t", "time_limit", metavar="TIME", help="As Slurm writes it: 90 (minutes), 00:10:00, 1-00:00.")
+@click.option("--cpus", "-c", type=click.IntRange(min=1), help="CPUs per task.")
+@click.option("--mem", metavar="SIZE", help="Memory per node: 500M, 1G, or MiB.")
+@click.option("--gpus", metavar="[TYPE:]N", help="GPUs per node.")
+@click.option("--nodes", "-N", type=click.IntRange(min=1))
+@click.option("--ntasks", "-n", type=click.IntRange(min=1))
+@click.option("--account", "-A", metavar="NAME")
+@click.option("--qos", "-q", metavar="NAME")
+@click.option("--env", "-e", "variables", multiple=True, metavar="K=V", help="A variable for the job; K alone copies.")
+@click.option(
+    "--file", "-f", "files", multiple=True, metavar="PATH[:TARGET]", help="A file to put into the job's folder."
+)
+@click.option("--output", "-o", "outputs", multiple=True, metavar="PATH", help="A file that comes back to this folder.")
+@click.option("--follow/--no-follow", default=True, help="Show the job until it ends. [default: follow]")
+@json_option
+@click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND...")
+def command(
+    site: str | None,
+    *,
+    local: bool,
+    follow: bool,
+    as_json: bool,
+    files: tuple[str, ...],
+    **request: Any,
+) -> int:
+    """Run a command as a job and follow it.
+
+    Its output comes as it is written, to stdout and stderr; states are told on stderr. Ctrl-C leaves the job running.
+
+    Example: slurmbus submit --site leonardo --time 00:10:00 -c 2 -f train.py -o model.bin -- python3 train.py
+    """
+    options = _options(request)  # before anything is opened: mistakes come at once
+    name = _name(request["name"], request["argv"][0])
+    env = dict(_variable(item) for item in request["variables"])
+    sources = [_source(item) for item in files]
+    client = open_site(site, local=local)
+    job = JobSpec(
+        name=name,
+        plan=CommandPlan(argv=request["argv"]),
+        options=options,
+        env=env,
+        files=_upload(client, sources),
+        outputs=request["outputs"],
+    )
+    key = client.submit(job)
+    if not follow:
+        if as_json:
+            show_json({"key": key, "site": client.site})
+        else:
+            click.echo(key)
+        return 0
+    if as_json:
+        show_json({"event": "submitted", "key": key, "site": client.site})
+    else:
+        note(f"submitted {key} to {client.site}", bold=True)
+    record = follow_job(client, key, JobView(client.site, as_json=as_json))
+    return finish(client, record, Path(), quiet=as_json)
+
+
+def _options(request: dict[str, Any]) -> JobOptions:
+    gpus = request["gpus"]
+    if gpus is not None and not re.fullmatch(r"(?:[\w.-]+:)?\d+", gpus):
+        raise InvalidSetting(f"--gpus={gpus!r} is no number of GPUs", hint="e.g. 2 or a100:2")
+    time_limit, mem = request["time_limit"], request["mem"]
+    return JobOptions(
+        partition=request["partition"],
+        account=request["account"],
+        qos=request["qos"],
+        time_limit_minutes=parse_time_minutes(time_limit, "--time") if time_limit is not None else None,
+        nodes=request["nodes"],
+        ntasks=request["ntasks"],
+        cpus_per_task=request["cpus"],
+        mem_per_node_mib=parse_memory_mib(mem, "--mem") if mem is not None else None,
+        gpus_per_node=gpus,
+    )
+
+
+def _name(name: str | None, program: str) -> str:
+    if name is None:
+        return re.sub(r"[^A-Za-z0-9_-]", "-", Path(program).name)[:64] or "job"
+    if not _NAME.fullmatch(name):
+        raise InvalidSetting(f"--name={name!r} can't be used", hint="1 to 64 of A-Z, a-z, 0-9, '-' and '_'")
+    return name
+
+
+def _variable(item: str) -> tuple[str, str]:
+    name, equals, value = item.partition("=")
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise InvalidSetting(f"--env={item!r} names no variable", hint="write NAME=VALUE")
+    if equals:
+        return name, value
+    if name not in os.environ:
+        raise InvalidSetting(f"--env={name}: the variable isn't set here", hint="write NAME=VALUE")
+    return name, os.environ[name]
+
+
+def _source(item: str) -> tuple[Path, str]:
+    path, colon, target = item.rpartition(":")
+    if not colon or Path(item).exists():
+        path, target = item, Path(item).name
+    source = Path(path).expanduser()
+    if not source.is_file():
+        raise InvalidSetting(f"--file={item}: {source} is no file")
+    return source, target
+
+
+def _upload(client: SiteClient, sources: list[tuple[Path, str]]) -> tuple[FileRef, ...]:
+    return tuple(client.upload(path, target) for path, target in sources)

@@ -1,0 +1,25 @@
+"""The exit codes of the command."""
+
+from __future__ import annotations
+
+from slurmbus.errors import LocalNotStarted
+from slurmbus_protocol.errors import BusFull, BusUnreachable, NotAllowed, SiteUnreachable, SlurmbusError
+
+SUCCESS = 0
+JOB_FAILED = 1
+USAGE = 2
+UNREACHABLE = 3
+REFUSED = 4
+INTERRUPTED = 130
+
+_UNREACHABLE = (BusUnreachable, SiteUnreachable, LocalNotStarted)
+_REFUSED = (NotAllowed, BusFull)
+
+
+def exit_code(error: SlurmbusError) -> int:
+    """Give the exit code of an error."""
+    if isinstance(error, _UNREACHABLE):
+        return UNREACHABLE
+    if isinstance(error, _REFUSED):
+        return REFUSED
+    return USAGE

@@ -1,0 +1,686 @@
+"""Dagster assets against a real bus and an agent that does what a script tells it to."""
+
+# No "from __future__ import annotations" here: Dagster reads the annotations of assets at run time.
+import asyncio
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import dagster_pipes
+import pytest
+from dagster._core.definitions.reconstruct import ReconstructableJob
+from dagster._core.pipes.reattach import PIPES_LAUNCH_HANDLE_METADATA_KEY, PipesLaunchHandle
+from dagster._serdes import deserialize_value
+
+from contract.bus_site import SITE, bus_site
+from dagster_slurmbus import (
+    BashLauncher,
+    BusResource,
+    ComputeResource,
+    ExecutionMode,
+    PipesSlurmClient,
+    SlurmQueueConfig,
+    SlurmResource,
+    SlurmRunConfig,
+)
+from dagster_slurmbus.invocation import request_hash
+from slurmbus.home import Home
+from slurmbus.testing import ScriptedAgent
+from slurmbus_protocol import blobs
+from slurmbus_protocol.messages import Cancel, FileRef, JobOptions, Start, Submit, Usage
+from slurmbus_protocol.states import JobState
+from slurmbus_protocol.subjects import Stream
+
+pytestmark = pytest.mark.filterwarnings(  # Dagster's own, for every nested resource
+    "ignore:InitResourceContext.dagster_run is deprecated:DeprecationWarning"
+)
+
+USAGE = Usage(cpu_seconds=1.0, max_rss=1024**2, elapsed=2.0)
+
+
+class ScriptedJob:
+    """One submitted job, as its script moves it along."""
+
+    def __init__(self, agent: ScriptedAgent, submit: Submit, number: int) -> None:
+        self.agent = agent
+        self.submit = submit
+        self.spec = submit.job
+        self.seen_at = time.time()
+        self.cancel: Cancel | None = None
+        self.cancelled = asyncio.Event()
+        self.fields: dict[str, Any] = {
+            "name": submit.job.name,
+            "scheduler": "native",
+            "options": submit.job.options,
+            "spool": f"/spool/{submit.key}",
+            "created_at": time.time(),
+        }
+        self.job_id = 100 + number
+        self.starts: list[Start] = []
+        self.sizes: dict[Stream, int] = {}
+
+    async def state(self, state: JobState, **fields: Any) -> None:
+        self.fields |= fields
+        await self.agent.record(self.submit.key, state, starts=tuple(self.starts), **self.fields)
+
+    async def begin(self) -> None:
+        """Go through the states up to a start on c1."""
+        if not self.starts:
+            await self.state(JobState.ACCEPTED)
+            await self.state(JobState.STAGING)
+            await self.state(JobState.SUBMITTING)
+            await self.state(JobState.PENDING, job_id=self.job_id, partition="main", submit_time=1000.0)
+        else:
+            await self.state(JobState.PENDING, reason="BeginTime")
+        number = len(self.starts)
+        self.starts.append(Start(number=number, job_id=self.job_id, node="c1", nonce=f"n{number}", started_at=1003.0))
+        self.sizes = dict.fromkeys(Stream, 0)
+        running = {"start_time": 1003.0, "node_list": "c1", "nodes": 1, "alloc_cpus": 2, "reason": None}
+        await self.state(JobState.RUNNING, **running)
+
+    async def write(self, stream: Stream, data: bytes) -> None:
+        await self.agent.chunk(self.submit.key, stream, self.sizes[stream], data, start=self.starts[-1].number)
+        self.sizes[stream] += len(data)
+
+    async def pipes(self, method: str, **params: Any) -> None:
+        message = {"__dagster_pipes_version": "0.1", "method": method, "params": params}
+        data = json.dumps(message).encode() + b"\n"
+        for at in range(0, len(data), 200_000):
+            await self.write(Stream.MESSAGES, data[at : at + 200_000])
+
+    async def materialize(self, key: str, **metadata: Any) -> None:
+        values = {name: {"raw_value": value, "type": "__infer__"} for name, value in metadata.items()}
+        await self.pipes("report_asset_materialization", asset_key=key, metadata=values, data_version=None)
+
+    async def end(
+        self,
+        state: JobState = JobState.COMPLETED,
+        *,
+        exit_code: int | None = 0,
+        signal: int | None = None,
+        **fields: Any,
+    ) -> None:
+        """End the job, if it has begun with the sizes of what was written."""
+        if self.starts:
+            ended = {"ended_at": 1005.0, "exit_code": exit_code, "signal": signal, "usage": USAGE}
+            self._end_start(**ended)
+        await self.state(state, end_time=1005.0, **fields)
+
+    def _end_start(self, **fields: Any) -> None:
+        last = self.starts[-1]
+        kept = {"number": last.number, "job_id": last.job_id, "node": last.node, "nonce": last.nonce}
+        sizes = {str(stream): size for stream, size in self.sizes.items()}
+        self.starts[-1] = Start(**kept, started_at=last.started_at, sizes=sizes, **fields)
+
+    async def requeue(self) -> None:
+        """Lose the start, as a preemption does."""
+        self._end_start(ended_at=1004.0, signal=15)
+        await self.begin()
+
+    async def output(self, name: str, data: bytes) -> FileRef:
+        digest = await blobs.put_bytes(self.agent.bus, data)
+        return FileRef(path=name, sha256=digest, size=len(data))
+
+
+Script = Callable[[ScriptedJob], Awaitable[None]]
+
+
+class DagsterSite:
+    """A bus, and an agent in a thread that plays one script for each job."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.jobs: list[ScriptedJob] = []
+        self.script: Script = succeed
+        self.errors: list[BaseException] = []
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="scripted agent")
+
+    @property
+    def bus(self) -> BusResource:
+        return BusResource(home=str(self.home.path))
+
+    @property
+    def client(self) -> PipesSlurmClient:
+        return PipesSlurmClient(site=SITE, bus=self.bus)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self._thread.start()
+        assert self._ready.wait(30)
+        try:
+            yield
+        finally:
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(30)
+
+    def do(self, what: Callable[[], object]) -> None:
+        """Do something on the agent's loop."""
+        self._loop.call_soon_threadsafe(what)
+
+    async def _main(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        async with ScriptedAgent(self.home, SITE) as agent:
+            await agent.heartbeat(version="0.1.0-scripted")
+            serving = asyncio.create_task(self._serve(agent))
+            self._ready.set()
+            await self._stop.wait()
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    async def _serve(self, agent: ScriptedAgent) -> None:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                request = await agent.request()
+                if isinstance(request, Cancel):
+                    for job in self.jobs:
+                        if job.submit.key == request.key:
+                            job.cancel = request
+                            job.cancelled.set()
+                else:
+                    job = ScriptedJob(agent, request, len(self.jobs))
+                    self.jobs.append(job)
+                    group.create_task(self._play(job))
+
+    async def _play(self, job: ScriptedJob) -> None:
+        try:
+            await self.script(job)
+        except Exception as error:  # noqa: BLE001 - shown by the fixture; the step must not hang meanwhile
+            self.errors.append(error)
+            await job.end(JobState.FAILED, exit_code=70, reason="the script of this test failed")
+
+
+async def succeed(job: ScriptedJob) -> None:
+    await job.begin()
+    await job.pipes("opened", extras={})
+    await job.pipes("closed")
+    await job.end()
+
+
+@pytest.fixture(scope="session")
+def _bus_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    with bus_site(tmp_path_factory.mktemp("dagster")) as running:
+        yield running.home
+
+
+@pytest.fixture
+def site(_bus_home: Home) -> Iterator[DagsterSite]:
+    site = DagsterSite(_bus_home)
+    with site.running():
+        yield site
+    assert site.errors == []
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        yield instance
+
+
+def log_of(instance: dg.DagsterInstance, run_id: str) -> list[str]:
+    return [entry.user_message for entry in instance.all_logs(run_id)]
+
+
+def failure_of(result: dg.ExecuteInProcessResult) -> tuple[str, dict[str, Any]]:
+    """Give the message and the metadata of the step's failure."""
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    data = event.step_failure_data.user_failure_data
+    assert data is not None, event.step_failure_data
+    return data.description or "", {
+        name.removeprefix("slurmbus/"): value.value for name, value in (data.metadata or {}).items()
+    }
+
+
+def handles_of(instance: dg.DagsterInstance, run_id: str) -> list[PipesLaunchHandle]:
+    found = []
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
+        assert entry.dagster_event is not None
+        value = entry.dagster_event.engine_event_data.metadata.get(PIPES_LAUNCH_HANDLE_METADATA_KEY)
+        if value is not None:
+            found.append(deserialize_value(str(value.value), PipesLaunchHandle))
+    return found
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# ------------------------------------------------------------------ the two blocks of the manual
+
+
+def test_the_drop_in_for_pipes_subprocess_client(
+    site: DagsterSite, instance: dg.DagsterInstance, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    here = tmp_path / "defs.py"
+    (tmp_path / "features.py").write_text("print(1)")
+
+    @dg.asset(kinds={"slurm"})
+    def features(context: dg.AssetExecutionContext, slurm: PipesSlurmClient):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        return slurm.run(
+            context=context,
+            command=["python3", "features.py"],
+            files=[dg.file_relative_path(str(here), "features.py")],
+            outputs=["plot.png"],
+            env={"YEAR": "2026"},
+            extras={"a": 1},
+        ).get_materialize_result()
+
+    async def script(job: ScriptedJob) -> None:
+        await job.begin()
+        await job.pipes("opened", extras={})
+        await job.pipes("log", message="working", level="INFO")
+        await job.write(Stream.STDOUT, b"line 1\ncut \xc3")
+        await job.write(Stream.STDOUT, b"\xa9 invalid \xff\n")
+        await job.write(Stream.STDERR, b"a warning\n")
+        await job.materialize("features", rows=10)
+        await job.pipes("closed")
+        await job.end(outputs=(await job.output("plot.png", b"PNG"),))
+
+    site.script = script
+    result = dg.materialize([features], resources={"slurm": site.client}, instance=instance)
+
+    spec = site.jobs[0].spec
+    assert spec.name == "features"
+    assert spec.plan.argv == ("python3", "features.py")
+    assert [(file.path, file.sha256) for file in spec.files] == [("features.py", sha256("print(1)"))]
+    assert spec.outputs == ("plot.png",)
+    assert spec.env == {"PYTHONUNBUFFERED": "1", "YEAR": "2026"}
+    assert spec.pipes_module is not None
+    assert spec.pipes_module.path == "dagster_pipes.py"
+    assert spec.pipes_module.sha256 == sha256(Path(dagster_pipes.__file__).read_text())
+    context_data = json.loads(spec.pipes_context or b"")
+    assert (context_data["extras"], context_data["asset_keys"]) == ({"a": 1}, ["features"])
+    assert spec.labels["dagster_run"] == result.run_id
+
+    (materialization,) = result.asset_materializations_for_node("features")
+    metadata = {name.removeprefix("slurmbus/"): value.value for name, value in materialization.metadata.items()}
+    assert metadata["rows"] == 10
+    assert metadata["job_id"] == 100
+    assert metadata["queue_wait_seconds"] == 3.0
+    assert metadata["cpu_efficiency"] == 0.25
+    assert metadata["peak_memory_bytes"] == 1024**2
+    assert metadata["files_sha256"] == {"features.py": sha256("print(1)")}
+    assert metadata["versions"]["agent"] == "0.1.0-scripted"
+    plot = Path(metadata["output/plot.png"])
+    assert plot.read_bytes() == b"PNG"
+    assert plot.is_relative_to(instance.root_directory)
+    assert result.run_id in plot.parts
+
+    shown = capfdbinary.readouterr()
+    assert b"line 1\ncut \xc3\xa9 invalid \xff\n" in shown.out
+    assert b"a warning\n" in shown.err
+    lines = log_of(instance, result.run_id)
+    assert "working" in lines
+    assert not any("line 1" in line or "a warning" in line for line in lines)
+    states = [line for line in lines if line.startswith(("Slurm job 100 is", "job 0"))]
+    assert states[-3:] == [
+        "Slurm job 100 is PENDING",
+        "Slurm job 100 is RUNNING on c1",
+        "Slurm job 100 is COMPLETED on c1",
+    ]
+
+
+def test_the_papers_example_without_the_ssh(site: DagsterSite, instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    here = tmp_path / "defs.py"
+    (tmp_path / "train.py").write_text("print(2)")
+    compute = ComputeResource(
+        mode=ExecutionMode.SLURM,
+        slurm=SlurmResource(
+            bus=site.bus,
+            site=SITE,
+            queue=SlurmQueueConfig(partition="main", time_limit="00:10:00", cpus=2, mem="1G"),
+            remote_base="/home/alice/dagster_runs",
+        ),
+        default_launcher=BashLauncher(),
+    )
+
+    @dg.asset(required_resource_keys={"compute"})
+    def train_model(context: dg.AssetExecutionContext):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        completed = context.resources.compute.run(
+            context=context,
+            payload_path=dg.file_relative_path(str(here), "train.py"),
+            extra_env={"EXPERIMENT": context.run.run_id},
+        )
+        yield from completed.get_results()
+
+    result = dg.materialize([train_model], resources={"compute": compute}, instance=instance)
+
+    spec = site.jobs[0].spec
+    assert spec.plan.argv == ("python3", "train.py")
+    assert spec.options == JobOptions(partition="main", time_limit_minutes=10, cpus_per_task=2, mem_per_node_mib=1024)
+    assert spec.work_base == "/home/alice/dagster_runs"
+    assert spec.env["EXPERIMENT"] == result.run_id
+    (materialization,) = result.asset_materializations_for_node("train_model")  # though the payload reported none
+    assert materialization.metadata["slurmbus/job_id"].value == 100
+
+
+def test_options_of_one_run_come_from_the_launchpad(site: DagsterSite, tmp_path: Path) -> None:
+    payload = tmp_path / "run.sh"
+    payload.write_text("true")
+    compute = ComputeResource(
+        mode="slurm", slurm=SlurmResource(site=SITE, bus=site.bus, queue=SlurmQueueConfig(partition="main", cpus=2))
+    )
+
+    @dg.asset(required_resource_keys={"compute"})
+    def train(context: dg.AssetExecutionContext, config: SlurmRunConfig):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        run = context.resources.compute.run(context=context, payload_path=payload, options=config, payload_args=["-v"])
+        yield from run.get_results()
+
+    result = dg.materialize(
+        [train],
+        resources={"compute": compute},
+        run_config={"ops": {"train": {"config": {"cpus": 8, "time_limit": "1:00:00"}}}},
+    )
+    assert result.success
+    assert site.jobs[0].spec.options == JobOptions(partition="main", cpus_per_task=8, time_limit_minutes=60)
+    assert site.jobs[0].spec.plan.argv == ("bash", "-euo", "pipefail", "run.sh", "-v")
+
+
+# ------------------------------------------------------------------ results
+
+
+def run_once(client: PipesSlurmClient, instance: dg.DagsterInstance | None = None, **options: Any) -> Any:
+    """Materialise one asset whose payload is whatever the site's script does."""
+
+    @dg.asset(retry_policy=options.pop("retry_policy", None), check_specs=options.pop("check_specs", None))
+    def thing(context: dg.AssetExecutionContext, slurm: PipesSlurmClient):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        return slurm.run(context=context, command="true", **options).get_materialize_result()
+
+    return dg.materialize([thing], resources={"slurm": client}, instance=instance, raise_on_error=False)
+
+
+def test_only_the_last_start_has_results_and_every_start_has_logs(
+    site: DagsterSite, instance: dg.DagsterInstance, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    async def script(job: ScriptedJob) -> None:
+        await job.begin()
+        await job.pipes("opened", extras={})
+        await job.write(Stream.STDOUT, b"first start\n")
+        await job.materialize("thing", start=0)
+        await job.requeue()
+        await job.pipes("opened", extras={})
+        await job.write(Stream.STDOUT, b"second start\n")
+        await job.materialize("thing", start=1)
+        await job.pipes("closed")
+        await job.end()
+
+    site.script = script
+    result = run_once(site.client, instance)
+    (materialization,) = result.asset_materializations_for_node("thing")
+    assert materialization.metadata["start"].value == 1
+    assert materialization.metadata["slurmbus/starts"].value == 2
+    assert b"first start\n" in (shown := capfdbinary.readouterr().out)
+    assert b"second start\n" in shown
+    assert "Slurm job 100 is RUNNING on c1, start 2" in log_of(instance, result.run_id)
+
+
+def test_many_and_large_messages_arrive_once_and_in_order(site: DagsterSite) -> None:
+    async def script(job: ScriptedJob) -> None:
+        await job.begin()
+        await job.pipes("opened", extras={})
+        for number in range(300):
+            await job.pipes("report_custom_message", payload={"number": number, "text": "x" * 60_000})
+        await job.pipes("report_custom_message", payload={"number": 300, "text": "y" * 5_000_000})
+        await job.pipes("closed")
+        await job.end()
+
+    site.script = script
+    numbers: list[tuple[int, int]] = []
+
+    @dg.op
+    def collect(context: dg.OpExecutionContext, slurm: PipesSlurmClient) -> None:
+        messages = slurm.run(context=context, command="true").get_custom_messages()
+        numbers.extend((message["number"], len(message["text"])) for message in messages)
+
+    @dg.job(resource_defs={"slurm": dg.ResourceDefinition.hardcoded_resource(site.client)})
+    def collecting() -> None:
+        collect()
+
+    assert collecting.execute_in_process().success
+    assert numbers == [(number, 60_000) for number in range(300)] + [(300, 5_000_000)]
+
+
+def test_asset_checks_travel_too(site: DagsterSite) -> None:
+    async def script(job: ScriptedJob) -> None:
+        await job.begin()
+        await job.pipes("opened", extras={})
+        await job.pipes(
+            "report_asset_check", asset_key="thing", check_name="fine", passed=True, severity="ERROR", metadata={}
+        )
+        await job.pipes("closed")
+        await job.end()
+
+    site.script = script
+    result = run_once(site.client, check_specs=[dg.AssetCheckSpec("fine", asset="thing")])
+    (evaluation,) = result.get_asset_check_evaluations()
+    assert evaluation.passed
+    assert evaluation.metadata["slurmbus/job_id"].value == 100
+
+
+def test_outputs_that_did_not_come_back_are_a_warning(
+    site: DagsterSite, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    async def script(job: ScriptedJob) -> None:
+        await job.begin()
+        got = await job.output("a/b.txt", b"B")
+        await job.end(outputs=(got,), outputs_error="'c.txt' isn't in the working directory")
+
+    site.script = script
+    result = run_once(site.client, instance, outputs=["a/b.txt", "c.txt"], outputs_dir=tmp_path / "mine")
+    assert result.success
+    assert (tmp_path / "mine" / "a" / "b.txt").read_bytes() == b"B"
+    assert any("'c.txt' isn't in the working directory" in line for line in log_of(instance, result.run_id))
+
+
+def test_a_step_that_only_wants_the_job(site: DagsterSite) -> None:
+    with dg.build_asset_context() as context:
+
+        @dg.asset
+        def alone(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
+            completed = site.client.run(context=context, command="true", ship_pipes_module=False)
+            assert completed.record.state is JobState.COMPLETED
+            assert completed.outputs == {}
+            assert completed.metadata["slurmbus/job_id"].value == 100
+            return completed.get_materialize_result()
+
+        assert alone(context).asset_key == dg.AssetKey("alone")
+    assert site.jobs[0].spec.pipes_module is None
+    assert site.jobs[0].spec.name == "alone"
+
+
+# ------------------------------------------------------------------ two calls, and their handles
+
+
+def test_two_calls_in_one_step_are_two_jobs_each_found_again(site: DagsterSite, instance: dg.DagsterInstance) -> None:
+    @dg.asset
+    def twice(context: dg.AssetExecutionContext, slurm: PipesSlurmClient):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        slurm.run(context=context, command="echo one")
+        return slurm.run(context=context, command="echo two").get_materialize_result()
+
+    result = dg.materialize([twice], resources={"slurm": site.client}, instance=instance)
+    keys = [job.submit.key for job in site.jobs]
+    handles = handles_of(instance, result.run_id)
+    assert [handle.external_run_id for handle in handles] == keys
+    assert [handle.client_name for handle in handles] == ["slurmbus:0", "slurmbus:1"]
+    assert [handle.extras["call"] for handle in handles] == [0, 1]
+    assert [handle.extras["site"] for handle in handles] == [SITE, SITE]
+    assert [handle.extras["request"] for handle in handles] == [
+        request_hash(job.spec, result.run_id) for job in site.jobs
+    ]
+    for handle, job in zip(handles, site.jobs, strict=True):
+        assert handle.launched_at <= job.seen_at
+
+
+def test_calls_may_come_from_several_threads(site: DagsterSite) -> None:
+    @dg.op
+    def fan_out(context: dg.OpExecutionContext, slurm: PipesSlurmClient) -> None:
+        done: list[int] = []
+
+        def one() -> None:
+            done.append(slurm.run(context=context, command="true").record.job_id or 0)
+
+        threads = [threading.Thread(target=one) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert sorted(done) == [100, 101, 102, 103]
+
+    @dg.job(resource_defs={"slurm": dg.ResourceDefinition.hardcoded_resource(site.client)})
+    def fanning() -> None:
+        fan_out()
+
+    assert fanning.execute_in_process().success
+
+
+# ------------------------------------------------------------------ failures
+
+
+def test_a_failed_payload_explains_itself(site: DagsterSite) -> None:
+    exception = {
+        "message": "ValueError: no data\n",
+        "stack": ['  File "x.py", line 3, in f\n'],
+        "name": "ValueError",
+        "cause": None,
+        "context": None,
+    }
+
+    async def script(job: ScriptedJob) -> None:
+        await job.begin()
+        await job.pipes("opened", extras={})
+        await job.write(Stream.STDERR, b"".join(b"line %d\n" % number for number in range(100)))
+        await job.pipes("closed", exception=exception)
+        await job.end(JobState.FAILED, exit_code=1, reason="NonZeroExitCode")
+
+    site.script = script
+    words, metadata = failure_of(run_once(site.client))
+    assert words == (
+        "Slurm job 100: the payload ended with exit code 1 on c1 after 2.0 s. Its last words: ValueError: no data"
+    )
+    assert metadata["stderr_tail"].splitlines() == [f"line {number}" for number in range(50, 100)]
+    assert metadata["exit_code"] == 1
+    assert metadata["spool"] == f"/spool/{site.jobs[0].submit.key}"
+    assert metadata["node_list"] == "c1"
+    assert "line 3, in f" in metadata["payload_exception"]
+
+
+def test_a_job_that_slurm_refuses_says_so_in_slurms_words(site: DagsterSite) -> None:
+    async def script(job: ScriptedJob) -> None:
+        await job.state(JobState.ACCEPTED)
+        await job.end(JobState.REJECTED, reason="Invalid partition name specified", hint="partitions: main, gpu")
+
+    site.script = script
+    words, metadata = failure_of(run_once(site.client))
+    assert words == "the job: refused: Invalid partition name specified; partitions: main, gpu"
+    assert metadata["state"] == "REJECTED"
+
+
+@pytest.mark.parametrize(
+    ("state", "jobs", "success"),
+    [(JobState.NODE_FAIL, 2, True), (JobState.PREEMPTED, 2, True), (JobState.OUT_OF_MEMORY, 1, False)],
+)
+def test_a_retry_policy_runs_again_only_what_may_succeed_then(
+    site: DagsterSite, state: JobState, jobs: int, success: bool
+) -> None:
+    async def script(job: ScriptedJob) -> None:
+        if len(site.jobs) > 1:
+            await succeed(job)
+            return
+        await job.begin()
+        await job.end(state, exit_code=None, signal=9)
+
+    site.script = script
+    assert run_once(site.client, retry_policy=dg.RetryPolicy(max_retries=1)).success is success
+    assert len(site.jobs) == jobs
+
+
+def test_lost_pipes_messages_fail_the_step(site: DagsterSite) -> None:
+    async def script(job: ScriptedJob) -> None:
+        await job.begin()
+        job.sizes[Stream.MESSAGES] = 100
+        await job.end()
+
+    site.script = script
+    words, metadata = failure_of(run_once(site.client))
+    assert "100 bytes of Pipes messages" in words
+    assert metadata["key"] == site.jobs[0].submit.key
+
+
+def test_extras_that_are_not_json_are_refused_before_anything_is_submitted(site: DagsterSite) -> None:
+    words, _ = failure_of(run_once(site.client, extras={"when": {1, 2}}))
+    assert words.startswith("extras must be JSON")
+    assert site.jobs == []
+
+
+def test_a_site_that_this_machine_does_not_know_is_named(site: DagsterSite) -> None:
+    words, _ = failure_of(run_once(PipesSlurmClient(site="nowhere", bus=site.bus)))
+    assert "nowhere" in words
+    assert "slurmbus sites" in words
+
+
+def test_bad_messages_are_warnings_and_the_step_goes_on(site: DagsterSite, instance: dg.DagsterInstance) -> None:
+    async def script(job: ScriptedJob) -> None:
+        await job.begin()
+        await job.pipes("opened", extras={})
+        await job.write(Stream.MESSAGES, b"not json at all\n")
+        await job.pipes("log", message="odd", level="NOTICE")
+        await job.pipes("dance")
+        await job.pipes("closed")
+        await job.end()
+
+    site.script = script
+    result = run_once(site.client, instance)
+    assert result.success
+    lines = log_of(instance, result.run_id)
+    assert "[NOTICE] odd" in lines
+    assert any("isn't JSON" in line for line in lines)
+    assert any("unknown method 'dance'" in line for line in lines)
+
+
+# ------------------------------------------------------------------ step processes
+
+
+DEFINITIONS = """
+import dagster as dg
+from dagster_slurmbus import BusResource, PipesSlurmClient
+
+def client():
+    return PipesSlurmClient(site="{site}", bus=BusResource.from_env())
+
+@dg.asset
+def first(context: dg.AssetExecutionContext, slurm: PipesSlurmClient):
+    return slurm.run(context=context, command="true").get_materialize_result()
+
+@dg.asset
+def second(context: dg.AssetExecutionContext, slurm: PipesSlurmClient):
+    return slurm.run(context=context, command="true").get_materialize_result()
+
+defs = dg.Definitions(
+    assets=[first, second],
+    jobs=[dg.define_asset_job("both")],
+    resources={{"slurm": client()}},
+)
+both = defs.resolve_job_def("both")
+"""
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+def test_step_processes_connect_by_themselves(
+    site: DagsterSite, tmp_path: Path, start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    definitions = tmp_path / "definitions.py"
+    definitions.write_text(DEFINITIONS.format(site=SITE))
+    monkeypatch.setenv("SLURMBUS_HOME", str(site.home.path))
+    monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "1")
+    config = {"execution": {"config": {"multiprocess": {"start_method": {start_method: {}}, "max_concurrent": 2}}}}
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        job = ReconstructableJob.for_file(str(definitions), "both")
+        with dg.execute_job(job, instance=instance, run_config=config) as result:
+            assert result.success
+    assert len({job.submit.key for job in site.jobs}) == 2
