@@ -111,9 +111,15 @@ class Lab:
         return job
 
     def start(
-        self, job: JobDir, *, python: str = sys.executable, job_id: int | None = None, env: dict[str, str] | None = None
+        self,
+        job: JobDir,
+        *,
+        python: str = sys.executable,
+        job_id: int | None = None,
+        env: dict[str, str] | None = None,
+        inside: tuple[str, ...] = (),
     ) -> subprocess.Popen[bytes]:
-        """Start a job's batch script as Slurm does."""
+        """Start a job's batch script as Slurm does, or as an argument of another command."""
         script = job.path / f"script{len(self.processes)}"  # Slurm gives each start a copy of its own, too
         script.write_text(batch_script(python, self.runner, job.path))
         script.chmod(0o700)
@@ -125,7 +131,7 @@ class Lab:
         }
         with job.batch_output.open("ab") as output:
             process = subprocess.Popen(
-                [str(script)], env=base | (env or {}), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                [*inside, str(script)], env=base | (env or {}), stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
         self.processes.append(process)
         return process

@@ -169,6 +169,7 @@ class Watcher:
         since = min(item.since for item in due) - ACCOUNTING_WINDOW
         rows = await self._scheduler.accounting([(item.job_id, item.name) for item in due], since)
         by_name = {row.name: row for row in rows}
+        settled = all(item.patient for item in due) or await self._scheduler.accounting_backlog() == 0
         for item in due:
             row = by_name.get(item.name)
             item.attempt += 1
@@ -177,7 +178,7 @@ class Watcher:
                 item.due = _now() + budgets.ACCOUNTING_DELAYS[item.attempt]
                 continue
             self._asked.pop(item.name, None)
-            item.post(Accounted(row=row if done or not item.patient else None))
+            item.post(Accounted(row=row if done or not item.patient else None, settled=settled))
 
 
 def _now() -> float:

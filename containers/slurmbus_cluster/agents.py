@@ -19,6 +19,7 @@ from .host import HostProcess
 AGENT = "/opt/slurmbus/bin/slurmbus-agent"
 PROJECT = Path(__file__).resolve().parents[2]
 LOG_LINES = 400
+STOP_PATIENCE = 20.0
 
 
 def build_wheels(folder: Path, packages: tuple[str, ...] = ("protocol", "agent")) -> list[Path]:
@@ -66,6 +67,7 @@ class AgentProcess:
         self.host = host
         self._bundle = bundle
         self._process: HostProcess | None = None
+        self._reader: threading.Thread | None = None
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
 
     def __enter__(self) -> Self:
@@ -97,22 +99,30 @@ class AgentProcess:
         self._process = self.cluster.popen(
             self.host, [AGENT, "run", "--site", self.site], user=self.user, stdin=subprocess.DEVNULL, stdout=None
         )
-        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+        self._reader.start()
 
     def _read(self, process: HostProcess) -> None:
         if process.stderr is not None:
-            for line in process.stderr:
-                self._lines.append(line.decode(errors="replace").rstrip())
+            with process.stderr:
+                for line in process.stderr:
+                    self._lines.append(line.decode(errors="replace").rstrip())
+
+    def _ended(self, process: HostProcess) -> None:
+        process.wait(timeout=STOP_PATIENCE)
+        if self._reader is not None:
+            self._reader.join()
 
     def stop(self) -> None:
         """Ask the agent to stop, and wait until it has."""
         if self._process is not None:
             process, self._process = self._process, None
             process.terminate()
-            process.wait(timeout=20)
+            self._ended(process)
 
     def kill(self) -> None:
         """Kill the agent as a crash would."""
-        self.process.kill()
-        self.process.wait(timeout=20)
+        process = self.process
         self._process = None
+        process.kill()
+        self._ended(process)

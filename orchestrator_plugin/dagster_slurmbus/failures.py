@@ -51,6 +51,8 @@ def describe(record: Record, last_words: str = "") -> str:
 def _failed(record: Record, last_words: str) -> str:
     exit_code, number = payload_end(record)
     words = f". Its last words: {last_words[:_LIMIT]}" if last_words else ""
+    if "No such file or directory" in last_words:
+        words += " (a file of this machine is there only when it goes along: name it in files=[…] or extra_files=[…])"
     error = record.reason if record.error_code == "not-started" else record.starts[-1].error if record.starts else None
     if error:
         return f"the payload couldn't be started{_where(record)}: {error}{_hint(record)}"

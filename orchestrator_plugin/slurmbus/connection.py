@@ -40,6 +40,15 @@ class _Background:
             self._ready.set()
             await self._stop.wait()
 
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        async def adopted() -> T:
+            task = asyncio.current_task()
+            if task is not None:
+                self.session.adopt(task)
+            return await coroutine
+
+        return asyncio.run_coroutine_threadsafe(adopted(), self.loop)
+
     @property
     def is_current_thread(self) -> bool:
         return threading.current_thread() is self._thread
@@ -77,7 +86,7 @@ class Connection:
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Start a coroutine on the connection's loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._started().loop)
+        return self._started().start(coroutine)
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine on the connection's loop and wait for it.

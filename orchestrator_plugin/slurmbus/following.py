@@ -86,6 +86,7 @@ class Follower:
         """Give the events in order, ending with Finished."""
         await self._site.session.site_bus(self._site.name)
         watch = asyncio.create_task(self._watch_bus(self._site.session.bus_id))
+        self._site.session.adopt(watch)
         try:
             await self._start_feeds()
             async for event in self._merged():
@@ -134,6 +135,8 @@ class Follower:
             asyncio.create_task(self._feed(bus, stream, subject), name=f"{stream} of {self._key}")
             for stream, subject in wanted.items()
         ]
+        for feed in self._feeds:
+            self._site.session.adopt(feed)
 
     async def _stop_feeds(self) -> None:
         for feed in self._feeds:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 from slurmbus.settings import ConnectionSettings
 from slurmbus_protocol.bus import RETRY_DELAYS, Bus
@@ -35,6 +35,7 @@ class Session:
         self._blobs: Bus | None = None
         self._opening = asyncio.Lock()
         self._set_up_done = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -42,9 +43,17 @@ class Session:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close both connections."""
+        """End what was adopted, then close both connections."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._bus = self._blobs = None
         await self._stack.aclose()
+
+    def adopt(self, task: asyncio.Task[Any]) -> None:
+        """Let a task that uses the bus end before the bus is closed."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     @cached_property
     def signer(self) -> Signer:

@@ -57,7 +57,7 @@ class Site:
             digest, size = await asyncio.to_thread(blobs.hash_file, path)
             if executable is None:
                 executable = os.access(path, os.X_OK)
-            await _patiently(lambda: self._put_file(path, digest, size))
+            await self._patiently(lambda: self._put_file(path, digest, size))
         except OSError as error:
             raise InvalidSetting(f"the file {path} can't be read: {error.strerror or error}") from error
         return FileRef(path=target, sha256=digest, size=size, executable=executable)
@@ -74,7 +74,7 @@ class Site:
     async def download(self, ref: FileRef, destination: Path) -> Path:
         """Write a blob to a file, verified, all or nothing."""
         destination.parent.mkdir(parents=True, exist_ok=True)
-        await _patiently(lambda: self._fetch(ref, destination))
+        await self._patiently(lambda: self._fetch(ref, destination))
         return destination
 
     async def _fetch(self, ref: FileRef, destination: Path) -> None:
@@ -124,7 +124,7 @@ class Site:
     async def record(self, key: str, task: int = 0) -> Record | None:
         """Read a job's record, or None when no agent has taken it yet."""
         subject = subjects.state(self.name, key, task)
-        found = await _patiently(lambda: self._last(subjects.STATES, subject))
+        found = await self._patiently(lambda: self._last(subjects.STATES, subject))
         return codec.decode_as(found, Record) if found is not None else None
 
     async def _last(self, stream: str, subject: str) -> bytes | None:
@@ -134,7 +134,7 @@ class Site:
     async def records(self, limit: int | None = None) -> list[Record]:
         """Read the newest records of the site, newest first."""
         pattern = f"{subjects.PREFIX}.{self.name}.job.*.*.state"
-        found, _ = await _patiently(lambda: self._latest(subjects.STATES, [pattern]))
+        found, _ = await self._patiently(lambda: self._latest(subjects.STATES, [pattern]))
         found.sort(key=lambda item: item.subject, reverse=True)  # ULIDs sort by the time they were made
         return [codec.decode_as(item.data, Record) for item in found[:limit]]
 
@@ -185,7 +185,7 @@ class Site:
     async def ends(self, key: str, task: int = 0) -> Cursor:
         """Tell up to where the bus holds stdout and stderr of each start."""
         pattern = f"{subjects.PREFIX}.{self.name}.log.{subjects.check_key(key)}.{task}.>"
-        found, _ = await _patiently(lambda: self._latest(subjects.LOGS, [pattern]))
+        found, _ = await self._patiently(lambda: self._latest(subjects.LOGS, [pattern]))
         ends: dict[tuple[int, subjects.Stream], int] = {}
         for item in found:
             address, chunk = subjects.parse_stream(item.subject), codec.decode_as(item.data, Chunk)
@@ -196,7 +196,7 @@ class Site:
 
     async def heartbeats(self) -> list[AgentStatus]:
         """Read the heartbeats of the site's agents, the leader's first."""
-        return await _patiently(self.heartbeats_now)
+        return await self._patiently(self.heartbeats_now)
 
     async def heartbeats_now(self) -> list[AgentStatus]:
         """Read the heartbeats; BusUnreachable at once when the bus is away."""
@@ -225,6 +225,21 @@ class Site:
     async def _bus(self) -> Bus:
         return await self.session.site_bus(self.name)
 
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try again for READ_PATIENCE seconds when a bus that was there goes away."""
+        await self._bus()
+        deadline = time.monotonic() + READ_PATIENCE
+        tries = 0
+        while True:
+            try:
+                return await attempt()
+            except BusUnreachable:
+                delay = RETRY_DELAYS[min(tries, len(RETRY_DELAYS) - 1)]
+                tries += 1
+                if time.monotonic() + delay > deadline:
+                    raise
+                await asyncio.sleep(delay)
+
 
 def submitter() -> str:
     """Say who submits from where."""
@@ -247,21 +262,6 @@ def _error_classes() -> dict[str, type[SlurmbusError]]:
             found[kind.code] = kind
         pending.extend(kind.__subclasses__())
     return found
-
-
-async def _patiently(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Try again while the bus is away, for READ_PATIENCE seconds."""
-    deadline = time.monotonic() + READ_PATIENCE
-    tries = 0
-    while True:
-        try:
-            return await attempt()
-        except BusUnreachable:
-            delay = RETRY_DELAYS[min(tries, len(RETRY_DELAYS) - 1)]
-            tries += 1
-            if time.monotonic() + delay > deadline:
-                raise
-            await asyncio.sleep(delay)
 
 
 def check_target(target: str) -> None:

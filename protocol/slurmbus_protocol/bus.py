@@ -171,7 +171,8 @@ class Bus:
         if not connected:
             error = refusal.result() if refusal.done() else failure
             reason = str(error or "") or (type(error).__name__ if error else "no answer")
-            raise BusUnreachable(f"no connection to {', '.join(self.settings.servers)}: {reason}") from error
+            hint = "the server doesn't know this key" if "authorization" in reason.lower() else None
+            raise BusUnreachable(f"no connection to {', '.join(self.settings.servers)}: {reason}", hint=hint) from error
         return client
 
     @staticmethod

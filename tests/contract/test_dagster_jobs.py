@@ -463,6 +463,28 @@ def test_asset_checks_travel_too(site: DagsterSite) -> None:
     assert evaluation.metadata["slurmbus/job_id"].value == 100
 
 
+def test_a_check_of_its_own_may_be_a_job(site: DagsterSite) -> None:
+    async def script(job: ScriptedJob) -> None:
+        await job.begin()
+        await job.pipes("opened", extras={})
+        result = {"asset_key": "thing", "check_name": "looks_right", "passed": True, "severity": "WARN", "metadata": {}}
+        await job.pipes("report_asset_check", **result)
+        await job.pipes("closed")
+        await job.end()
+
+    site.script = script
+
+    @dg.asset
+    def thing() -> None: ...
+
+    @dg.asset_check(asset=thing)
+    def looks_right(context: dg.AssetCheckExecutionContext, slurm: PipesSlurmClient) -> dg.AssetCheckResult:
+        return slurm.run(context=context, command="true").get_asset_check_result()
+
+    result = dg.materialize([thing, looks_right], resources={"slurm": site.client})
+    assert [evaluation.passed for evaluation in result.get_asset_check_evaluations()] == [True]
+
+
 def test_outputs_that_did_not_come_back_are_a_warning(
     site: DagsterSite, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:

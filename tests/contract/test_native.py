@@ -184,6 +184,25 @@ def test_whole_exit_codes_also_in_accounting(alice: NativeSite) -> None:
     asyncio.run(check())
 
 
+def test_accounting_shows_what_came_after_its_first_question(alice: NativeSite) -> None:
+    """The kept connection's transaction shows the first question's moment for ever, unless it is ended."""
+
+    async def check() -> None:
+        async with opened(alice) as scheduler:
+            since = time.time() - 60
+            name = unique("later")
+            job_id = await scheduler.submit(alice.batch_job(name, run_for(300)))
+            await observe(scheduler, job_id, lambda job: job.state == "RUNNING")
+            assert not any(row.final for row in await scheduler.accounting([(job_id, name)], since))
+            await scheduler.cancel(job_id, name)
+            await end_of(scheduler, job_id)
+            await accounted(scheduler, job_id, name, since)
+            (row,) = await scheduler.accounting([(job_id, name)], since)
+            assert row.accounting.state == "CANCELLED"
+
+    asyncio.run(check())
+
+
 def test_only_the_users_own_jobs(cluster: Cluster, alice: NativeSite) -> None:
     async def check() -> None:
         bob = NativeSite(cluster, "bob")
@@ -234,7 +253,23 @@ def test_a_requeue_is_seen(alice: NativeSite) -> None:
     asyncio.run(check())
 
 
-def test_a_held_job_shows_its_reason_and_can_be_cancelled(alice: NativeSite) -> None:
+def test_a_node_that_dies(cluster: Cluster, alice: NativeSite) -> None:
+    async def check() -> None:
+        async with opened(alice) as scheduler:
+            job_id = await scheduler.submit(alice.batch_job(unique("node"), run_for(300), nodelist="c2"))
+            await observe(scheduler, job_id, lambda job: job.state == "RUNNING")
+            await asyncio.to_thread(cluster.kill_host, "c2")
+            try:
+                done = await end_of(scheduler, job_id, within=120)
+                assert done.state == "NODE_FAIL"
+            finally:
+                await asyncio.to_thread(cluster.start_host, "c2")
+                await asyncio.to_thread(cluster.wait_idle)
+
+    asyncio.run(check())
+
+
+def test_a_waiting_job_shows_its_reason_and_can_be_cancelled(alice: NativeSite) -> None:
     async def check() -> None:
         async with opened(alice) as scheduler:
             name = unique("big")

@@ -58,6 +58,11 @@ def memory_of(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def descriptors(pid: int) -> list[Path]:
+    """Give the open files of a process."""
+    return list(Path(f"/proc/{pid}/fd").iterdir())
+
+
 def test_everything_arrives(place: Lab) -> None:
     async def scenario() -> None:
         sink = Sink()
@@ -181,6 +186,30 @@ class TestPipes:
                 assert sink.largest <= 256 * 1024
 
         asyncio.run(scenario())
+
+
+def test_without_inotify_files_are_looked_at(place: Lab) -> None:
+    limit = "/proc/sys/user/max_inotify_instances"
+    namespace = ("unshare", "--user", "--map-root-user", "sh", "-c", f'echo 0 >{limit} && exec "$0"')
+    done = subprocess.run([*namespace, "true"], capture_output=True, check=False, text=True)
+    if done.returncode:
+        pytest.skip(f"inotify can't be taken away here: {done.stderr.strip()}")
+
+    async def scenario() -> None:
+        sink = Sink()
+        async with serving(sink, place.spool):
+            fifo = place.home / "go"
+            os.mkfifo(fifo)
+            job = place.job("bash", "-c", f"echo first; read go <{fifo}; echo second; read go <{fifo}")
+            process = place.start(job, inside=namespace)
+            for expected in (b"first\n", b"first\nsecond\n"):
+                await until(lambda expected=expected: sink.of(0, Stream.STDOUT) == expected, "the line")
+                assert not any("anon_inode:inotify" in os.readlink(path) for path in descriptors(process.pid))
+                fifo.write_text("\n")
+            assert await place.ended(process) == 0
+            assert_all_arrived(sink, job)
+
+    asyncio.run(scenario())
 
 
 def test_any_bytes_cut_anywhere(place: Lab) -> None:

@@ -244,6 +244,12 @@ def test_failures_say_what_happened_and_what_to_do(failed: Record, words: str) -
     assert describe(failed, "ValueError: no data") == words
 
 
+def test_a_missing_file_reminds_of_the_files_that_go_along() -> None:
+    failed = record(JobState.FAILED, starts=(start(exit_code=2),))
+    words = describe(failed, "can't open file 'x.py': [Errno 2] No such file or directory")
+    assert words.endswith("name it in files=[…] or extra_files=[…])")
+
+
 def test_every_final_state_has_words_and_a_failure() -> None:
     for state in FINAL:
         caught = failure(record(state, starts=(start(exit_code=1),)), Tail())

@@ -244,6 +244,26 @@ def test_tasks_and_cpus_reach_the_job(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
+def test_nothing_is_done_after_the_lease(tmp_path: Path) -> None:
+    async def check() -> None:
+        scheduler = LocalScheduler(tmp_path / "jobs")
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        scheduler.lease_deadline = lambda: now + 3600
+        job_id = await scheduler.submit(batch_job(tmp_path, "sleep 300"))
+        for over in (now, None):
+            scheduler.lease_deadline = lambda over=over: over
+            with pytest.raises(Unavailable, match="lease"):
+                await scheduler.submit(batch_job(tmp_path, "exit 0"))
+            with pytest.raises(Unavailable, match="lease"):
+                await scheduler.cancel(job_id, "job")
+        assert [job.job_id for job in await scheduler.jobs()] == [job_id]
+        scheduler.lease_deadline = None
+        assert await scheduler.cancel(job_id, "job")
+        await state_of(scheduler, job_id, "CANCELLED")
+
+    asyncio.run(check())
+
+
 def test_a_folder_that_cannot_be_used_is_unavailable(tmp_path: Path) -> None:
     async def check() -> None:
         (tmp_path / "file").touch()

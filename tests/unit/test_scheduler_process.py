@@ -267,6 +267,23 @@ def test_a_controller_that_does_not_respond_is_probed_and_calls_fail_at_once(chi
     asyncio.run(check())
 
 
+def test_a_child_that_cannot_reach_the_controller_is_renewed(child: Child) -> None:
+    """Its slurm.conf may name a controller that has moved."""
+
+    async def check() -> None:
+        async with running(child, replace(QUICK, renew=0.5)) as scheduler:
+            await scheduler.ping()
+            (first,) = child.pids()
+            child.do("ping", "unavailable")
+            with pytest.raises(Unavailable):
+                await scheduler.ping()
+            await until(lambda: child.pids() not in ([], [first]))
+            child.do("ping", "")
+            await until(lambda: scheduler.health.responding)
+
+    asyncio.run(check())
+
+
 def test_a_frozen_controller_is_noticed_again_by_the_answer_to_the_late_ping(child: Child) -> None:
     async def check() -> None:
         limits = replace(QUICK, hung_ping=30, fresh=0)

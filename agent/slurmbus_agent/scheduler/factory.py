@@ -7,7 +7,9 @@ import os
 import sys
 from pathlib import Path
 
+from slurmbus_agent import budgets
 from slurmbus_agent.scheduler.base import Scheduler
+from slurmbus_agent.scheduler.limits import CallBudget
 from slurmbus_agent.scheduler.local import LocalScheduler
 from slurmbus_agent.scheduler.process import ChildScheduler
 from slurmbus_protocol.errors import InvalidSetting
@@ -37,7 +39,8 @@ def make_scheduler(kind: str, *, folder: Path, slurm_conf: str | None = None) ->
     if kind == "auto":
         _check_native(slurm_conf)
     argv = [sys.executable, "-m", "slurmbus_agent.scheduler.child", "native"]
-    return ChildScheduler([*argv, "--conf", slurm_conf] if slurm_conf else argv)
+    budget = CallBudget(burst=budgets.READ_BURST, per_second=budgets.READS_PER_SECOND)
+    return ChildScheduler([*argv, "--conf", slurm_conf] if slurm_conf else argv, budget=budget)
 
 
 def _check_native(slurm_conf: str | None) -> None:

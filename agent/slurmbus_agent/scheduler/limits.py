@@ -10,7 +10,7 @@ class CallLimits:
     """Deadlines in seconds, with the reason for each default.
 
     Attributes:
-        start: until the child is ready. Importing pyslurm takes 0.3 s, from a cold network file system many times that.
+        start: until the child is ready. Importing pyslurm takes 0.1 s, from a cold network file system many times that.
         ping: a controller answers in a millisecond; one that takes 3 s is frozen or overloaded.
         read: all jobs of a user with thousands take a second; libslurm itself would wait for 10 to 100 s.
         control: a submit or cancel that is given up leaves its outcome unknown, so it gets more patience than a read.
@@ -18,11 +18,13 @@ class CallLimits:
             sign of a thawed controller, and a new child would cost CPU time. libslurm gives up after MessageTimeout,
             10 s by default; a child that is still busy then is replaced.
         fresh: a controller that answered this recently is believed to be there still, and isn't pinged before a call.
-        idle: the child holds 40 MiB on a shared login node, and starts in 0.3 s when it is needed again.
+        idle: the child holds 32 MiB on a shared login node, and starts in 0.1 s when it is needed again.
         probe_first, probe_last: seconds between pings of a controller that doesn't respond, doubled each time. A
             refused ping costs a few milliseconds; states shall be right again within 15 s after an outage.
-        restart_last: the same for a child that doesn't start or doesn't stay: a start costs 0.3 s of CPU time, and
-            login nodes count CPU minutes.
+        renew: seconds after which a child that can't reach the controller is replaced: it knows slurm.conf as it was
+            when it started, and the controller may have moved.
+        restart_last: like ``probe_last``, for a child that doesn't start or doesn't stay: a start costs 0.1 to 0.3 s of
+            CPU time, and login nodes count CPU minutes.
         accounting_last: seconds for which accounting is left alone at most after it didn't answer: each question to it
             may hold up the calls to the controller for ``read`` seconds.
     """
@@ -36,6 +38,7 @@ class CallLimits:
     idle: float = 60.0
     probe_first: float = 1.0
     probe_last: float = 10.0
+    renew: float = 300.0
     restart_last: float = 120.0
     accounting_last: float = 60.0
 

@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from slurmbus_agent.scheduler import libslurm
@@ -62,6 +63,9 @@ class NativeBackend:
 
     def __init__(self, conf: str | None) -> None:
         """Read slurm.conf: ``conf``, or the one that libslurm finds."""
+        named = conf or os.environ.get("SLURM_CONF")
+        if named and not Path(named).exists():  # libslurm would look for half a minute elsewhere
+            raise Unavailable(f"there is no slurm.conf at {named}", hint="correct the setting slurm_conf or SLURM_CONF")
         # pyslurm hands the variables that begin so on to every job; an agent inside an allocation has many of them.
         for name in [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]:
             del os.environ[name]
@@ -241,6 +245,9 @@ class NativeBackend:
             try:
                 if self._database is None:
                     self._database = pyslurm.db.Connection.open()
+                else:
+                    # Within a transaction the database shows for ever what it held at the first question.
+                    self._database.rollback()
                 # By name as well: of jobs with the same id accounting gives the latest only. A new filter each time,
                 # because loading changes it.
                 wanted = pyslurm.db.JobFilter(ids=ids, names=names, start_time=math.floor(since))

@@ -82,6 +82,7 @@ class ChildScheduler:
         self._news = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
+        self._started_at = _NEVER
         self._number = 0
         self._answered_at = _NEVER
         self._late_ping: asyncio.Future[Answer] | None = None
@@ -329,6 +330,7 @@ class ChildScheduler:
         if self._channel is None:
             try:
                 self._channel = await Channel.start(self._argv, self._env, self._limits.start)
+                self._started_at = time.monotonic()
             except SchedulerError as error:
                 self._went_down(error.message)
                 raise
@@ -369,6 +371,8 @@ class ChildScheduler:
             await self._await_late_ping(self._late_ping)
             return
         await asyncio.sleep(self._probe_delay)
+        if time.monotonic() - self._started_at > self._limits.renew:
+            await self._drop("it can't reach the controller")
         last = self._limits.restart_last if self._channel is None else self._limits.probe_last
         self._probe_delay = min(2 * self._probe_delay, last)
         await self._ping_quietly()

@@ -1,0 +1,143 @@
+"""What pyslurm is told of a job, what a refusal is explained with, and which scheduler is made."""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+
+from slurmbus_agent.scheduler.base import BatchJob, Unavailable
+from slurmbus_agent.scheduler.factory import make_scheduler
+from slurmbus_agent.scheduler.hints import Node, hint_for
+from slurmbus_agent.scheduler.local import LocalScheduler
+from slurmbus_agent.scheduler.process import ChildScheduler
+from slurmbus_agent.scheduler.submission import description
+from slurmbus_protocol.errors import InvalidSetting
+from slurmbus_protocol.messages import JobOptions, Partition
+
+PARTITIONS = [
+    Partition(name="main", state="UP", nodes=2, cpus=16, default=True),
+    Partition(name="gpu", state="UP", nodes=1, cpus=64),
+]
+NODES = [Node(("main",), 8, 4000), Node(("main",), 8, 8000), Node(("gpu",), 64, 512_000)]
+
+
+def described(comment: str = "", **options: object) -> dict[str, object]:
+    job = BatchJob(
+        name="job",
+        script="#!/bin/sh\n",
+        work_dir="/work",
+        output="/work/50%.out",
+        environment={"A": "1"},
+        options=JobOptions(**options),  # type: ignore[arg-type]
+        comment=comment,
+    )
+    return description(job)
+
+
+def test_what_is_not_asked_for_is_left_to_slurm() -> None:
+    told = described()
+    assert set(told) == {
+        *("name", "script", "working_directory", "standard_output", "log_files_open_mode", "environment"),
+        *("is_requeueable", "ntasks", "nodes", "use_min_nodes"),
+    }
+    assert told["is_requeueable"] is False
+    assert told["log_files_open_mode"] == "append"
+    assert told["standard_output"] == "/work/50%%.out"
+
+
+@pytest.mark.parametrize(
+    ("options", "tasks", "nodes"),
+    [
+        ({}, 1, (1, 1)),
+        ({"ntasks": 12}, 12, (1, 12)),
+        ({"nodes": 3}, 3, (3, 3)),
+        ({"nodes": 3, "ntasks_per_node": 4}, 12, (3, 3)),
+        ({"nodes": 2, "ntasks": 7}, 7, (2, 2)),
+        ({"ntasks_per_node": 4}, 4, (1, 4)),
+    ],
+)
+def test_tasks_and_nodes_as_sbatch_counts_them(options: dict[str, int], tasks: int, nodes: tuple[int, int]) -> None:
+    told = described(**options)
+    assert told["ntasks"] == tasks
+    assert told["nodes"] == {"min": nodes[0], "max": nodes[1]}
+    assert told["environment"]["SLURM_NTASKS"] == str(tasks)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("options", "gres"),
+    [
+        ({"gpus_per_node": "2"}, "gpu:2"),
+        ({"gpus_per_node": "a100"}, "gpu:a100:1"),
+        ({"gpus_per_node": "a100:4", "gres": "shard,nvme:2"}, "gpu:a100:4,shard:1,nvme:2"),
+    ],
+)
+def test_generic_resources(options: dict[str, str], gres: str) -> None:
+    assert described(**options)["gres_per_node"] == gres
+
+
+def test_options() -> None:
+    told = described(
+        partition="main,gpu",
+        time_limit_minutes=90,
+        mem_per_node_mib=512,
+        exclude="c[1-2]",
+        exclusive=True,
+        requeue=True,
+    )
+    assert told["partitions"] == ["main,gpu"]
+    assert told["time_limit"] == 90
+    assert told["memory_per_node"] == 512
+    assert told["excluded_nodes"] == ["c[1-2]"]
+    assert told["resource_sharing"] == "exclusive"
+    assert told["is_requeueable"] is True
+    assert described(comment="mine")["comment"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("errno", "options", "hint"),
+    [
+        (2000, {"partition": "nope"}, "partitions here: main (default), gpu"),
+        (2014, {}, "partition main has 2 nodes with at most 8 CPUs and 8000 MiB each"),
+        (2014, {"partition": "gpu"}, "partition gpu has 1 nodes with at most 64 CPUs and 512000 MiB each"),
+        (2014, {"partition": "a,b"}, "sinfo"),
+        (2045, {}, "sacctmgr"),
+        (2090, {}, ""),
+    ],
+)
+def test_hints(errno: int, options: dict[str, str], hint: str) -> None:
+    given = hint_for(errno, JobOptions(**options), lambda: (PARTITIONS, NODES))  # type: ignore[arg-type]
+    assert given.startswith(hint) or hint in given
+    assert bool(given) == bool(hint)
+
+
+def test_a_hint_that_cannot_be_looked_up_is_a_smaller_one() -> None:
+    def ask() -> tuple[list[Partition], list[Node]]:
+        raise Unavailable
+
+    assert "sinfo" in hint_for(2000, JobOptions(), ask)
+
+
+def test_schedulers_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(make_scheduler("local", folder=tmp_path), LocalScheduler)
+    assert isinstance(make_scheduler("native", folder=tmp_path), ChildScheduler)
+    with pytest.raises(InvalidSetting, match="native, local, auto"):
+        make_scheduler("pbs", folder=tmp_path)
+
+    installed: list[str] = []
+    find_spec = importlib.util.find_spec
+
+    def found(name: str) -> ModuleSpec | None:
+        return ModuleSpec(name, None) if name in installed else None if name == "pyslurm" else find_spec(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", found)
+    with pytest.raises(InvalidSetting, match="pyslurm isn't installed"):
+        make_scheduler("auto", folder=tmp_path)
+    installed.append("pyslurm")
+    conf = tmp_path / "slurm.conf"
+    with pytest.raises(InvalidSetting, match=r"no slurm\.conf"):
+        make_scheduler("auto", folder=tmp_path, slurm_conf=str(conf))
+    conf.touch()
+    assert isinstance(make_scheduler("auto", folder=tmp_path, slurm_conf=str(conf)), ChildScheduler)
