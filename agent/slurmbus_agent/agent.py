@@ -155,13 +155,14 @@ class Agent:
         )
         address = await links.start()
         try:
-            await asyncio.to_thread(self.spool.write_link, address)
             async with asyncio.TaskGroup() as group:
 
                 async def accept(accepted: Accepted) -> None:
                     await self._accept(accepted, tools, group)
 
                 await self._take_over(lease.epoch, tools, group)
+                # Only now: a runner that comes back finds its job.
+                await asyncio.to_thread(self.spool.write_link, address)
                 group.create_task(self._beat(lease, pulse))
                 group.create_task(tools.watcher.run())
                 group.create_task(SpoolFollower(lambda: list(self._jobs.values())).run())
@@ -177,6 +178,7 @@ class Agent:
                     bus,
                     self.config.site,
                     lease.epoch,
+                    scheduler=tools.scheduler.kind,
                     keys=self._keys,
                     records=tools.records,
                     audit=self._audit,
@@ -248,6 +250,7 @@ class Agent:
             options=submit.job.options,
             requeue=submit.job.options.requeue,
             outputs_pending=bool(submit.job.outputs),
+            scheduler=tools.scheduler.kind,
             spool=str(folder.path),
             work_dir=str(folder.work_dir(submit.job.work_base).path),
         )

@@ -105,6 +105,7 @@ class Ended(Event, frozen=True, kw_only=True):
     error: str | None
     usage: Usage | None
     ended_at: float
+    error_code: str | None = None
 
 
 class Drained(Event, frozen=True, kw_only=True):

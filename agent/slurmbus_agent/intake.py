@@ -52,6 +52,7 @@ class Intake:
         bus: the connection.
         site: whose requests.
         epoch: the lease under which records are written.
+        scheduler: the kind of scheduler, for the records.
         keys: whose requests are accepted.
         records: where records are kept.
         audit: where every request is noted.
@@ -66,6 +67,7 @@ class Intake:
         site: str,
         epoch: int,
         *,
+        scheduler: str,
         keys: TrustedKeys,
         records: RecordStore,
         audit: Audit,
@@ -76,6 +78,7 @@ class Intake:
         self._bus = bus
         self._site = site
         self._epoch = epoch
+        self._scheduler = scheduler
         self._keys = keys
         self._records = records
         self._audit = audit
@@ -158,6 +161,7 @@ class Intake:
             options=job.options,
             requeue=job.options.requeue,
             outputs_pending=bool(job.outputs),
+            scheduler=self._scheduler,
             timings={"requested": stored.time, "accepted": time.time()},
         )
         there = await self._records.create(record)

@@ -92,7 +92,9 @@ class Job:
         self._inbox.put_nowait((event, None))
 
     async def tell(self, event: Event) -> None:
-        """Tell the job what happened, and come back when that is durable."""
+        """Tell the job what happened, and come back when that is durable; at once when the job is over."""
+        if self._retired:
+            return
         done = asyncio.get_running_loop().create_future()
         self._inbox.put_nowait((event, done))
         await done
@@ -255,17 +257,8 @@ class Job:
         return text[-BATCH_OUTPUT_TAIL:].strip()
 
     def ended(self, start: int, end: EndReport) -> None:
-        """Take the runner's report of its end, from the link or from the spool."""
-        self.post(
-            events.Ended(
-                start=start,
-                exit_code=end.exit_code,
-                signal=end.signal,
-                error=end.error,
-                usage=end.usage,
-                ended_at=end.ended_at,
-            )
-        )
+        """Take the runner's report of its end from the spool."""
+        self.post(ended_event(start, end))
 
     # ------------------------------------------------------------------ bytes
 
@@ -337,6 +330,19 @@ class Job:
     async def cancel(self, asked: CancelAsked) -> None:
         """Ask for the end of the job; comes back when that is durable."""
         await self.tell(events.CancelRequested(cancel=asked))
+
+
+def ended_event(start: int, end: EndReport) -> events.Ended:
+    """Turn a runner's report into an event."""
+    return events.Ended(
+        start=start,
+        exit_code=end.exit_code,
+        signal=end.signal,
+        error=end.error,
+        error_code=end.error_code,
+        usage=end.usage,
+        ended_at=end.ended_at,
+    )
 
 
 def _as_start(claim: Claim) -> Start:

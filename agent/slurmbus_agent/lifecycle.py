@@ -347,6 +347,7 @@ def _ended(record: Record, event: Ended) -> Result:
         exit_code=event.exit_code,
         signal=event.signal,
         error=event.error,
+        error_code=event.error_code,
         usage=event.usage,
     )
     record = _replace_start(record, start)
@@ -389,6 +390,8 @@ def _finish(record: Record, instructions: tuple[Instruction, ...]) -> Result:
     changes: dict[str, Any] = {}
     if last.node != AGENT_NODE and last.ended_at is not None:
         changes = {"exit_code": last.exit_code, "signal": last.signal}
+        if last.error is not None and record.verdict is JobState.FAILED:
+            changes |= {"reason": last.error, "error_code": last.error_code}
     record = _with(record, record.verdict, **changes)
     return record, _afterwards(record)
 

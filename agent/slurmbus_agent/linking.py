@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from slurmbus_agent.events import Claimed
-from slurmbus_agent.job import Job
+from slurmbus_agent.job import Job, ended_event
 from slurmbus_agent.relay import Relay
 from slurmbus_agent.spool import EndReport
 from slurmbus_protocol.messages import Start
@@ -48,10 +48,10 @@ class JobLinks:
         """Hear that the payload runs; the claim has said so already."""
 
     async def ended(self, key: str, task: int, start: int, end: EndReport) -> None:
-        """Take the end of a start."""
+        """Take the end of a start, and come back when that is durable: the runner waits for it."""
         job = self._jobs.get((key, task))
         if job is not None:
-            job.ended(start, end)
+            await job.tell(ended_event(start, end))
 
     def lost(self, key: str, task: int, start: int) -> None:
         """Hear that a link broke; the spool is followed from now on."""

@@ -152,7 +152,8 @@ class Start(Value, frozen=True, kw_only=True, omit_defaults=True):
     exit_code: int | None = None
     signal: int | None = None
     error: str | None = None
-    """Why the runner couldn't start the payload, in its own words."""
+    """What went wrong outside the payload, in the runner's own words."""
+    error_code: str | None = None
     sizes: dict[str, int] | None = None
     """Bytes of each stream, known when the start has ended and everything was relayed."""
     usage: Usage | None = None

@@ -29,7 +29,9 @@ print(time.monotonic() - begin)
 """
 
 
-def test_added_time(cluster: Cluster, home: Home, alice_agent: AgentProcess, monkeypatch: object, tmp_path: Path) -> None:
+def test_added_time(
+    cluster: Cluster, home: Home, alice_agent: AgentProcess, monkeypatch: object, tmp_path: Path
+) -> None:
     import os
 
     os.environ["SLURMBUS_HOME"] = str(home.path)

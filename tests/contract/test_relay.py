@@ -68,7 +68,9 @@ async def on_bus(bus: Bus, key: str, stream: Stream) -> bytes:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32), st.integers(1, 4000))
-def test_whatever_is_reported_again_or_in_pieces_arrives_once_and_in_order(server: Server, seed: int, size: int) -> None:
+def test_whatever_is_reported_again_or_in_pieces_arrives_once_and_in_order(
+    server: Server, seed: int, size: int
+) -> None:
     chance = random.Random(seed)
     content = chance.randbytes(size)
 

@@ -13,7 +13,10 @@ from slurmbus_cluster.agents import PROJECT, build_wheels
 UV = shutil.which("uv") or str(PROJECT / ".uv" / "bin" / "uv")
 CASES = {
     "slurmbus-protocol": (["slurmbus_protocol.codec"], ["dagster", "pyslurm", "slurmbus_agent", "slurmbus"]),
-    "slurmbus-agent": (["slurmbus_agent.cli", "slurmbus_agent.agent"], ["dagster", "dagster_pipes", "pyslurm", "slurmbus"]),
+    "slurmbus-agent": (
+        ["slurmbus_agent.cli", "slurmbus_agent.agent"],
+        ["dagster", "dagster_pipes", "pyslurm", "slurmbus"],
+    ),
     "dagster-slurmbus": (["dagster_slurmbus", "slurmbus.cli"], ["pyslurm"]),
 }
 
@@ -31,7 +34,9 @@ def test_a_wheel_installs_alone(name: str, wheels: Path, tmp_path: Path) -> None
     environment = tmp_path / "env"
     python = environment / "bin" / "python"
     subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, str(environment)], check=True)
-    subprocess.run([UV, "pip", "install", "--quiet", "--python", str(python), "--find-links", str(wheels), name], check=True)
+    subprocess.run(
+        [UV, "pip", "install", "--quiet", "--python", str(python), "--find-links", str(wheels), name], check=True
+    )
     check = "\n".join(
         [
             *(f"import {module}" for module in imports),

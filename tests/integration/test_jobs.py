@@ -44,7 +44,9 @@ def test_a_job_runs_and_everything_it_says_comes_back(alice: SiteClient, cluster
 
 
 def test_accounting_follows_the_final_state(alice: SiteClient) -> None:
-    key = alice.submit(spec("python3", "-c", "import time; x = bytearray(60 << 20)\nwhile time.process_time() < 3: pass"))
+    key = alice.submit(
+        spec("python3", "-c", "import time; x = bytearray(60 << 20)\nwhile time.process_time() < 3: pass")
+    )
     follow(alice, key)
     accounting = alice.wait_for_accounting(key, 30).accounting
     assert accounting is not None

@@ -12,7 +12,9 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "architecture.md"
 def table() -> str:
     lines = ["| state | may be followed by |", "|---|---|"]
     for state in JobState:
-        following = "nothing: it is final" if state.is_final else ", ".join(s for s in JobState if s in TRANSITIONS[state])
+        following = (
+            "nothing: it is final" if state.is_final else ", ".join(s for s in JobState if s in TRANSITIONS[state])
+        )
         lines.append(f"| {state} | {following} |")
     return "\n".join(lines)
 

@@ -37,6 +37,7 @@ class Payload:
         self.pid = pid
         self.started_at = time.time()
         self._begun = time.monotonic()
+        self._used_before = _children_cpu()
 
     def send(self, number: int) -> None:
         """Signal the payload's process group."""
@@ -64,12 +65,18 @@ class Payload:
         _kill_children()
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         usage = {
-            "cpu_seconds": used.ru_utime + used.ru_stime,
+            "cpu_seconds": max(0.0, _children_cpu() - self._used_before),
             "max_rss": used.ru_maxrss * 1024,
             "elapsed": elapsed,
         }
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         return (0 if number else os.WEXITSTATUS(status)), number, usage
+
+
+def _children_cpu() -> float:
+    """CPU seconds of the processes that have been waited for; the login shell's are among them from the start."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def start(argv: list[str], env: dict[str, str], cwd: str, stdout: int, stderr: int) -> Payload:

@@ -46,7 +46,9 @@ NO_RECORD = -1
 
 # slurm_errno.h
 NOT_CONNECTED = frozenset({1001, 1800})  # SLURM(CTLD)_COMMUNICATIONS_CONNECTION_ERROR: nothing was sent
-SLURM_SAYS_NO = 2000  # from here on the controller itself has answered
+SLURM_SAYS_NO = 2000  # from here on the controller itself has answered, except for:
+NO_ANSWER = frozenset({5003, 5004, 5005})
+"""PROTOCOL_INCOMPLETE_PACKET, SOCKET_IMPL_TIMEOUT, SOCKET_ZERO_BYTES_SENT: the call may still be carried out."""
 NOT_NOW = frozenset(
     {
         2007,  # ESLURM_MAX_JOB_COUNT
@@ -56,6 +58,11 @@ NOT_NOW = frozenset(
     }
 )
 """The controller's answers to a submit after which sbatch, too, tries again."""
+
+
+def _is_an_answer(errno: int) -> bool:
+    """Tell whether the controller itself said this; a frozen one may still carry out what it was sent."""
+    return errno >= SLURM_SAYS_NO and errno not in NO_ANSWER
 
 
 class NativeBackend:
@@ -106,7 +113,7 @@ class NativeBackend:
                 failed = error
         if failed.errno in NOT_CONNECTED or failed.errno in NOT_NOW:
             raise _unavailable(failed) from failed
-        if failed.errno >= SLURM_SAYS_NO:
+        if _is_an_answer(failed.errno):
             words = "; ".join(dict.fromkeys([str(failed), *spoken]))
             raise Refused(words, hint=hint_for(failed.errno, job.options, self._site)) from failed
         raise OutcomeUnknown(f"the submit failed on its way: {failed}") from failed
@@ -149,7 +156,7 @@ class NativeBackend:
         """Find out what a cancel did: pyslurm takes what errno happens to hold for its outcome."""
         if error.errno in NOT_CONNECTED:
             raise _unavailable(error) from error
-        if error.errno >= SLURM_SAYS_NO:
+        if _is_an_answer(error.errno):
             raise Refused(str(error)) from error
         job = self._load(job_id)
         if job is None or self._observe(job).state in FINAL:
