@@ -102,7 +102,7 @@ class Agent:
         lease = Lease(bus, self.config.site, self.agent_id, pulse.message)
         scheduler.lease_deadline = lambda: lease.deadline
         watcher = Watcher(scheduler, self.config.watch_interval or budgets.WATCH_INTERVAL)
-        stager = Stager(blob_bus, self.spool, self._runner, self.config.python)
+        stager = Stager(blob_bus, self.spool, self._runner, self.config.python, here=scheduler.kind == "local")
         tools = Tools(records, scheduler, relay, watcher, stager)
         stopped = asyncio.create_task(stop.wait())
         try:

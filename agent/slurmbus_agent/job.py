@@ -185,7 +185,7 @@ class Job:
             script=self._tools.stager.batch_script(self.folder),
             work_dir=self.record.work_dir or str(self.folder.path),
             output=str(self.folder.batch_output),
-            environment=self._tools.stager.login_environment(),
+            environment=self._tools.stager.environment(),
             options=self.record.options,
             comment=comment[:1000],
         )

@@ -29,7 +29,7 @@ def bundle() -> tuple[str, bytes]:
     return f"runner-{hashlib.sha256(content).hexdigest()[:12]}.py", content
 
 
-def batch_script(python: str, runner: Path, job_dir: Path) -> str:
+def batch_script(python: str, runner: Path, job_dir: Path, *, login: bool = True) -> str:
     """Give the batch script of a job: it only finds a Python and becomes the runner.
 
     Args:
@@ -37,10 +37,12 @@ def batch_script(python: str, runner: Path, job_dir: Path) -> str:
             one when it is older than 3.9.
         runner: what :meth:`slurmbus_agent.spool.Spool.prepare` gave.
         job_dir: the job's folder in the spool.
+        login: whether a login shell sets the environment up; without, it is what the job was submitted with.
     """
+    shell = "/bin/bash -l" if login else "/bin/bash"
     names = " ".join(shlex.quote(name) for name in dict.fromkeys((python, "python3")))
     return f"""\
-#!/bin/bash -l
+#!{shell}
 # A profile may leave anything behind: stop at nothing until the runner takes over.
 set +eu
 shopt -s execfail

@@ -7,6 +7,7 @@ import glob
 import os
 import pwd
 import secrets
+import sys
 from pathlib import Path
 
 from slurmbus_agent import budgets
@@ -28,13 +29,15 @@ class Stager:
         spool: where jobs live.
         runner: the runner's file in the spool.
         python: the interpreter that starts it on compute nodes.
+        here: whether jobs are processes of this machine, which see what the agent sees.
     """
 
-    def __init__(self, bus: Bus, spool: Spool, runner: Path, python: str) -> None:
+    def __init__(self, bus: Bus, spool: Spool, runner: Path, python: str, *, here: bool = False) -> None:
         self._bus = bus
         self._spool = spool
         self._runner = runner
-        self._python = python
+        self._python = sys.executable if here else python
+        self._here = here
         self._gate = asyncio.Semaphore(budgets.STAGING_AT_ONCE)
 
     async def stage(self, folder: JobDir, record: Record, spec: JobSpec) -> Path:
@@ -99,11 +102,17 @@ class Stager:
 
     def batch_script(self, folder: JobDir) -> str:
         """Give the batch script of a job."""
-        return batch_script(self._python, self._runner, folder.path)
+        return batch_script(self._python, self._runner, folder.path, login=not self._here)
 
-    @staticmethod
-    def login_environment() -> dict[str, str]:
-        """Give what a login shell starts from; the rest comes from its profile, not from the agent's environment."""
+    def environment(self) -> dict[str, str]:
+        """Give what jobs start from.
+
+        On a cluster that is what a login shell needs, and the rest comes from its profile. On this machine it is the
+        agent's own environment with its Python first, as for any other process that is started here.
+        """
+        if self._here:
+            path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+            return {**os.environ, "PATH": path}
         user = pwd.getpwuid(os.getuid())
         return {
             "HOME": user.pw_dir,

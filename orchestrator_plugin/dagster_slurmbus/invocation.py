@@ -105,6 +105,7 @@ class Invocation:
         self._forwarder = Forwarder()
         self._stderr = Tail()
         self._last: Record | None = None
+        self._begun = time.monotonic()
 
     def run(self) -> CompletedJob:
         """Submit the job, follow it to its end, and give its results.
@@ -139,9 +140,18 @@ class Invocation:
         metadata: Metadata = {
             **success_metadata(record),
             **outputs_metadata(outputs),
+            **prefixed({"added_seconds": self._added_seconds(record)}),
             **provenance_metadata(files, lookup.result(), versions(agent=_agent_version(client))),
         }
         return CompletedJob(session, record=record, outputs=outputs, metadata=metadata)
+
+    def _added_seconds(self, record: Record) -> dg.MetadataValue[Any] | None:
+        """Give the time of this ``run()`` without that from Slurm's yes to the end of the payload."""
+        try:
+            with_slurm = record.timings["ended"] - record.timings["submitted"]
+        except KeyError:
+            return None
+        return dg.MetadataValue.float(max(0.0, time.monotonic() - self._begun - with_slurm))
 
     def _spec(self, client: SiteClient, files: list[FileRef]) -> JobSpec:
         request = self._request

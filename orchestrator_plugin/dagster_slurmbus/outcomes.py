@@ -69,6 +69,8 @@ class Figures:
 
 def is_one_task(record: Record) -> bool:
     """Tell whether the runner saw all of the job's processes, so that its own figures are enough."""
+    if record.scheduler == "local":
+        return True
     options = record.options
     counts = (options.ntasks, options.ntasks_per_node, options.nodes, record.nodes)
     return all((count or 1) == 1 for count in counts)
@@ -77,12 +79,13 @@ def is_one_task(record: Record) -> bool:
 def figures(record: Record) -> Figures:
     """Put together what the runner and Slurm's accounting measured.
 
-    The runner measures to the millisecond and accounting to the second, so for jobs of one task the runner's figures
-    come first. Of a larger job the runner sees one node only, and accounting alone counts.
+    The runner measures to the millisecond and accounting to the second, so its elapsed time comes first, and for jobs
+    of one task its other figures, too. Of a larger job it sees one node only, and accounting alone counts.
     """
     accounting = record.accounting
-    usage = record.starts[-1].usage if record.starts and is_one_task(record) else None
-    elapsed = usage.elapsed if usage else accounting.elapsed if accounting else None
+    measured = record.starts[-1].usage if record.starts else None
+    usage = measured if is_one_task(record) else None
+    elapsed = measured.elapsed if measured else accounting.elapsed if accounting else None
     if elapsed is None and record.start_time is not None and record.end_time is not None:
         elapsed = max(0.0, record.end_time - record.start_time)
     peaks = [peak for peak in (usage and usage.max_rss, accounting and accounting.max_rss) if peak]
