@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+
 from slurmbus_cluster import Cluster, engine_problem
 from slurmbus_cluster.agents import install_agent
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from slurmbus_cluster.agents import PROJECT, build_wheels
 
 UV = shutil.which("uv") or str(PROJECT / ".uv" / "bin" / "uv")

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurmbus_cluster import Cluster
-from slurmbus_cluster.agents import AgentProcess
 
 from slurmbus.client import SiteClient
 from slurmbus.connection import Connection, ConnectionSettings
 from slurmbus.home import Home
 from slurmbus.owner import LOOK_INTERVAL, ServerOwner
+from slurmbus_cluster import Cluster
+from slurmbus_cluster.agents import AgentProcess
 
 SITES = {"alice": "cluster-alice", "bob": "cluster-bob"}
 

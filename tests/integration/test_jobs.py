@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
-from slurmbus_cluster import Cluster
-from slurmbus_cluster.agents import AgentProcess
 
 from integration.jobs import follow, run, spec
 from slurmbus.client import SiteClient
 from slurmbus.connection import Connection, ConnectionSettings
 from slurmbus.events import StateChanged
 from slurmbus.home import Home
+from slurmbus_cluster import Cluster
+from slurmbus_cluster.agents import AgentProcess
 from slurmbus_protocol.messages import JobOptions, JobSpec
 from slurmbus_protocol.states import JobState
 

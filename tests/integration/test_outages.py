@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from slurmbus_cluster import Cluster
-from slurmbus_cluster.agents import AgentProcess
 
 from integration.jobs import Story, follow, run, spec
 from slurmbus.client import SiteClient
 from slurmbus.events import Output, StateChanged
+from slurmbus_cluster import Cluster
+from slurmbus_cluster.agents import AgentProcess
 from slurmbus_protocol.messages import Heartbeat, JobOptions, Ping
 from slurmbus_protocol.states import JobState
 
