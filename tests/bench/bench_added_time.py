@@ -11,12 +11,12 @@ import time
 
 import dagster as dg
 import pytest
-from integration.conftest import SITES
-from slurmbus_cluster import Cluster
-from slurmbus_cluster.agents import AgentProcess
 
 from dagster_slurmbus import PipesSlurmClient, SlurmQueueConfig
+from integration.conftest import SITES
 from slurmbus.home import Home
+from slurmbus_cluster import Cluster
+from slurmbus_cluster.agents import AgentProcess
 
 pytest_plugins = ["integration.conftest"]
 

@@ -53,7 +53,7 @@ def test_keys_are_kept_in_files_that_only_their_owner_reads_and_never_overwritte
 def test_a_file_that_is_no_key_is_named(tmp_path: Path) -> None:
     path = tmp_path / "client.key"
     path.write_text("rubbish")
-    with pytest.raises(InvalidSetting, match="client.key"):
+    with pytest.raises(InvalidSetting, match=r"client\.key"):
         Signer.load(path)
     with pytest.raises(InvalidSetting, match="64 hex"):
         TrustedKeys(["rubbish"])

@@ -1,4 +1,4 @@
-"""One task of several: a second of CPU time each."""
+"""One task of several: two seconds of CPU time each."""
 
 import os
 import time

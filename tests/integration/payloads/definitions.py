@@ -1,7 +1,5 @@
 """The manual's two blocks, word for word but for the site's name, and an asset that only a Terminate ends."""
 
-# ruff: noqa: ANN201 - as users write it
-
 import dagster as dg
 
 from dagster_slurmbus import (

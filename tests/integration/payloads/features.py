@@ -10,6 +10,6 @@ with open_dagster_pipes() as pipes:
     print("in the year", os.environ["YEAR"])
     sys.stdout.buffer.write(b"caf\xe9\n")
     print("to stderr", file=sys.stderr)
-    pipes.log.info(f"extras {pipes.extras}")
+    pipes.log.info("extras %s", pipes.extras)
     Path("plot.png").write_bytes(bytes(range(256)) * 4096)
     pipes.report_asset_materialization(metadata={"rows": 10, "user": os.environ["USER"]})
