@@ -19,12 +19,16 @@ WATCH_SOON = 1.0
 """A job that doesn't start at once has a reason to show; the scheduler gives it within about a second."""
 WATCH_URGENT = (0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """After a runner reported its end the controller needs 30 to 100 ms to notice; each further look waits longer."""
-WATCH_TOGETHER = 4
+WATCH_TOGETHER = 2
 """From this many due looks on, one question for all jobs is cheaper for the controller."""
-ACCOUNTING_DELAYS = (0.1, 0.5, 1.5, 4.0, 10.0, 30.0, 120.0)
-"""slurmctld hands a finished job to slurmdbd within a second, unless that one is busy or restarting."""
+ACCOUNTING_SOON = 0.1
+"""For a job of several tasks somebody waits for accounting's figures."""
+ACCOUNTING_DELAYS = (3.0, 4.0, 10.0, 30.0, 120.0)
+"""slurmctld hands a finished job to slurmdbd within a second; asked for later, many jobs share one question."""
 READ_BURST = 20
 """Sites that limit calls (rl_enable) allow 30 at once, shared with the user's own commands."""
+READ_WAIT = 30.0
+"""Looks wait for their turn when the budget is spent: a late answer is better than none."""
 READS_PER_SECOND = 1.0
 """rl_enable's default is 2 a second, shared with the user's own commands."""
 

@@ -132,6 +132,8 @@ class Job:
             if record.state != self.record.state:
                 log.info("job %s %s: %s", record.key, record.job_id or "", record.state)
             self.record = await self._tools.records.write(record)
+        if isinstance(event, events.Claimed) and self.linked is not None and self.record.verdict is None:
+            self._tools.watcher.calm(self.slurm_name)
         for instruction in instructions:
             if isinstance(instruction, events.Retire):
                 self._retired = True
@@ -207,8 +209,10 @@ class Job:
     async def _ask_accounting(self, instruction: events.AskAccounting) -> None:
         if self.record.job_id is not None:
             since = self.record.submit_time or self.record.created_at
+            options = self.record.options
+            several = max(options.ntasks or 1, options.nodes or 1, options.ntasks_per_node or 1) > 1
             self._tools.watcher.ask_accounting(
-                self.slurm_name, self.record.job_id, since, self.post, patient=instruction.patient
+                self.slurm_name, self.record.job_id, since, self.post, patient=instruction.patient, soon=several
             )
 
     async def _cancel_job(self, instruction: events.CancelJob) -> None:

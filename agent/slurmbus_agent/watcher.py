@@ -41,6 +41,7 @@ class _Asked:
     since: float
     post: Callable[[Event], None]
     patient: bool
+    soon: bool
     due: float
     attempt: int = 0
 
@@ -74,13 +75,20 @@ class Watcher:
         self._changed.set()
 
     def ask_accounting(
-        self, name: str, job_id: int, since: float, post: Callable[[Event], None], *, patient: bool
+        self, name: str, job_id: int, since: float, post: Callable[[Event], None], *, patient: bool, soon: bool
     ) -> None:
-        """Ask accounting about a job; patiently: until its row is final, or for some minutes."""
+        """Ask accounting about a job; patiently: until its row is final or minutes passed; soon: at once."""
         if name not in self._asked:
-            due = _now() + (budgets.ACCOUNTING_DELAYS[0] if patient else 0.0)
-            self._asked[name] = _Asked(name, job_id, since, post, patient, due)
+            delay = budgets.ACCOUNTING_SOON if soon else budgets.ACCOUNTING_DELAYS[0]
+            due = _now() + (delay if patient else 0.0)
+            self._asked[name] = _Asked(name, job_id, since, post, patient, soon, due)
             self._changed.set()
+
+    def calm(self, name: str) -> None:
+        """Leave out the next look at a job: its runner has just said what there is to know."""
+        watched = self._watched.get(name)
+        if watched is not None:
+            watched.due = None
 
     def forget(self, name: str) -> None:
         """Stop asking about a job."""
@@ -175,7 +183,8 @@ class Watcher:
             item.attempt += 1
             done = row is not None and row.final
             if item.patient and not done and item.attempt < len(budgets.ACCOUNTING_DELAYS):
-                item.due = _now() + budgets.ACCOUNTING_DELAYS[item.attempt]
+                delay = budgets.ACCOUNTING_DELAYS[item.attempt]
+                item.due = _now() + (min(delay, item.attempt) if item.soon else delay)
                 continue
             self._asked.pop(item.name, None)
             item.post(Accounted(row=row if done or not item.patient else None, settled=settled))

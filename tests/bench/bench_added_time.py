@@ -4,8 +4,6 @@ Added time is the time of ``run()`` from its start to its return, minus the time
 ``sbatch`` until the controller has finished it, asked for every 10 ms on the login node.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 

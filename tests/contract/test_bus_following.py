@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from contract.bus_site import JOB, BusSite, bus_site, joined, states, wait_until
-from slurmbus.events import Event, Finished, Gap, Output, Waiting
+from slurmbus import following
+from slurmbus.events import Event, Finished, Gap, Output, StateChanged, Waiting
 from slurmbus.testing import ScriptedAgent, ended_start
-from slurmbus_protocol import subjects
+from slurmbus_protocol import reading, subjects
+from slurmbus_protocol.bus import Bus, Stored
 from slurmbus_protocol.codec import MAX_CHUNK
 from slurmbus_protocol.errors import LostMessages
 from slurmbus_protocol.messages import Record, Submit
@@ -132,8 +136,7 @@ def test_every_start_is_drained_also_one_whose_sizes_nobody_saw(site: BusSite) -
         key = new_ulid()
         await agent.chunk(key, Stream.STDOUT, 0, b"first", start=0)
         await agent.chunk(key, Stream.STDOUT, 0, b"second", start=1)
-        died = ended_start(0)
-        died = type(died)(number=0, job_id=died.job_id, node=died.node, nonce=died.nonce)
+        died = structs.replace(ended_start(0), sizes=None)
         await agent.record(
             key, JobState.COMPLETED, starts=(died, ended_start(1, sizes={Stream.STDOUT: len(b"second")}))
         )
@@ -142,6 +145,53 @@ def test_every_start_is_drained_also_one_whose_sizes_nobody_saw(site: BusSite) -
         assert joined(seen, Stream.STDOUT, 1) == b"second"
 
     site.play(scenario)
+
+
+class Gate:
+    """Keeps back what one stream of the bus gives, until it is opened."""
+
+    def __init__(self, site: BusSite, monkeypatch: pytest.MonkeyPatch, held: str) -> None:
+        self._site = site
+        self._event = asyncio.Event()
+
+        async def read(bus: Bus, stream: str, filters: list[str]) -> AsyncIterator[Stored]:
+            async with aclosing(reading.read(bus, stream, filters)) as items:
+                async for item in items:
+                    if stream == held:
+                        await self._event.wait()
+                    yield item
+
+        monkeypatch.setattr(following, "read", read)
+
+    def open(self) -> None:
+        async def set_it() -> None:
+            self._event.set()
+
+        self._site.client.connection.run(set_it())
+
+
+@pytest.mark.parametrize("sizes_are_known", [True, False])
+def test_what_the_bus_still_holds_is_waited_for(
+    site: BusSite, monkeypatch: pytest.MonkeyPatch, sizes_are_known: bool
+) -> None:
+    """The final record overtakes the output, which the spool doesn't hold any more: it is neither a gap nor the end."""
+    gate = Gate(site, monkeypatch, subjects.LOGS)
+    key = new_ulid()
+
+    async def publish(agent: ScriptedAgent) -> None:
+        await agent.chunk(key, Stream.STDOUT, 0, b"abc")
+        start = ended_start(sizes={Stream.STDOUT: 3})
+        start = start if sizes_are_known else structs.replace(start, sizes=None)
+        await agent.record(key, JobState.NODE_FAIL, starts=(start,))
+        with site.client.follow(key) as events:
+            assert isinstance(await asyncio.to_thread(next, events), StateChanged)
+            assert await asyncio.to_thread(events.wait, 0.3) is None
+            gate.open()
+            rest = await asyncio.to_thread(list, events)
+        assert joined(rest, Stream.STDOUT) == b"abc"
+        assert [type(event) for event in rest] == [Output, Finished]
+
+    site.play(publish)
 
 
 def test_a_job_without_a_start_ends_with_its_record(site: BusSite) -> None:

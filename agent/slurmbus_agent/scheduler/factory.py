@@ -39,7 +39,7 @@ def make_scheduler(kind: str, *, folder: Path, slurm_conf: str | None = None) ->
     if kind == "auto":
         _check_native(slurm_conf)
     argv = [sys.executable, "-m", "slurmbus_agent.scheduler.child", "native"]
-    budget = CallBudget(burst=budgets.READ_BURST, per_second=budgets.READS_PER_SECOND)
+    budget = CallBudget(burst=budgets.READ_BURST, per_second=budgets.READS_PER_SECOND, read_wait=budgets.READ_WAIT)
     return ChildScheduler([*argv, "--conf", slurm_conf] if slurm_conf else argv, budget=budget)
 
 
