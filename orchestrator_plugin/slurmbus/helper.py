@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import json
 import logging
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,7 +28,7 @@ import msgspec
 from slurmbus.client import SiteClient
 from slurmbus.connection import Connection
 from slurmbus.errors import LocalNotStarted
-from slurmbus.home import Home, write_private
+from slurmbus.home import Home, free_port, write_private
 from slurmbus.local import LOCAL_SITE, LocalFolder, open_lock
 from slurmbus.owner import LOOK_INTERVAL, ServerOwner
 from slurmbus.settings import ConnectionSettings
@@ -206,10 +208,11 @@ def serve(folder: LocalFolder, idle: float, stop: threading.Event) -> None:
     """
     home = folder.home
     home.add_site(LOCAL_SITE, scheduler="local", spool=str(folder.spool), python=sys.executable)
+    owner = _own_server(home)
     connection = Connection.get(ConnectionSettings.of_site(home, LOCAL_SITE))
     client = SiteClient(connection, LOCAL_SITE)
     agent = AgentProcess(folder, client)
-    with ServerOwner(home) as owner:
+    with owner:
         try:
             agent.look()
             _get_ready(client, agent, stop)
@@ -221,6 +224,21 @@ def serve(folder: LocalFolder, idle: float, stop: threading.Event) -> None:
             folder.ready.unlink(missing_ok=True)
             agent.stop()
             connection.close()
+
+
+def _own_server(home: Home) -> ServerOwner:
+    """Prepare the server, on another port when somebody else has taken ours since the last time."""
+    owner = ServerOwner(home)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((owner.address.host, owner.address.port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            log.warning("port %d is taken by somebody else", owner.address.port)
+            return ServerOwner(home, port=free_port(owner.address.host))
+    return owner
 
 
 def _get_ready(client: SiteClient, agent: AgentProcess, stop: threading.Event) -> None:

@@ -246,7 +246,7 @@ class Home:
     @staticmethod
     def _choose_address(old: BusAddress | None, host: str | None, port: int | None) -> BusAddress:
         chosen = host or (old.host if old else "127.0.0.1")
-        return BusAddress(host=chosen, port=port or (old.port if old else _free_port(chosen)))
+        return BusAddress(host=chosen, port=port or (old.port if old else free_port(chosen)))
 
     def _write_bundle(self, profile: SiteProfile, seed: str) -> None:
         if profile.agent_servers:
@@ -327,7 +327,8 @@ def _reachable(host: str) -> str:
     return socket.gethostname() if host in _WILDCARDS else host
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
+    """Give a port on which nobody listens at this moment."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])

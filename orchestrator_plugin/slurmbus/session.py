@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 CONNECT_DELAYS = RETRY_DELAYS[:4]
 """A server that is restarted is back within a second or two; a person shall not wait longer for "not reachable"."""
+ADDRESS_INTERVAL = 5.0
+"""Seconds between two looks at the home's address while its server is away."""
 
 
 class Session:
@@ -120,7 +122,13 @@ class Session:
     async def _keep_set_up(self, bus: Bus, seen: int) -> None:
         attempt = 0
         while True:
-            seen = await bus.next_connection(seen)
+            try:
+                async with asyncio.timeout(ADDRESS_INTERVAL):
+                    seen = await bus.next_connection(seen)
+            except TimeoutError:
+                if not bus.connected and not self.settings.servers:
+                    bus.settings = self.settings.bus_settings()  # the home's server may have moved to another port
+                continue
             try:
                 await self._set_up(bus)
                 attempt = 0

@@ -215,12 +215,19 @@ class Site:
             msg = await bus.request(subjects.rpc(self.name, verb), codec.encode(message), timeout=timeout)
         except BusUnreachable as error:
             if await bus.probe():
-                raise SiteUnreachable(f"no agent of site {self.name} answers") from error
+                raise SiteUnreachable(f"no agent of site {self.name} answers{await self._last_seen()}") from error
             raise
         reply = codec.decode(msg.data)
         if isinstance(reply, Problem):
             raise problem_error(reply)
         return codec.decode_as(msg.data, answer)
+
+    async def _last_seen(self) -> str:
+        agents = await self.heartbeats_now()
+        if not agents:
+            return ", none ever has"
+        last = agents[0]
+        return f"; the last heartbeat, from {last.heartbeat.host}, is {last.age:.0f} s old"
 
     async def _bus(self) -> Bus:
         return await self.session.site_bus(self.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -95,6 +96,8 @@ class EmbeddedServer:
     ) -> None:
         self.folder = folder
         self._tied = tied
+        # Another home's server may hold our port: the name tells whose answer it is.
+        self._name = f"slurmbus-{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:16]}"
         self.users = list(users)
         self.host = host
         self.limits = limits or BusLimits()
@@ -170,7 +173,7 @@ class EmbeddedServer:
         finally:
             os.close(log_file)
         deadline = time.monotonic() + START_TIMEOUT
-        while not _answers(self.host, self._port) or not self.alive:
+        while not _answers(self.host, self._port, self._name) or not self.alive:
             if not self.alive or time.monotonic() > deadline:
                 self.stop()
                 tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-5:])
@@ -223,7 +226,7 @@ class EmbeddedServer:
             users.append(entry)
         # nats-server reads JSON as its own configuration language, so nothing has to be quoted by hand.
         config = {
-            "server_name": "slurmbus",
+            "server_name": self._name,
             "listen": f"{self.host}:{self._port}",
             "jetstream": {
                 "store_dir": str(self.folder / "jetstream"),
@@ -273,9 +276,10 @@ def _free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def _answers(host: str, port: int) -> bool:
+def _answers(host: str, port: int, name: str) -> bool:
     try:
-        with socket.create_connection((host, port), timeout=0.2) as connection:
-            return connection.recv(5) == b"INFO "
-    except OSError:
+        with socket.create_connection((host, port), timeout=0.2) as connection, connection.makefile("rb") as answer:
+            kind, _, info = answer.readline().partition(b" ")
+            return kind == b"INFO" and json.loads(info).get("server_name") == name
+    except (OSError, ValueError):
         return False

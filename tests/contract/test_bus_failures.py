@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from contract.bus_site import JOB, SITE, BusSite, bus_site, joined, states, wait_until
+from slurmbus import session
 from slurmbus.connection import Connection
 from slurmbus.events import Finished, Output, StateChanged, Waiting
+from slurmbus.home import free_port
+from slurmbus.owner import ServerOwner
 from slurmbus.settings import ConnectionSettings
 from slurmbus.site import Site
 from slurmbus.testing import ScriptedAgent, ended_start
@@ -156,6 +159,20 @@ def test_an_empty_server_in_its_place_is_set_up_and_read_from_its_beginning(site
     site.play(scenario)
 
 
+def test_a_server_that_moved_to_another_port_is_found_again(site: BusSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "ADDRESS_INTERVAL", 0.05)
+    key = site.client.submit(JOB)
+    with site.client.follow(key) as events:
+        site.owner.server.stop()
+        with ServerOwner(site.home, port=free_port("127.0.0.1")):
+
+            async def scenario(agent: ScriptedAgent) -> None:
+                await agent.record(key, JobState.RUNNING)
+                assert isinstance(await asyncio.to_thread(next, events), StateChanged)
+
+            site.play(scenario)
+
+
 def test_the_caller_is_told_that_the_bus_is_away(site: BusSite) -> None:
     with site.client.follow(new_ulid(), patience=0.1) as events:
         assert isinstance(next(events), Waiting)
@@ -167,7 +184,10 @@ def test_the_caller_is_told_that_the_bus_is_away(site: BusSite) -> None:
 
 
 def test_nobody_there(site: BusSite) -> None:
-    with pytest.raises(SiteUnreachable):
+    with pytest.raises(SiteUnreachable, match="none ever has"):
+        site.client.ask("ping", Ping(sent_at=0), Pong, timeout=1)
+    site.play(lambda agent: agent.heartbeat(host="login1"))
+    with pytest.raises(SiteUnreachable, match="from login1, is 0 s old"):
         site.client.ask("ping", Ping(sent_at=0), Pong, timeout=1)
     site.owner.server.stop()
     settings = ConnectionSettings.of_site(site.home, SITE)

@@ -141,6 +141,14 @@ def test_a_second_owner_is_told(home: Home) -> None:
         pass
 
 
+def test_the_port_belongs_to_another_home(home: Home, tmp_path: Path) -> None:
+    """Its answer isn't taken for ours."""
+    with ServerOwner(home) as owner:
+        other = Home(tmp_path / "other")
+        with pytest.raises(BusUnreachable, match="didn't come up"), ServerOwner(other, port=owner.address.port):
+            pass
+
+
 async def _reads_as_client(home: Home) -> None:
     async with Bus(ConnectionSettings.of_site(home, "alice").bus_settings()) as bus:
         assert await bus.probe()

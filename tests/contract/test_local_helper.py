@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -129,6 +130,19 @@ def test_it_is_found_again_and_stopped(home: Home, client: SiteClient) -> None:
     assert not stop_local(home)
     assert pid is not None
     assert not lives(pid)
+
+
+def test_another_program_has_taken_its_port(home: Home) -> None:
+    folder = LocalFolder.of(home)
+    folder.make()
+    before = folder.home.set_bus_address()
+    with socket.create_server((before.host, before.port)):
+        client = open_client(home)
+        after = folder.home.bus_address()
+        assert after is not None
+        assert after.port != before.port
+        assert client.records() == []
+        client.connection.close()
 
 
 def test_several_that_start_it_at_once_get_one(home: Home) -> None:

@@ -30,6 +30,8 @@ JOBS = ("features", "model")
 DAGSTER_YAML = """\
 telemetry:
   enabled: false
+"""
+SHORT_LINES_YAML = """\
 python_logs:
   dagster_handler_config:
     handlers:
@@ -54,7 +56,7 @@ def main() -> int:
     parser.add_argument("--dev", action="store_true", help="leave Dagster's UI open until Ctrl-C")
     parser.add_argument("--port", type=int, default=3000, help="of Dagster's UI")
     arguments = parser.parse_args()
-    prepare_folders()
+    prepare_folders(short_lines=not arguments.dev)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with where(arguments.mode):
@@ -63,7 +65,7 @@ def main() -> int:
         return 130
 
 
-def prepare_folders() -> None:
+def prepare_folders(*, short_lines: bool) -> None:
     """Begin with empty folders for Dagster, Slurmbus and the results."""
     shutil.rmtree(STATE, ignore_errors=True)
     for name, variable in (
@@ -73,7 +75,7 @@ def prepare_folders() -> None:
     ):
         (STATE / name).mkdir(parents=True, mode=0o700)
         os.environ[variable] = str(STATE / name)
-    (STATE / "dagster" / "dagster.yaml").write_text(DAGSTER_YAML)
+    (STATE / "dagster" / "dagster.yaml").write_text(DAGSTER_YAML + (SHORT_LINES_YAML if short_lines else ""))
 
 
 @contextlib.contextmanager
