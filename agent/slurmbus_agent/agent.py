@@ -28,19 +28,22 @@ from slurmbus_agent.records import Fenced, RecordStore
 from slurmbus_agent.relay import Relay
 from slurmbus_agent.scheduler.base import OutcomeUnknown, Scheduler, Unavailable
 from slurmbus_agent.scheduler.factory import make_scheduler
-from slurmbus_agent.spool import JobDir, Spool
+from slurmbus_agent.spool import JobDir, Spool, SpoolError
 from slurmbus_agent.staging import Stager
 from slurmbus_agent.vitals import Pulse
 from slurmbus_agent.watcher import Watcher
 from slurmbus_protocol import codec
 from slurmbus_protocol.bus import Bus
 from slurmbus_protocol.errors import BusUnreachable, SlurmbusError
-from slurmbus_protocol.messages import CancelAsked, Heartbeat, Record, Submit
+from slurmbus_protocol.messages import CancelAsked, Record, Submit
 from slurmbus_protocol.signing import TrustedKeys
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.streams import consumer_bus_id
 
 log = logging.getLogger(__name__)
+
+SPOOL_RETRY = 5.0
+"""Seconds until an agent whose spool can't be used tries again."""
 
 
 class Agent:
@@ -97,7 +100,7 @@ class Agent:
             health=lambda: scheduler.health,
             unfinished=self._unfinished,
             backlog=lambda: relay.waiting,
-            alarms=lambda: _alarms(relay, records),
+            alarms=lambda: _alarms(relay, records, self._audit),
         )
         lease = Lease(bus, self.config.site, self.agent_id, pulse.message)
         scheduler.lease_deadline = lambda: lease.deadline
@@ -128,6 +131,9 @@ class Agent:
             await self._lead(bus, lease, pulse, tools)
         except* (LeaseLost, Fenced) as lost:
             log.warning("site %s: stepping down: %s", self.config.site, lost.exceptions[0])
+        except* SpoolError as failed:
+            log.error("site %s: %s; beginning again", self.config.site, failed.exceptions[0])  # noqa: TRY400
+            await asyncio.sleep(SPOOL_RETRY)
 
     async def _await_consumer(self, bus: Bus) -> None:
         """Wait until a client has set the bus up: agents may not create streams or consumers."""
@@ -213,10 +219,10 @@ class Agent:
                 if request is None:
                     continue  # the request wasn't acknowledged and comes again
                 submit = codec.decode_as(request.data, Submit)
+                record = await self._record_of(submit, request.data, folder, epoch, tools)
             except SlurmbusError as error:
                 log.warning("the spool of job %s can't be taken up: %s", key, error)
                 continue
-            record = await self._record_of(submit, request.data, folder, epoch, tools)
             if record.state.is_final:
                 continue
             record = await tools.records.write(msgspec.structs.replace(record, epoch=epoch))
@@ -311,15 +317,10 @@ def _count_bad(pulse: Pulse) -> None:
     pulse.bad_messages += 1
 
 
-def _alarms(relay: Relay, records: RecordStore) -> tuple[str, ...]:
+def _alarms(relay: Relay, records: RecordStore, audit: Audit) -> tuple[str, ...]:
     alarms = [f"the bus takes no more {name}" for name in sorted(relay.full)]
+    if audit.problem:
+        alarms.append(audit.problem)
     if records.full:
         alarms.append("the bus takes no more records")
     return tuple(alarms)
-
-
-def describe(heartbeat: Heartbeat) -> str:
-    """Say in one line how an agent is."""
-    scheduler = heartbeat.scheduler
-    answer = "answers" if scheduler.responding else f"doesn't answer: {scheduler.error}"
-    return f"{heartbeat.agent_id} (epoch {heartbeat.epoch}): {scheduler.kind} {answer}"

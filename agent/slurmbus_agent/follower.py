@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from slurmbus_agent import budgets
 from slurmbus_agent.job import Job
+from slurmbus_protocol.errors import SlurmbusError
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import Stream
 
@@ -40,7 +41,11 @@ class SpoolFollower:
                 due, step = self._due.setdefault(job.slurm_name, (now + budgets.SPOOL_POLL[0], 0))
                 if due > now:
                     continue
-                moved = await self._look(job)
+                try:
+                    moved = await self._look(job)
+                except SlurmbusError as error:
+                    log.warning("job %s: %s", job.record.key, error)
+                    moved = False
                 step = 0 if moved else min(step + 1, len(budgets.SPOOL_POLL) - 1)
                 self._due[job.slurm_name] = (now + budgets.SPOOL_POLL[step], step)
                 await asyncio.sleep(1.0 / budgets.SPOOL_READS_PER_SECOND)

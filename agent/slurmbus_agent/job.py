@@ -16,10 +16,10 @@ from slurmbus_agent.events import Event, Instruction
 from slurmbus_agent.records import RecordStore
 from slurmbus_agent.relay import Relay
 from slurmbus_agent.scheduler.base import BatchJob, OutcomeUnknown, Refused, Scheduler, Unavailable
-from slurmbus_agent.spool import AGENT_NODE, Claim, EndReport, JobDir, SpoolError
+from slurmbus_agent.spool import AGENT_NODE, Claim, EndReport, JobDir
 from slurmbus_agent.staging import Stager
 from slurmbus_agent.watcher import Watcher
-from slurmbus_protocol.errors import BusUnreachable, SlurmbusError
+from slurmbus_protocol.errors import BusFull, BusUnreachable, SlurmbusError
 from slurmbus_protocol.messages import CancelAsked, JobSpec, Record, Start
 from slurmbus_protocol.subjects import Stream
 
@@ -150,7 +150,7 @@ class Job:
         handler: Callable[[Any], Awaitable[None]] = self._HANDLERS[type(instruction)].__get__(self)
         try:
             await handler(instruction)
-        except (BusUnreachable, SpoolError) as error:
+        except SlurmbusError as error:
             log.warning("job %s: trying again: %s", self.record.key, error)
             await asyncio.sleep(RETRY_AFTER)
             self.post(events.Begun())
@@ -310,7 +310,10 @@ class Job:
         return True
 
     async def _collect_outputs(self, _: events.CollectOutputs) -> None:
-        outputs, error = await self._tools.stager.collect(self.record, self.spec)
+        try:
+            outputs, error = await self._tools.stager.collect(self.record, self.spec)
+        except (BusFull, OSError) as failure:  # the job is what counts, and its outputs are still where they are
+            outputs, error = (), str(failure)
         self.post(events.OutputsCollected(outputs=outputs, error=error))
 
     async def _later(self, instruction: events.Later) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from slurmbus_agent import budgets
 from slurmbus_agent.events import Accounted, Denied, Event, Looked, Observed
-from slurmbus_agent.scheduler.base import Observation, OutcomeUnknown, Scheduler, Unavailable
+from slurmbus_agent.scheduler.base import Observation, Scheduler, SchedulerError
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Watcher:
         try:
             await self._scheduler.ping()
             found = [seen for seen in await self._scheduler.jobs() if seen.name == name]
-        except (Unavailable, OutcomeUnknown) as error:
+        except SchedulerError as error:
             log.info("looking for %s: %s", name, error)
             return None
         return Looked(observation=max(found, key=lambda seen: seen.job_id, default=None))
@@ -124,7 +124,7 @@ class Watcher:
             try:
                 await self._ask_controller()
                 await self._ask_accounting()
-            except (Unavailable, OutcomeUnknown) as error:
+            except SchedulerError as error:
                 log.info("the controller doesn't answer: %s", error)
                 self._postpone()
 

@@ -161,6 +161,7 @@ def test_an_empty_server_in_its_place_is_set_up_and_read_from_its_beginning(site
 
 def test_a_server_that_moved_to_another_port_is_found_again(site: BusSite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "ADDRESS_INTERVAL", 0.05)
+    site.client.connection.close()  # so that it begins anew with this
     key = site.client.submit(JOB)
     with site.client.follow(key) as events:
         site.owner.server.stop()

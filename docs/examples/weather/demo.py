@@ -30,6 +30,8 @@ JOBS = ("features", "model")
 DAGSTER_YAML = """\
 telemetry:
   enabled: false
+nux:
+  enabled: false
 """
 SHORT_LINES_YAML = """\
 python_logs:
