@@ -29,7 +29,7 @@ def described(comment: str = "", **options: object) -> dict[str, object]:
         name="job",
         script="#!/bin/sh\n",
         work_dir="/work",
-        output="/work/50%.out",
+        output="/data/50%.out",
         environment={"A": "1"},
         options=JobOptions(**options),  # type: ignore[arg-type]
         comment=comment,
@@ -45,7 +45,7 @@ def test_what_is_not_asked_for_is_left_to_slurm() -> None:
     }
     assert told["is_requeueable"] is False
     assert told["log_files_open_mode"] == "append"
-    assert told["standard_output"] == "/work/50%%.out"
+    assert told["standard_output"] == "/data/50%%.out"
 
 
 @pytest.mark.parametrize(
