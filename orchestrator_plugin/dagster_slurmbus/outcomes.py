@@ -88,12 +88,15 @@ def figures(record: Record) -> Figures:
     elapsed = measured.elapsed if measured else accounting.elapsed if accounting else None
     if elapsed is None and record.start_time is not None and record.end_time is not None:
         elapsed = max(0.0, record.end_time - record.start_time)
+    # Accounting cuts each step's CPU time to whole seconds; what the runner saw of it is never too much.
+    times = [measured.cpu_seconds] if measured and (usage or accounting) else []
+    times += [accounting.cpu_seconds] if accounting and not usage else []
     peaks = [peak for peak in (usage and usage.max_rss, accounting and accounting.max_rss) if peak]
     return Figures(
         nodes=record.nodes or (accounting.alloc_nodes if accounting else None) or None,
         cpus=record.alloc_cpus or (accounting.alloc_cpus if accounting else None) or None,
         elapsed=elapsed,
-        cpu_seconds=usage.cpu_seconds if usage else accounting.cpu_seconds if accounting else None,
+        cpu_seconds=max(times, default=None),
         peak_memory=max(peaks, default=None),
     )
 

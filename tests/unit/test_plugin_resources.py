@@ -163,7 +163,7 @@ def test_making_resources_opens_and_reads_nothing(monkeypatch: pytest.MonkeyPatc
     "client",
     [
         PipesSlurmClient.local(),
-        PipesSlurmClient({"A": "1"}, "/work", site="alpha", bus=BusResource(home=dg.EnvVar("H")), queue={"cpus": 2}),
+        PipesSlurmClient({"A": "1"}, "/data", site="alpha", bus=BusResource(home=dg.EnvVar("H")), queue={"cpus": 2}),
         paper_example().pipes_client(),
     ],
 )
@@ -186,7 +186,7 @@ def test_local_mode_needs_nothing_of_the_bus(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_constructor_takes_what_pipes_subprocess_client_takes() -> None:
     client = PipesSlurmClient(
         env={"A": "1"},
-        cwd="/work",
+        cwd="/data",
         context_injector=None,
         message_reader=None,
         forward_termination=False,
@@ -194,7 +194,7 @@ def test_the_constructor_takes_what_pipes_subprocess_client_takes() -> None:
         termination_timeout_seconds=5,
     )
     assert client.env == {"A": "1"}
-    assert client.cwd == "/work"
+    assert client.cwd == "/data"
     assert not client.conduct.forward_termination
     assert not client.conduct.forward_stdio
     assert client.conduct.termination_timeout_seconds == 5
