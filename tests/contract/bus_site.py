@@ -12,7 +12,7 @@ from typing import Any
 
 from slurmbus.client import SiteClient
 from slurmbus.connection import Connection
-from slurmbus.events import Event, Output, StateChanged
+from slurmbus.events import Event, Output, StateChanged, Waiting
 from slurmbus.home import Home
 from slurmbus.owner import ServerOwner
 from slurmbus.settings import ConnectionSettings
@@ -93,3 +93,8 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 30.0
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
         time.sleep(0.01)
+
+
+def next_news(events: Iterator[Event]) -> Event:
+    """Give the next event that isn't about waiting: how often that is said depends on how busy this machine is."""
+    return next(event for event in events if not isinstance(event, Waiting))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from contract.bus_site import JOB, SITE, BusSite, bus_site, joined, states, wait_until
+from contract.bus_site import JOB, SITE, BusSite, bus_site, joined, next_news, states, wait_until
 from slurmbus import session
 from slurmbus.connection import Connection
 from slurmbus.events import Finished, Output, StateChanged, Waiting
@@ -169,7 +169,7 @@ def test_a_server_that_moved_to_another_port_is_found_again(site: BusSite, monke
 
             async def scenario(agent: ScriptedAgent) -> None:
                 await agent.record(key, JobState.RUNNING)
-                assert isinstance(await asyncio.to_thread(next, events), StateChanged)
+                assert isinstance(await asyncio.to_thread(next_news, events), StateChanged)
 
             site.play(scenario)
 
@@ -209,7 +209,7 @@ def test_evicted_logs_come_from_the_spool(tmp_path: Path) -> None:
             step = 100_000
             with site.client.follow(key) as events:
                 await agent.record(key, JobState.RUNNING)
-                assert isinstance(await asyncio.to_thread(next, events), StateChanged)
+                assert isinstance(await asyncio.to_thread(next_news, events), StateChanged)
                 for offset in range(0, len(everything), step):
                     await agent.chunk(key, Stream.STDOUT, offset, everything[offset : offset + step])
                 start = ended_start(sizes={Stream.STDOUT: len(everything)})

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from contract.bus_site import JOB, BusSite, bus_site, joined, states, wait_until
+from contract.bus_site import JOB, BusSite, bus_site, joined, next_news, states, wait_until
 from slurmbus import following
 from slurmbus.events import Event, Finished, Gap, Output, StateChanged, Waiting
 from slurmbus.testing import ScriptedAgent, ended_start
@@ -184,7 +184,7 @@ def test_what_the_bus_still_holds_is_waited_for(
         start = start if sizes_are_known else structs.replace(start, sizes=None)
         await agent.record(key, JobState.NODE_FAIL, starts=(start,))
         with site.client.follow(key) as events:
-            assert isinstance(await asyncio.to_thread(next, events), StateChanged)
+            assert isinstance(await asyncio.to_thread(next_news, events), StateChanged)
             assert await asyncio.to_thread(events.wait, 0.3) is None
             gate.open()
             rest = await asyncio.to_thread(list, events)
