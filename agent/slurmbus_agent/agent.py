@@ -185,6 +185,7 @@ class Agent:
                     self.config.site,
                     lease.epoch,
                     scheduler=tools.scheduler.kind,
+                    bus_time=lambda: lease.bus_time,
                     keys=self._keys,
                     records=tools.records,
                     audit=self._audit,

@@ -53,6 +53,7 @@ class Intake:
         site: whose requests.
         epoch: the lease under which records are written.
         scheduler: the kind of scheduler, for the records.
+        bus_time: the bus's clock, or None when it isn't known.
         keys: whose requests are accepted.
         records: where records are kept.
         audit: where every request is noted.
@@ -68,6 +69,7 @@ class Intake:
         epoch: int,
         *,
         scheduler: str,
+        bus_time: Callable[[], float | None],
         keys: TrustedKeys,
         records: RecordStore,
         audit: Audit,
@@ -79,6 +81,7 @@ class Intake:
         self._site = site
         self._epoch = epoch
         self._scheduler = scheduler
+        self._bus_time = bus_time
         self._keys = keys
         self._records = records
         self._audit = audit
@@ -140,7 +143,8 @@ class Intake:
             raise WrongAddress(f"the request names job {message.key}, but was sent for {address.key}")
         if message.expires_at < stored.time:
             raise RequestExpired("the request had expired before the bus got it")
-        if message.expires_at < time.time():
+        now = self._bus_time()
+        if now is not None and message.expires_at < now:
             raise RequestExpired("the request expired before an agent could take it")
         self._note("accepted", stored.subject, signer=signer[:16], submitter=message.submitter)
         return message

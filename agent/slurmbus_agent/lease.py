@@ -59,6 +59,7 @@ class Lease:
         self._heartbeat = heartbeat
         self._sequence = 0
         self._valid_until: float | None = None
+        self._bus_clock: tuple[float, float] | None = None
         self.epoch = 0
         self.latency: float | None = None
 
@@ -71,6 +72,14 @@ class Lease:
     def held(self) -> bool:
         """True while this agent may act."""
         return self._valid_until is not None and boot_time() < self._valid_until
+
+    @property
+    def bus_time(self) -> float | None:
+        """The bus's clock, as far as it is known: our own may be wrong, and requests expire by the bus's."""
+        if self._bus_clock is None:
+            return None
+        stored, seen = self._bus_clock
+        return stored + boot_time() - seen
 
     async def acquire(self) -> None:
         """Wait until the lease is ours; meanwhile stand by and say so."""
@@ -113,6 +122,9 @@ class Lease:
         except WrongSequence:
             return False
         self._renewed(sent, message)
+        written = await self._bus.last(_BUCKET, self._subject)
+        if written is not None:
+            self._bus_clock = (written.time, boot_time())
         return True
 
     def _renewed(self, sent: float, message: Heartbeat) -> None:

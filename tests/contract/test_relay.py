@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,20 @@ def test_one_agent_leads_and_the_next_takes_over_when_it_is_silent(server: Serve
         assert not first.held, "the first one's lease ran out on its own clock"
         with pytest.raises(LeaseLost):
             await first.renew()
+
+    server.run(test)
+
+
+def test_a_leader_knows_the_buss_clock(server: Server) -> None:
+    async def test(bus: Bus) -> None:
+        lease = Lease(bus, "lease-d", "one", heartbeats("lease-d", "one", 30.0))
+        assert lease.bus_time is None
+        await lease.acquire()
+        told = lease.bus_time
+        assert told is not None
+        assert abs(told - time.time()) < 3600  # this server's clock is this machine's
+        while lease.bus_time == told:  # and it goes on
+            await asyncio.sleep(0)
 
     server.run(test)
 
