@@ -255,7 +255,7 @@ def sha256(text: str) -> str:
 
 
 def test_the_drop_in_for_pipes_subprocess_client(
-    site: DagsterSite, instance: dg.DagsterInstance, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+    site: DagsterSite, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
     here = tmp_path / "defs.py"
     (tmp_path / "features.py").write_text("print(1)")
@@ -312,9 +312,9 @@ def test_the_drop_in_for_pipes_subprocess_client(
     assert plot.is_relative_to(instance.root_directory)
     assert result.run_id in plot.parts
 
-    shown = capfdbinary.readouterr()
-    assert b"line 1\ncut \xc3\xa9 invalid \xff\n" in shown.out
-    assert b"a warning\n" in shown.err
+    out, err = output_of(result, instance)
+    assert b"line 1\ncut \xc3\xa9 invalid \xff\n" in out
+    assert b"a warning\n" in err
     lines = log_of(instance, result.run_id)
     assert "working" in lines
     assert not any("line 1" in line or "a warning" in line for line in lines)
@@ -385,6 +385,17 @@ def test_options_of_one_run_come_from_the_launchpad(site: DagsterSite, tmp_path:
 # ------------------------------------------------------------------ results
 
 
+def output_of(result: dg.ExecuteInProcessResult, instance: dg.DagsterInstance) -> tuple[bytes, bytes]:
+    """Give the stdout and stderr that Dagster captured and shows.
+
+    What it passes on to its own terminal isn't looked at: it kills the program that does that without waiting for it.
+    """
+    (captured,) = [event for event in result.all_events if event.event_type is dg.DagsterEventType.LOGS_CAPTURED]
+    log_key = [result.run_id, "compute_logs", captured.logs_captured_data.file_key]
+    kept = instance.compute_log_manager.get_log_data(log_key)
+    return kept.stdout or b"", kept.stderr or b""
+
+
 def run_once(client: PipesSlurmClient, instance: dg.DagsterInstance | None = None, **options: Any) -> Any:
     """Materialise one asset whose payload is whatever the site's script does."""
 
@@ -396,7 +407,7 @@ def run_once(client: PipesSlurmClient, instance: dg.DagsterInstance | None = Non
 
 
 def test_only_the_last_start_has_results_and_every_start_has_logs(
-    site: DagsterSite, instance: dg.DagsterInstance, capfdbinary: pytest.CaptureFixture[bytes]
+    site: DagsterSite, instance: dg.DagsterInstance
 ) -> None:
     async def script(job: ScriptedJob) -> None:
         await job.begin()
@@ -415,8 +426,9 @@ def test_only_the_last_start_has_results_and_every_start_has_logs(
     (materialization,) = result.asset_materializations_for_node("thing")
     assert materialization.metadata["start"].value == 1
     assert materialization.metadata["slurmbus/starts"].value == 2
-    assert b"first start\n" in (shown := capfdbinary.readouterr().out)
-    assert b"second start\n" in shown
+    out, _ = output_of(result, instance)
+    assert b"first start\n" in out
+    assert b"second start\n" in out
     assert "Slurm job 100 is RUNNING on c1, start 2" in log_of(instance, result.run_id)
 
 

@@ -15,7 +15,7 @@ import dagster as dg
 import pytest
 
 from contract.bus_site import wait_until
-from contract.test_dagster_jobs import failure_of, log_of
+from contract.test_dagster_jobs import failure_of, log_of, output_of
 from dagster_slurmbus import BashLauncher, ComputeResource, PipesSlurmClient
 from dagster_slurmbus.bus import local_client
 from slurmbus.home import Home
@@ -129,9 +129,7 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-def test_both_blocks_of_the_manual_on_a_laptop(
-    definitions: ModuleType, instance: dg.DagsterInstance, capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
+def test_both_blocks_of_the_manual_on_a_laptop(definitions: ModuleType, instance: dg.DagsterInstance) -> None:
     result = dg.materialize(
         [definitions.features, definitions.train_model],
         resources={"slurm": PipesSlurmClient.local(), "compute": definitions.compute},
@@ -149,43 +147,39 @@ def test_both_blocks_of_the_manual_on_a_laptop(
     assert metadata["peak_memory_bytes"] > 1_000_000
     (train,) = result.asset_materializations_for_node("train_model")
     assert train.metadata["slurmbus/cpus"].value == 2
-    shown = capfdbinary.readouterr()
-    assert b"in the year 2026\n" in shown.out
-    assert b"caf\xe9\n" in shown.out
-    assert b"to stderr\n" in shown.err
-    assert f"experiment {result.run_id}\n".encode() in shown.out
+    out, err = output_of(result, instance)
+    assert b"in the year 2026\n" in out
+    assert b"caf\xe9\n" in out
+    assert b"to stderr\n" in err
+    assert f"experiment {result.run_id}\n".encode() in out
     assert "extras {'a': 1}" in log_of(instance, result.run_id)
-    (captured,) = [event for event in result.all_events if event.event_type is dg.DagsterEventType.LOGS_CAPTURED]
-    log_key = [result.run_id, "compute_logs", captured.logs_captured_data.file_key]
-    kept = instance.compute_log_manager.get_log_data(log_key)
-    assert b"caf\xe9\n" in (kept.stdout or b"")
-    assert b"to stderr\n" in (kept.stderr or b"")
 
 
-def run_payload(payload: Path, **options: Any) -> dg.ExecuteInProcessResult:
+def run_payload(payload: Path, instance: dg.DagsterInstance | None = None, **options: Any) -> dg.ExecuteInProcessResult:
     compute = ComputeResource(default_launcher=options.pop("launcher", None))
 
     @dg.asset(required_resource_keys={"compute"})
     def thing(context: dg.AssetExecutionContext):  # type: ignore[no-untyped-def]  # noqa: ANN202
         yield from context.resources.compute.run(context=context, payload_path=payload, **options).get_results()
 
-    return dg.materialize([thing], resources={"compute": compute}, raise_on_error=False)
+    return dg.materialize([thing], resources={"compute": compute}, instance=instance, raise_on_error=False)
 
 
 @pytest.mark.usefixtures("home")
-def test_payload_extra_files_arguments_and_preamble(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_payload_extra_files_arguments_and_preamble(tmp_path: Path, instance: dg.DagsterInstance) -> None:
     payload = tmp_path / "run.sh"
     payload.write_text('cat lib/data.txt; echo "$COLOUR $1"; ls -1 | wc -l')
     data = tmp_path / "data.txt"
     data.write_text("some data\n")
     result = run_payload(
         payload,
+        instance,
         payload_args=["two words"],
         extra_files={"lib/data.txt": data},
         launcher=BashLauncher(preamble="export COLOUR=green"),
     )
     assert result.success
-    assert b"some data\ngreen two words\n2\n" in capfdbinary.readouterr().out
+    assert b"some data\ngreen two words\n2\n" in output_of(result, instance)[0]
 
 
 @pytest.mark.usefixtures("home")

@@ -16,7 +16,7 @@ import dagster as dg
 import pytest
 
 from contract.bus_site import wait_until
-from contract.test_dagster_jobs import failure_of, handles_of, log_of
+from contract.test_dagster_jobs import failure_of, handles_of, log_of, output_of
 from dagster_slurmbus import ComputeResource, PipesSlurmClient, SlurmResource
 from dagster_slurmbus.outcomes import CompletedJob
 from integration.conftest import SITES
@@ -104,17 +104,6 @@ def run_job(instance: dg.DagsterInstance, **arguments: Any) -> Ran:
 def metadata_of(result: dg.ExecuteInProcessResult, node: str) -> dict[str, Any]:
     (materialization,) = result.asset_materializations_for_node(node)
     return {name.removeprefix("slurmbus/"): value.value for name, value in materialization.metadata.items()}
-
-
-def output_of(result: dg.ExecuteInProcessResult, instance: dg.DagsterInstance) -> tuple[bytes, bytes]:
-    """Give the stdout and stderr that Dagster captured and shows.
-
-    What it passes on to its own terminal isn't looked at: it kills the program that does that without waiting for it.
-    """
-    (captured,) = [event for event in result.all_events if event.event_type is dg.DagsterEventType.LOGS_CAPTURED]
-    log_key = [result.run_id, "compute_logs", captured.logs_captured_data.file_key]
-    kept = instance.compute_log_manager.get_log_data(log_key)
-    return kept.stdout or b"", kept.stderr or b""
 
 
 def rows_of(cluster: Cluster, job_id: int) -> list[dict[str, str]]:
