@@ -189,9 +189,13 @@ class Bus:
             await self._discard(old)
             client = await self._connect()
             self._probe_subject = f"{self.settings.inbox}.probe.{secrets.token_hex(8)}"
-            await client.subscribe(self._probe_subject, cb=self._on_probe)
-            for subject, handler in self._services.items():
-                await client.subscribe(subject, cb=_never_raises(handler))
+            try:
+                await client.subscribe(self._probe_subject, cb=self._on_probe)
+                for subject, handler in self._services.items():
+                    await client.subscribe(subject, cb=_never_raises(handler))
+            except (OSError, nats.errors.Error) as error:  # closed again at once, e.g. because our key was revoked
+                await self._discard(client)
+                raise BusUnreachable(f"the connection was closed again at once: {error}") from error
             self._client = client
             self.connections += 1
             self._rebuilt.set()

@@ -221,7 +221,7 @@ def test_accounting(site: Site) -> None:
         async with site.open() as scheduler:
             since = time.time() - 60
             name = unique("burn")
-            burn = "end=$((SECONDS+2)); while ((SECONDS < end)); do :; done"
+            burn = "end=$((SECONDS+5)); while ((SECONDS < end)); do :; done"
             body = f"held=$(head -c 30000000 /dev/zero | tr '\\0' x); {burn}; exit 3"
             job_id = await scheduler.submit(site.batch_job(name, body, ntasks=1, cpus_per_task=1))
             await end_of(scheduler, job_id)
