@@ -208,7 +208,7 @@ def test_two_sites_dont_see_each_others_jobs(alice: SiteClient, bob: SiteClient)
 
 def test_bytes_of_all_kinds_arrive_as_they_were(alice: SiteClient) -> None:
     writer = (
-        "import os, random as r; r.seed(7); os.write(1, r.randbytes(3_000_000)); os.write(2, bytes(range(256)) * 9)"
+        "import os, random as r; r.seed(7); os.write(1, r.randbytes(3_000_000)); os.write(2, bytes(range(256)) * 999)"
     )
     story = run(alice, "python3", "-c", writer)
     import random
@@ -217,7 +217,7 @@ def test_bytes_of_all_kinds_arrive_as_they_were(alice: SiteClient) -> None:
     from slurmbus_protocol.subjects import Stream
 
     assert story.bytes[Stream.STDOUT] == random.randbytes(3_000_000)
-    assert story.bytes[Stream.STDERR] == bytes(range(256)) * 9
+    assert story.bytes[Stream.STDERR] == bytes(range(256)) * 999
 
 
 def test_lines_at_full_speed_arrive_once_and_in_order(alice: SiteClient) -> None:
