@@ -100,6 +100,6 @@ def _check_size(size: int, message_type: type[Message] | None) -> None:
         raise TooLarge(f"{what} of {size:,} bytes is larger than the limit of {MAX_MESSAGE:,}")
 
 
-def chunk(offset: int, data: bytes) -> bytes:
+def chunk(offset: int, data: bytes, skipped: int = 0) -> bytes:
     """Encode a byte range of a stream."""
-    return encode(Chunk(offset=offset, data=data))
+    return encode(Chunk(offset=offset, data=data, skipped=skipped))

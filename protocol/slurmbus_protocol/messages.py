@@ -91,6 +91,9 @@ class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     outputs: tuple[str, ...] = ()
     """Files, relative to the working directory, that come back as blobs."""
     outputs_limit: NonNegative = 64 * 1024 * 1024
+    stream_limit: Positive = 64 * 1024 * 1024
+    """Bytes of stdout and of stderr that each start streams in full; of what follows only the newest lines, at a bounded
+    rate, and the end. All of it stays in the spool. Pipes messages have no limit of this kind."""
     pipes_context: bytes | None = None
     """Dagster Pipes' context as JSON; None runs the payload without a Pipes session."""
     pipes_module: FileRef | None = None
@@ -234,6 +237,10 @@ class Record(Message, frozen=True, kw_only=True, omit_defaults=True):
     outputs_error: str | None = None
     accounting: Accounting | None = None
     cancel: CancelAsked | None = None
+    twins: tuple[int, ...] = ()
+    """Slurm jobs of the same name that lost the claim; they were told to end."""
+    sealed: bool = False
+    """The agent holds the claim after the last start: no other start can follow."""
     timings: dict[str, float] = {}
     """When the agent did what (accepted, staged, submit_sent, submit_done, …), for finding out who was slow."""
 
@@ -244,6 +251,8 @@ class Chunk(Message, frozen=True, kw_only=True, omit_defaults=True):
     TYPE: ClassVar[str] = "chunk"
     offset: NonNegative
     data: bytes
+    skipped: NonNegative = 0
+    """How many bytes right before ``offset`` were left out on purpose, because the stream is over its limit."""
 
 
 class SchedulerHealth(Value, frozen=True, kw_only=True, omit_defaults=True):

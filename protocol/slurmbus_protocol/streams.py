@@ -158,7 +158,7 @@ def consumer_config(site: str) -> dict[str, Any]:
         "name": subjects.consumer(site),
         "deliver_policy": "all",
         "ack_policy": "explicit",
-        "ack_wait": 30 * _SECONDS,
+        "ack_wait": 8 * _SECONDS,
         "max_ack_pending": 1000,
         "max_deliver": -1,
         "filter_subjects": [f"{p}.req.*", f"{p}.ctl.*.*"],
