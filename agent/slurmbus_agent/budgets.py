@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 # ---- the lease, heartbeat and connection probe (one message does all three)
-HEARTBEAT_IDLE = 10.0
-"""An idle client with a 10 s heartbeat costs 2 CPU-minutes in 30 days; with 1 s heartbeats it costs 18."""
+HEARTBEAT_IDLE = 9.0
+"""An idle client with a 10 s heartbeat costs 2 CPU-minutes in 30 days, with 1 s heartbeats 18; with 9 s a standby has
+taken over within 30 s."""
 HEARTBEAT_BUSY = 2.0
 """While there are jobs a dead agent shall be noticed within seconds."""
 LEASE_FACTOR = 3.0
 """A standby takes over after three missed heartbeats: one may be lost, two are bad luck."""
 LEASE_MARGIN = 1.0
 """A leader stops acting this many seconds before a standby may start to."""
+RENEW_AGAIN = 0.5
+"""Seconds until a renewal that failed is tried again: two more fit into the lease."""
+STANDBY_LOOKS = 4
+"""Looks of a standby at the lease in each interval of the leader's heartbeat."""
+GUARD_AGAIN = 0.1
+"""Seconds until something that may only be done with the lease is tried again."""
+ADOPT_INTERVAL = 60.0
+"""Seconds between two looks for jobs in the spool that nobody follows: one that an agent without the lease took."""
+ADOPT_AT_ONCE = 16
+"""Jobs that are read at the same time on taking over: each is one or two round trips to the bus."""
 
 # ---- asking Slurm
 WATCH_INTERVAL = 30.0
@@ -40,9 +51,44 @@ SPOOL_READS_PER_SECOND = 20.0
 SPOOL_READ = 256 * 1024
 """Bytes a read, the size of one chunk on the bus."""
 
-# ---- memory
-LINK_BYTES = 16 * 1024 * 1024
-"""Bytes that runners may have under way to the bus, all together: what a slow bus can make the agent grow by."""
+# ---- forgetting
+FORGET_FIRST = 60.0
+"""Seconds from the start to the first look for jobs to be forgotten: taking over comes first; a laptop's agent seldom
+lives for longer than its users."""
+FORGET_CALLS_PER_SECOND = 20.0
+"""Operations on the shared file system while forgetting; nobody waits for it."""
+FORGET_CALLS_BY_HAND = 500.0
+"""The same for ``slurmbus-agent clean``: somebody waits, and ``rm -r`` makes several thousand."""
+FORGET_TOGETHER = 100
+"""Jobs that the bus is asked to forget at a time."""
+FORGET_PATIENCE = 5.0
+"""Seconds for which the bus is asked whether it has forgotten them; afterwards the next look finds out."""
+FORGET_PATIENCE_BY_HAND = 15.0
+FORGET_OVERDUE = 2 * 86400.0
+"""Seconds after which somebody should know that the bus isn't forgetting what it was asked to."""
+BUS_AT_ONCE = 16
+"""Questions about jobs to be forgotten that are under way at the same time."""
+
+# ---- output without end
+SAMPLE_BYTES = 4 * 1024
+"""The newest lines of a stream over its limit, each time: about a screenful."""
+SAMPLE_EVERY = 2.0
+"""Seconds between two of them: somebody who looks sees that it lives, and a stream that goes on for a day adds less
+than three times its limit (170 MiB)."""
+LAST_BYTES = 64 * 1024
+"""The end of a stream over its limit: where a program says why it failed, with room for a long traceback."""
+
+# ---- memory and fairness
+LINK_BYTES = 8 * 1024 * 1024
+"""Bytes that runners may have under way to the bus, all together. On their way through the agent they are copied up to
+three times: with it goes what a slow bus can make the agent grow by, 20 MiB at most."""
+BULK_ABOVE = 16 * 1024
+"""Bytes from which on a piece of a log waits for its turn; smaller ones, and messages, wait for nobody's flood."""
+BULK_AT_ONCE = 4
+"""Larger pieces of logs that are under way on the one connection to the bus: with 1 MiB before it a record is out
+within a second at 10 Mbit/s."""
+SPOOL_READS_AT_ONCE = 4
+"""Pieces of logs, and as many of messages, that are read from the spool and not on the bus yet, for all jobs."""
 INTAKE_AT_ONCE = 16
 """Requests that are made durable at the same time."""
 STAGING_AT_ONCE = 8

@@ -1,4 +1,4 @@
-"""``slurmbus-agent``: run an agent in the foreground."""
+"""``slurmbus-agent``: run an agent in the foreground, or forget finished jobs by hand."""
 
 from __future__ import annotations
 
@@ -9,34 +9,52 @@ import signal
 import sys
 from pathlib import Path
 
-from slurmbus_agent import __version__
+from slurmbus_agent import __version__, clean
 from slurmbus_agent.agent import Agent
 from slurmbus_agent.config import load
 from slurmbus_protocol.errors import InvalidName, InvalidSetting, SlurmbusError
 
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
+EXIT_INTERRUPTED = 130
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; the exit code is 0, 2 for wrong usage or configuration, 3 when something can't be reached."""
+    """Run the command.
+
+    The exit code is 0, 1 when ``clean`` couldn't remove something, 2 for wrong usage or configuration, 3 when something
+    can't be reached.
+    """
     parser = argparse.ArgumentParser(prog="slurmbus-agent", description="Submits and follows Slurm jobs for Slurmbus.")
     parser.add_argument("--version", action="version", version=f"slurmbus-agent {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="serve one site until it is stopped; jobs go on without it")
-    run.add_argument("--site", required=True, help="the site's name, e.g. leonardo-alice")
-    run.add_argument(
-        "--config", type=Path, help="the file that 'slurmbus sites add' wrote (default: ~/.config/slurmbus/SITE.toml)"
+    run.set_defaults(log_level=logging.INFO)
+    cleaning = commands.add_parser(
+        "clean",
+        help="forget finished jobs now; also while an agent runs",
+        description="Forget finished jobs: their request, their record, then their folder in the spool. Never an "
+        "unfinished one, and none before its request has been expired for a day.",
     )
-    run.add_argument("-v", "--verbose", action="store_true", help="say more")
+    for command in (run, cleaning):
+        command.add_argument("--site", required=True, help="the site's name, e.g. leonardo-alice")
+        command.add_argument(
+            "--config",
+            type=Path,
+            help="the file that 'slurmbus sites add' wrote (default: ~/.config/slurmbus/SITE.toml)",
+        )
+        command.add_argument("-v", "--verbose", action="store_true", help="say more")
+    clean.add_options(cleaning)
     arguments = parser.parse_args(argv)
     logging.basicConfig(
-        level=logging.DEBUG if arguments.verbose else logging.INFO,
+        level=logging.DEBUG if arguments.verbose else arguments.log_level,
         format="%(asctime)s %(levelname)-7s %(message)s",
         stream=sys.stderr,
     )
     logging.getLogger("nats").setLevel(logging.ERROR)
     try:
+        if arguments.command == "clean":
+            return asyncio.run(clean.clean(load(arguments.site, arguments.config), arguments))
         asyncio.run(_run(arguments.site, arguments.config))
     except (InvalidSetting, InvalidName) as error:
         print(f"slurmbus-agent: {error}", file=sys.stderr)  # noqa: T201  # the command's own output
@@ -44,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     except SlurmbusError as error:
         print(f"slurmbus-agent: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_UNREACHABLE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from slurmbus_agent.retention import RetentionSettings
 from slurmbus_protocol.bus import BusSettings
 from slurmbus_protocol.errors import InvalidSetting
 from slurmbus_protocol.streams import agent_inbox
@@ -36,6 +37,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The interpreter (3.9 or newer) that starts the runner on compute nodes."""
     watch_interval: float | None = None
     """Seconds between two questions for all jobs; some sites ask for more than the default."""
+    retention: RetentionSettings = RetentionSettings()
+    """How long finished jobs are kept."""
 
     @property
     def spool_root(self) -> Path:

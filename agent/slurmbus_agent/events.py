@@ -61,9 +61,20 @@ class SubmitAgain(Event, frozen=True, kw_only=True):
 
 
 class Looked(Event, frozen=True, kw_only=True):
-    """Slurm was asked for the job's name; None: the controller answered and neither it nor accounting knows it."""
+    """Slurm was asked for the job's name; the controller answered, and so did accounting where the site has one."""
 
     observation: Observation | None
+    """What the controller knows."""
+    row: AccountingRow | None = None
+    """What accounting knows, when the controller knows nothing."""
+
+
+class TwinSeen(Event, frozen=True, kw_only=True):
+    """Slurm has another job of this name."""
+
+    job_id: int
+    over: bool
+    """It has ended."""
 
 
 class Observed(Event, frozen=True, kw_only=True):
@@ -170,8 +181,14 @@ class ReadClaims(Instruction, frozen=True, kw_only=True):
     """Read the claims in the spool."""
 
 
+class LookForTwins(Instruction, frozen=True, kw_only=True):
+    """Ask Slurm whether it has more than one job of this name."""
+
+
 class TakeClaim(Instruction, frozen=True, kw_only=True):
-    """Claim start 0 for the agent, so that no payload can start any more."""
+    """Claim this start for the agent, so that no payload can start any more; a running one that sees it ends."""
+
+    start: int
 
 
 class Drain(Instruction, frozen=True, kw_only=True):

@@ -28,27 +28,36 @@ class SpoolFollower:
     def __init__(self, jobs: Callable[[], Iterable[Job]]) -> None:
         self._jobs = jobs
         self._due: dict[str, tuple[float, int]] = {}
+        self._looking: set[str] = set()
 
     async def run(self) -> None:
         """Follow for ever."""
-        while True:
-            await asyncio.sleep(_TICK)
-            now = asyncio.get_running_loop().time()
-            unlinked = [job for job in self._jobs() if job.linked is None and job.record.state in _FOLLOWED]
-            names = {job.slurm_name for job in unlinked}
-            self._due = {name: due for name, due in self._due.items() if name in names}
-            for job in unlinked:
-                due, step = self._due.setdefault(job.slurm_name, (now + budgets.SPOOL_POLL[0], 0))
-                if due > now:
-                    continue
-                try:
-                    moved = await self._look(job)
-                except SlurmbusError as error:
-                    log.warning("job %s: %s", job.record.key, error)
-                    moved = False
-                step = 0 if moved else min(step + 1, len(budgets.SPOOL_POLL) - 1)
-                self._due[job.slurm_name] = (now + budgets.SPOOL_POLL[step], step)
-                await asyncio.sleep(1.0 / budgets.SPOOL_READS_PER_SECOND)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await asyncio.sleep(_TICK)
+                now = asyncio.get_running_loop().time()
+                unlinked = [job for job in self._jobs() if job.linked is None and job.record.state in _FOLLOWED]
+                names = {job.slurm_name for job in unlinked}
+                self._due = {name: due for name, due in self._due.items() if name in names}
+                for job in unlinked:
+                    due, _ = self._due.setdefault(job.slurm_name, (now + budgets.SPOOL_POLL[0], 0))
+                    if due > now or job.slurm_name in self._looking:
+                        continue
+                    self._looking.add(job.slurm_name)
+                    group.create_task(self._visit(job))  # none waits for another one's bytes
+                    await asyncio.sleep(1.0 / budgets.SPOOL_READS_PER_SECOND)
+
+    async def _visit(self, job: Job) -> None:
+        try:
+            moved = await self._look(job)
+        except SlurmbusError as error:
+            log.warning("job %s: %s", job.record.key, error)
+            moved = False
+        finally:
+            self._looking.discard(job.slurm_name)
+        _, step = self._due.get(job.slurm_name, (0.0, 0))
+        step = 0 if moved else min(step + 1, len(budgets.SPOOL_POLL) - 1)
+        self._due[job.slurm_name] = (asyncio.get_running_loop().time() + budgets.SPOOL_POLL[step], step)
 
     async def _look(self, job: Job) -> bool:
         """Relay what the runner reported durable since the last look; True when there was something."""

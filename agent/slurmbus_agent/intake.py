@@ -22,6 +22,7 @@ from slurmbus_protocol import codec, reading, subjects
 from slurmbus_protocol.bus import Bus, Stored
 from slurmbus_protocol.errors import (
     BadMessage,
+    BusFull,
     BusUnreachable,
     InvalidName,
     NotAllowed,
@@ -35,6 +36,13 @@ from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import RequestAddress
 
 log = logging.getLogger(__name__)
+
+
+class Unfollowed(SlurmbusError):
+    """There is such a job, but its spool can't be read at present."""
+
+    code = "unfollowed"
+    retryable = True
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -106,7 +114,7 @@ class Intake:
         try:
             await self._handle(reading.stored(msg))
             await self._bus.request(msg.reply, b"+ACK")
-        except BusUnreachable as error:  # not acknowledged: the bus delivers it again
+        except (BusUnreachable, BusFull, Unfollowed) as error:  # not acknowledged: the bus delivers it again
             log.info("%s will be delivered again: %s", msg.subject, error)
         finally:
             gate.release()
@@ -199,7 +207,7 @@ class Intake:
             return
         now = time.time()
         # No such job yet: the record that a late submit then meets.
-        await self._records.create(
+        there = await self._records.create(
             Record(
                 key=cancel.key,
                 site=self._site,
@@ -213,6 +221,8 @@ class Intake:
                 cancel=asked,
             )
         )
+        if there is not None and not there.state.is_final:
+            raise Unfollowed(f"job {cancel.key} can't be taken up at present")
 
     def _note(self, what: str, subject: str, **fields: object) -> None:
         self._audit.write(what, subject=subject, **fields)

@@ -16,7 +16,7 @@ from slurmbus_agent.events import Event, Instruction
 from slurmbus_agent.records import RecordStore
 from slurmbus_agent.relay import Relay
 from slurmbus_agent.scheduler.base import BatchJob, OutcomeUnknown, Refused, Scheduler, Unavailable
-from slurmbus_agent.spool import AGENT_NODE, Claim, EndReport, JobDir
+from slurmbus_agent.spool import AGENT_NODE, Claim, EndReport, JobDir, SpoolError
 from slurmbus_agent.staging import Stager
 from slurmbus_agent.watcher import Watcher
 from slurmbus_protocol.errors import BusFull, BusUnreachable, SlurmbusError
@@ -132,13 +132,23 @@ class Job:
             if record.state != self.record.state:
                 log.info("job %s %s: %s", record.key, record.job_id or "", record.state)
             self.record = await self._tools.records.write(record)
+        if isinstance(event, events.CancelRequested):
+            await self._keep_record()
         if isinstance(event, events.Claimed) and self.linked is not None and self.record.verdict is None:
             self._tools.watcher.calm(self.slurm_name)
         for instruction in instructions:
             if isinstance(instruction, events.Retire):
+                await self._keep_record()
                 self._retired = True
             elif instruction not in self._running:
                 self._running[instruction] = group.create_task(self._carry_out(instruction))
+
+    async def _keep_record(self) -> None:
+        """Keep in the spool what a bus that starts anew couldn't know: a cancel, and how the job ended."""
+        try:
+            await asyncio.to_thread(self.folder.write_record, self.record)
+        except SpoolError as error:
+            log.warning("job %s: its record can't be kept in the spool: %s", self.record.key, error)
 
     async def _carry_out(self, instruction: Instruction) -> None:
         try:
@@ -193,12 +203,15 @@ class Job:
         )
 
     async def _look_up(self, _: events.LookUp) -> None:
-        looked = await self._tools.watcher.look_up(self.slurm_name)
+        looked = await self._tools.watcher.look_up(self.slurm_name, self.record.created_at)
         if looked is None:
             await asyncio.sleep(lifecycle.RETRY_SUBMIT_AFTER)
             self.post(events.SubmitAgain())
         else:
             self.post(looked)
+
+    async def _look_for_twins(self, _: events.LookForTwins) -> None:
+        await self._tools.watcher.look_for_twins(self.slurm_name, self.post)
 
     # ------------------------------------------------------------------ following
 
@@ -240,9 +253,9 @@ class Job:
             if report is not None and report.end is not None:
                 self.ended(start.number, report.end)
 
-    async def _take_claim(self, _: events.TakeClaim) -> None:
+    async def _take_claim(self, instruction: events.TakeClaim) -> None:
         claim = Claim(
-            start=0,
+            start=instruction.start,
             job_id=self.record.job_id or 0,
             node=AGENT_NODE,
             nonce=self.record.key,
@@ -278,27 +291,59 @@ class Job:
         else:
             sizes = await asyncio.to_thread(self.folder.final_sizes, instruction.start)
         for stream in Stream:
-            await self.catch_up(instruction.start, stream, sizes.get(stream, 0))
+            await self.catch_up(instruction.start, stream, sizes.get(stream, 0), ended=True)
         self.post(events.Drained(start=instruction.start, sizes=sizes))
 
-    async def catch_up(self, start: int, stream: Stream, size: int) -> bool:
+    def limit(self, stream: Stream) -> int | None:
+        """Tell up to where each start's stream is relayed in full; None: all of it."""
+        return None if stream is Stream.MESSAGES else self.spec.stream_limit
+
+    async def catch_up(self, start: int, stream: Stream, size: int, *, ended: bool = False) -> bool:
         """Bring a stream on the bus up to ``size`` bytes: by the link while it delivers, else from the spool.
+
+        Beyond the stream's limit only the newest lines are brought, and the end when the stream has ``ended``.
 
         Returns:
             True when the spool had something to add.
         """
-        record, relay, added = self.record, self._tools.relay, False
-        while (offset := await relay.offset(record.key, record.task, start, stream)) < size:
-            if self.linked == start and await self._link_moves():
-                continue
-            length = min(budgets.SPOOL_READ, size - offset)
-            data = await asyncio.to_thread(self.folder.read, start, stream, offset, length)
-            if not data:
+        limit = self.limit(stream)
+        full = size if limit is None else min(size, limit)
+        record, added = self.record, False
+        while (offset := await self._tools.relay.offset(record.key, record.task, start, stream)) < size:
+            if offset < full:
+                if self.linked == start and await self._link_moves():
+                    continue
+                moved = await self._bring(start, stream, offset, min(full, offset + budgets.SPOOL_READ))
+            else:
+                moved = await self._bring_newest(start, stream, offset, size, ended=ended)
+                if not ended:
+                    return added or moved
+            if not moved:
                 log.warning("job %s: %s of start %d ends at %d, not %d", record.key, stream, start, offset, size)
                 break
-            await relay.put(record.key, record.task, start, stream, offset, data)
             added = True
         return added
+
+    async def _bring(self, start: int, stream: Stream, begin: int, end: int) -> bool:
+        """Relay a byte range from the spool; False when the spool has nothing of it."""
+        record, relay = self.record, self._tools.relay
+        async with relay.reading(stream):
+            data = await asyncio.to_thread(self.folder.read, start, stream, begin, end - begin)
+            if data:
+                limit = self.limit(stream)
+                await relay.put(record.key, record.task, start, stream, begin, data, limit=limit)
+        return bool(data)
+
+    async def _bring_newest(self, start: int, stream: Stream, offset: int, size: int, *, ended: bool) -> bool:
+        """Relay the newest lines beyond the limit when it is time, or the end; False when there is nothing to relay."""
+        record, relay = self.record, self._tools.relay
+        if not ended and (self.linked == start or not relay.wants_sample(record.key, record.task, start, stream)):
+            return False
+        begin = max(offset, size - (budgets.LAST_BYTES if ended else budgets.SAMPLE_BYTES))
+        async with relay.reading(stream):
+            data = await asyncio.to_thread(self.folder.read, start, stream, begin, size - begin)
+            limit = self.spec.stream_limit
+            return await relay.sample(record.key, record.task, start, stream, begin, data, limit=limit, ended=ended)
 
     async def _link_moves(self) -> bool:
         self._progress.clear()
@@ -324,6 +369,7 @@ class Job:
         events.Stage: _stage,
         events.SubmitJob: _submit,
         events.LookUp: _look_up,
+        events.LookForTwins: _look_for_twins,
         events.Watch: _watch,
         events.AskAccounting: _ask_accounting,
         events.CancelJob: _cancel_job,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
 from slurmbus_agent import budgets
@@ -49,14 +49,23 @@ class Lease:
         site: whose lease.
         agent_id: who we are.
         heartbeat: makes the message for an epoch and a role.
+        same_bus: tells whether the bus is still the one on which the lease was acquired.
     """
 
-    def __init__(self, bus: Bus, site: str, agent_id: str, heartbeat: Callable[[int, Role], Heartbeat]) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        site: str,
+        agent_id: str,
+        heartbeat: Callable[[int, Role], Heartbeat],
+        same_bus: Callable[[], Awaitable[bool]],
+    ) -> None:
         self._bus = bus
         self._subject = subjects.lease(site)
         self._standby_subject = subjects.standby(site, agent_id)
         self._agent_id = agent_id
         self._heartbeat = heartbeat
+        self._same_bus = same_bus
         self._sequence = 0
         self._valid_until: float | None = None
         self._bus_clock: tuple[float, float] | None = None
@@ -81,24 +90,38 @@ class Lease:
         stored, seen = self._bus_clock
         return stored + boot_time() - seen
 
-    async def acquire(self) -> None:
-        """Wait until the lease is ours; meanwhile stand by and say so."""
+    async def acquire(self, epochs: int = 0) -> None:
+        """Wait until the lease is ours; meanwhile stand by and say so.
+
+        Args:
+            epochs: how many there were at least: a new bus knows of none.
+
+        Raises:
+            LeaseLost: the bus is another one since we began.
+        """
         seen: tuple[int, float] | None = None
-        told = 0.0
+        known: Heartbeat | None = None
+        told = -budgets.HEARTBEAT_IDLE
+        pause = 1.0
         while True:
             try:
                 stored = await self._bus.last(_BUCKET, self._subject)
                 holder = _holder(stored)
-                if stored is None or holder is None or holder.released or holder.agent_id == self._agent_id:
-                    if await self._take(stored, holder):
+                if stored is None and known is not None:
+                    holder = await self._evicted(known)
+                if holder is None or holder.released or holder.agent_id == self._agent_id:
+                    if await self._take(stored, max(epochs, holder.epoch if holder else 0) + 1):
                         return
                     continue
+                known = holder
+                pause = holder.interval / budgets.STANDBY_LOOKS
                 now = boot_time()
-                if seen is None or seen[0] != stored.sequence:
-                    seen = (stored.sequence, now)
+                sequence = stored.sequence if stored is not None else 0
+                if seen is None or seen[0] != sequence:
+                    seen = (sequence, now)
                 elif now - seen[1] > holder.lease_seconds:
                     log.warning("the agent on %s has been silent for %.0f s: taking over", holder.host, now - seen[1])
-                    if await self._take(stored, holder):
+                    if await self._take(stored, max(epochs, holder.epoch) + 1):
                         return
                     continue
                 if now - told > budgets.HEARTBEAT_IDLE:
@@ -109,10 +132,16 @@ class Lease:
                     )
             except (BusUnreachable, BusFull) as error:
                 log.info("waiting for the bus: %s", error)
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(pause)
 
-    async def _take(self, stored: Stored | None, holder: Heartbeat | None) -> bool:
-        self.epoch = (holder.epoch if holder else 0) + 1
+    async def _evicted(self, known: Heartbeat) -> Heartbeat:
+        """Give the holder whose message is gone: it is as alive as before, unless the bus is another one."""
+        if not await self._same_bus():
+            raise LeaseLost("the bus is another one")
+        return known
+
+    async def _take(self, stored: Stored | None, epoch: int) -> bool:
+        self.epoch = epoch
         sent = boot_time()
         message = self._heartbeat(self.epoch, Role.LEADER)
         try:
@@ -131,30 +160,42 @@ class Lease:
         self.latency = boot_time() - sent
         self._valid_until = sent + message.lease_seconds - budgets.LEASE_MARGIN
 
-    async def renew(self) -> None:
-        """Renew once; quietly without success while the bus is away; LeaseLost when somebody else has taken it."""
+    async def renew(self) -> bool:
+        """Renew once; False without success while the bus is away.
+
+        Raises:
+            LeaseLost: somebody else has it, or the bus is another one.
+        """
         sent = boot_time()
         message = self._heartbeat(self.epoch, Role.LEADER)
         try:
-            self._sequence = await self._bus.publish(
-                self._subject, codec.encode(message), expected_last=self._sequence, timeout=2.0
-            )
-            self._renewed(sent, message)
-        except WrongSequence:
-            await self._look()
+            try:
+                self._sequence = await self._bus.publish(
+                    self._subject, codec.encode(message), expected_last=self._sequence, timeout=2.0
+                )
+            except WrongSequence:
+                await self._look()
+                return False
         except (BusUnreachable, BusFull) as error:
             log.info("the lease couldn't be renewed: %s", error)
+            return False
+        self._renewed(sent, message)
+        return True
 
     async def _look(self) -> None:
+        """Find out whose lease it is: a renewal that timed out may have been stored, or our message evicted."""
         stored = await self._bus.last(_BUCKET, self._subject)
         holder = _holder(stored)
-        if stored is not None and holder is not None:
-            if holder.agent_id != self._agent_id or holder.epoch != self.epoch:
+        if stored is None or holder is None:
+            if not await self._same_bus():
                 self._valid_until = None
-                raise LeaseLost(f"{holder.agent_id} on {holder.host} holds the lease")
-            self._sequence = stored.sequence
-        else:
-            self._sequence = 0
+                raise LeaseLost("the bus is another one")
+            self._sequence = stored.sequence if stored is not None else 0
+            return
+        if holder.agent_id != self._agent_id or holder.epoch != self.epoch:
+            self._valid_until = None
+            raise LeaseLost(f"{holder.agent_id} on {holder.host} holds the lease")
+        self._sequence = stored.sequence
 
     async def release(self) -> None:
         """Give the lease up, so that a standby takes over at once."""

@@ -32,6 +32,7 @@ from slurmbus_agent.events import (
     Instruction,
     Later,
     Looked,
+    LookForTwins,
     LookUp,
     Observed,
     OutputsCollected,
@@ -48,9 +49,11 @@ from slurmbus_agent.events import (
     Submitted,
     SubmitUnknown,
     TakeClaim,
+    TwinSeen,
     Watch,
 )
 from slurmbus_agent.runner.claims import AGENT_NODE
+from slurmbus_agent.runner.protocol import EXIT_TWIN
 from slurmbus_protocol.messages import CancelAsked, Record, Start
 from slurmbus_protocol.states import FINAL, JobState, may_follow
 
@@ -58,8 +61,10 @@ RETRY_SUBMIT_AFTER = 5.0
 LOOKUP_AGAIN_AFTER = 3.0
 LOOKUPS_BEFORE_RESUBMIT = 2  # a controller that thawed answers a lookup before it works off a waiting submit
 CANCEL_AGAIN_AFTER = 15.0
-ACCOUNTING_AGAIN_AFTER = 20.0
-LOST_AFTER = 300.0  # a freshly restarted slurmdbd answered "unknown" for 11 s
+DENIED_AGAIN_AFTER = (5.0, 5.0, 10.0, 20.0, 40.0, 40.0)
+"""Seconds between questions about a job that the controller denies; a claimed job is lost after all of them."""
+RESUBMIT_AFTER_DENIALS = 2
+"""A job that nobody claimed is submitted again earlier: should it turn up after all, the claim lets one of them run."""
 
 SLURM_FINAL = FINAL - {JobState.REJECTED, JobState.LOST}
 
@@ -186,12 +191,23 @@ def _looked(record: Record, event: Looked) -> Result:
         record, instructions = _submitted(record, Submitted(job_id=event.observation.job_id))
         record, more = _observed(record, Observed(observation=event.observation))
         return record, (*instructions, *more)
+    if event.row is not None and event.row.final:  # it ended, and the controller has forgotten it since
+        record = _with(record, JobState.PENDING, job_id=event.row.job_id, lookups=0)
+        return record, (Watch(),)
     record = _with(record, lookups=record.lookups + 1)
     if record.lookups < LOOKUPS_BEFORE_RESUBMIT:
         return record, (Later(delay=LOOKUP_AGAIN_AFTER, event=SubmitAgain()),)
     if record.cancel is not None:
-        return record, (TakeClaim(),)
+        return record, (TakeClaim(start=0),)
     return _submit(record)
+
+
+def _twin_seen(record: Record, event: TwinSeen) -> Result:
+    # Until one of them has the claim nobody knows which one is the twin.
+    if not record.starts or event.job_id == record.job_id or event.job_id in record.twins:
+        return record, ()
+    record = _with(record, twins=(*record.twins, event.job_id))
+    return record, () if event.over else (CancelJob(job_id=event.job_id),)
 
 
 # ---------------------------------------------------------------------- following
@@ -210,6 +226,7 @@ def _observed(record: Record, event: Observed) -> Result:
         "alloc_cpus": seen.alloc_cpus or record.alloc_cpus,
         "submit_time": seen.submit_time or record.submit_time,
         "start_time": seen.start_time or record.start_time,
+        "lookups": 0,
     }
     if seen.state == "PENDING":
         return _with(record, JobState.PENDING, **shown), ()
@@ -218,11 +235,13 @@ def _observed(record: Record, event: Observed) -> Result:
     if seen.state in SLURM_FINAL:
         record = _with(record, end_time=seen.end_time, **shown)
         return _judge(record, JobState(seen.state), seen.exit_code, seen.signal)
-    unclaimed: tuple[Instruction, ...] = () if record.starts else (ReadClaims(),)
-    ended = bool(record.starts) and record.starts[-1].ended_at is not None
-    if ended:  # the runner has gone and the controller will notice soon
-        return _with(record, JobState.COMPLETING, **shown), (Watch(urgent=True),)
-    return _with(record, JobState.RUNNING, **shown), unclaimed
+    if not record.starts:
+        return _with(record, JobState.RUNNING, **shown), (ReadClaims(),)
+    if record.starts[-1].ended_at is not None:
+        # The runner has gone and the controller will notice soon, or it runs again and its next start isn't known yet.
+        again: tuple[Instruction, ...] = (ReadClaims(),) if record.requeue else ()
+        return _with(record, JobState.COMPLETING, **shown), (*again, Watch(urgent=True))
+    return _with(record, JobState.RUNNING, **shown), ()
 
 
 def _judge(record: Record, verdict: JobState, exit_code: int | None, signal: int | None) -> Result:
@@ -234,11 +253,20 @@ def _judge(record: Record, verdict: JobState, exit_code: int | None, signal: int
 def _closing(record: Record) -> tuple[Instruction, ...]:
     """Say what is left to do before the job can be final: a claim, every start's bytes, the outputs."""
     if not record.starts:
-        return (TakeClaim(),)
+        return (TakeClaim(start=0),)
     drains = tuple(Drain(start=start.number) for start in record.starts if start.sizes is None)
-    claims = (ReadClaims(),) if record.requeue else ()
+    # A job that is requeueable may start again at any time; one whose end nobody reported may still run somewhere.
+    unseen = not drains and record.starts[-1].ended_at is None
+    open_ended = not _is_closed(record) and (record.requeue or unseen)
+    seal = (TakeClaim(start=record.starts[-1].number + 1),) if open_ended else ()
     outputs = (CollectOutputs(),) if record.outputs_pending else ()
-    return (*claims, *drains, *outputs)
+    return (*seal, *drains, *outputs)
+
+
+def _is_closed(record: Record) -> bool:
+    """Tell whether no payload of this job runs or can start any more."""
+    last = record.starts[-1]
+    return record.sealed or last.node == AGENT_NODE or (not record.requeue and last.ended_at is not None)
 
 
 def _poked(record: Record, _: Poked) -> Result:
@@ -259,7 +287,7 @@ def _accounted(record: Record, event: Accounted) -> Result:
         if row is None or record.accounting is not None:
             return record, (Retire(),)
         return _with(record, accounting=row.accounting), (Retire(),)
-    if record.verdict is not None:
+    if record.verdict is not None or record.job_id is None:
         return record, ()
     if row is not None and row.final and event.settled and row.accounting.state in SLURM_FINAL:
         record = _with(
@@ -276,21 +304,29 @@ def _accounted(record: Record, event: Accounted) -> Result:
 
 def _unaccounted(record: Record) -> Result:
     """Neither the controller nor accounting has the job's end."""
-    if record.lookups * ACCOUNTING_AGAIN_AFTER < LOST_AFTER:
-        record = _with(record, lookups=record.lookups + 1, reason="the controller forgot the job; asking accounting")
-        return record, (Later(delay=ACCOUNTING_AGAIN_AFTER, event=Denied()),)
-    if not record.starts:
-        if record.cancel is not None:
-            return record, (TakeClaim(),)
-        return _submit(record)
+    denials = record.lookups
+    unclaimed = not record.starts
+    if denials < (RESUBMIT_AFTER_DENIALS if unclaimed else len(DENIED_AGAIN_AFTER)):
+        record = _with(record, lookups=denials + 1, reason="the controller forgot the job; asking accounting")
+        return record, (Later(delay=DENIED_AGAIN_AFTER[denials], event=Denied()),)
+    if unclaimed:
+        return (record, (TakeClaim(start=0),)) if record.cancel is not None else _submit(record)
     lost = _with(
         record,
         verdict=JobState.LOST,
         error_code="lost",
-        reason="Slurm's controller doesn't know the job any more and accounting has no final state for it",
+        reason=f"Slurm's controller denies the job and accounting has no final state; {_last_words(record)}",
         hint="look at the spool, and ask the site's staff what became of the job",
     )
     return _finish(lost, _closing(lost))
+
+
+def _last_words(record: Record) -> str:
+    last = record.starts[-1]
+    if last.ended_at is None:
+        return "its runner hasn't reported an end"
+    how = f"signal {last.signal}" if last.signal else f"exit code {last.exit_code}"
+    return f"its runner reported the end of the payload with {how}"
 
 
 # ---------------------------------------------------------------------- claims, ends and bytes
@@ -299,32 +335,50 @@ def _unaccounted(record: Record) -> Result:
 def _claimed(record: Record, event: Claimed) -> Result:
     if record.submits == 0:  # nothing was submitted yet, so nobody can have claimed anything
         return record, ()
+    seal = next((start for start in event.starts if start.node == AGENT_NODE), None)
+    if seal is not None and seal.number == 0:
+        return _sealed(record, seal, event.batch_output) if not record.starts else (record, ())
     known = {start.number for start in record.starts}
-    fresh = tuple(start for start in event.starts if start.number not in known)
+    fresh = tuple(start for start in event.starts if start.number not in known and start.node != AGENT_NODE)
+    sealed = record.sealed or seal is not None
     if not fresh:
-        return record, ()
+        return _finish(_with(record, sealed=sealed), ()) if sealed != record.sealed else (record, ())
+    record, twin = _adopt(_with(record, sealed=sealed), fresh)
+    looks: tuple[Instruction, ...] = (LookForTwins(),) if record.submits > 1 else ()
+    closing = _closing(record) if record.verdict is not None else (Watch(),)
+    return _finish(record, (*twin, *looks, *_repeat_cancel(record), *closing))
+
+
+def _adopt(record: Record, fresh: tuple[Start, ...]) -> Result:
+    """Make the latest claim's Slurm job the record's; another one that was taken for it is a twin."""
     starts = tuple(sorted((*record.starts, *fresh), key=lambda start: start.number))
-    latest = starts[-1]
-    if latest.node == AGENT_NODE:
-        return _sealed(_with(record, starts=starts), event.batch_output)
-    twin = record.job_id is not None and record.job_id != latest.job_id
-    stop_twin = (CancelJob(job_id=record.job_id),) if twin and record.job_id is not None else ()
+    latest, before = starts[-1], record.job_id
+    other = before is not None and before != latest.job_id
+    stop_twin: tuple[Instruction, ...] = (CancelJob(job_id=before),) if other and before is not None else ()
+    twins = (*record.twins, before) if other and before is not None else record.twins
+    # What was said of an earlier start, or of a twin, says nothing about this one.
+    void = record.verdict is not None and (other or (record.requeue and latest in fresh))
+    again = len(starts) > 1
+    if void:  # its outputs are wanted as well, not those of the start before
+        wanted = record.outputs_pending or bool(record.outputs) or record.outputs_error is not None
+        record = _with(record, verdict=None, outputs_pending=wanted, outputs=(), outputs_error=None)
     record = _with(
         record,
         JobState.RUNNING if record.verdict is None else None,
         starts=starts,
+        twins=twins,
         job_id=latest.job_id,
-        node_list=latest.node if twin else record.node_list or latest.node,
-        start_time=latest.started_at if twin else record.start_time or latest.started_at,
+        node_list=latest.node if other or again else record.node_list or latest.node,
+        start_time=latest.started_at if other or again else record.start_time or latest.started_at,
         reason=None,
         lookups=0,
     )
-    closing = _closing(record) if record.verdict is not None else ()
-    return _finish(record, (*stop_twin, *_repeat_cancel(record), *closing))
+    return record, stop_twin
 
 
-def _sealed(record: Record, batch_output: str) -> Result:
-    """The agent holds the claim: no payload ran and none can start any more."""
+def _sealed(record: Record, seal: Start, batch_output: str) -> Result:
+    """The agent holds the first claim: no payload ran and none can start any more."""
+    record = _with(record, starts=(seal,))
     if record.verdict is None:
         words = _cancel_words(record.cancel) if record.cancel else "the job never started"
         record = _with(record, verdict=JobState.CANCELLED, reason=words)
@@ -354,7 +408,7 @@ def _ended(record: Record, event: Ended) -> Result:
     instructions: list[Instruction] = [Drain(start=event.start)]
     if start.number == record.starts[-1].number:
         record = _with(record, JobState.COMPLETING)
-        if record.outputs_pending:
+        if record.outputs_pending and not record.requeue:  # another start may still write others
             instructions.append(CollectOutputs())
         if record.verdict is None:
             instructions.append(Watch(urgent=True))
@@ -366,7 +420,7 @@ def _drained(record: Record, event: Drained) -> Result:
     if start is None or start.sizes is not None:
         return record, ()
     record = _replace_start(record, msgspec.structs.replace(start, sizes=event.sizes))
-    return _finish(record, ())
+    return _finish(record, _closing(record) if record.verdict is not None else ())
 
 
 def _outputs_collected(record: Record, event: OutputsCollected) -> Result:
@@ -383,6 +437,7 @@ def _finish(record: Record, instructions: tuple[Instruction, ...]) -> Result:
         and record.starts
         and not record.outputs_pending
         and all(start.sizes is not None for start in record.starts)
+        and _is_closed(record)
     )
     if not complete or record.verdict is None:
         return record, instructions
@@ -392,6 +447,12 @@ def _finish(record: Record, instructions: tuple[Instruction, ...]) -> Result:
         changes = {"exit_code": last.exit_code, "signal": last.signal}
         if last.error is not None and record.verdict is JobState.FAILED:
             changes |= {"reason": last.error, "error_code": last.error_code}
+    if last.node != AGENT_NODE and record.exit_code == EXIT_TWIN and last.exit_code != EXIT_TWIN:
+        changes |= {
+            "exit_code": EXIT_TWIN,
+            "error_code": "started-twice",
+            "reason": f"Slurm started the job a second time, and that start ended at the claim; {_last_words(record)}",
+        }
     record = _with(record, record.verdict, **changes)
     return record, _afterwards(record)
 
@@ -451,6 +512,7 @@ _HANDLERS: dict[type[Event], Callable[[Record, Any], Result]] = {
     SubmitUnknown: _submit_unknown,
     SubmitAgain: _submit_again,
     Looked: _looked,
+    TwinSeen: _twin_seen,
     Observed: _observed,
     Poked: _poked,
     Denied: _denied,

@@ -14,24 +14,26 @@ import resource
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any, Protocol
 
 import msgspec
 
+from slurmbus_agent import budgets
 from slurmbus_agent.link_wire import Budget, PeerGone, Wire
 from slurmbus_agent.runner import frames
+from slurmbus_agent.runner.protocol import SAMPLES_SINCE
 from slurmbus_agent.spool_files import EndReport, LinkAddress
 from slurmbus_protocol.errors import SlurmbusError
 from slurmbus_protocol.messages import NonNegative, Start, Ulid
 from slurmbus_protocol.subjects import Stream
 
-__all__ = ["EndReport", "LinkAddress", "LinkServer", "LinkSink"]
+__all__ = ["EndReport", "LinkAddress", "LinkServer", "LinkSink", "Welcome"]
 
 log = logging.getLogger(__name__)
 
-BUDGET_BYTES = 16 * 1024 * 1024
 GREETING_WITHIN = 5.0
 """Seconds in which a runner must have proved itself."""
 STRANGERS = 256
@@ -40,6 +42,16 @@ ALIVE_EVERY = 5.0
 """Seconds between two signs of life to runners that wait for an answer; they give up after 15."""
 _BACKLOG = 1024
 _SIOCGIFADDR = 0x8915
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What a runner may send."""
+
+    offsets: Mapping[str, int]
+    """Where each stream goes on; 0 when it isn't named."""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """Up to where a stream is wanted in full; beyond it only samples are."""
 
 
 class LinkSink(Protocol):
@@ -51,12 +63,15 @@ class LinkSink(Protocol):
     comes again, with back-off.
     """
 
-    async def hello(self, key: str, task: int, start: Start) -> dict[str, int] | None:
-        """Give the offset at which each stream goes on (0 when it isn't named), or None to refuse the start."""
+    async def hello(self, key: str, task: int, start: Start) -> Welcome | None:
+        """Say what is wanted, or None to refuse the start."""
         ...
 
     async def chunk(self, key: str, task: int, start: int, stream: Stream, offset: int, data: bytes) -> int:
-        """Come back when the bytes are durable, with the next offset that is wanted (any, also an earlier one)."""
+        """Come back when the bytes are taken care of, with the next offset that is wanted (any, also an earlier one).
+
+        Beyond the stream's limit bytes may be left out before ``offset``.
+        """
         ...
 
     async def started(self, key: str, task: int, start: int, started_at: float) -> None:
@@ -80,6 +95,7 @@ class _Hello(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     nonce: str
     claimed_at: float
+    version: NonNegative = 1
 
 
 class _Chunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,7 +133,7 @@ class LinkServer:
         sink: LinkSink,
         secrets: Callable[[str, int], bytes | None],
         host: str = "0.0.0.0",  # noqa: S104 - runners come from other hosts, and prove themselves
-        budget_bytes: int = BUDGET_BYTES,
+        budget_bytes: int = budgets.LINK_BYTES,
         *,
         advertise: Sequence[str] = (),
         epoch: int = 0,
@@ -298,6 +314,9 @@ class _Session:
         self._held = 0
         self._queues: dict[str, asyncio.Queue[_Item | None]] = {}
         self._rounds: Counter[Stream] = Counter()
+        self._limits: Mapping[str, int] = {}
+        self._final_sizes: Mapping[str, int] = {}
+        self._has_ended = asyncio.Event()
         self.over = asyncio.Event()
 
     async def end(self) -> None:
@@ -311,13 +330,13 @@ class _Session:
         start = Start(
             number=hello.start, job_id=hello.job_id, node=hello.node, nonce=hello.nonce, started_at=hello.claimed_at
         )
-        offsets = await self._sink.hello(hello.key, hello.task, start)
+        welcome = await self._sink.hello(hello.key, hello.task, start)
         self._wire.owing -= 1
-        if offsets is None:
+        if welcome is None:
             await self._wire.send("refused", reason="superseded")
             return
         try:
-            await self._wire.send("welcome", offsets=offsets)
+            await self._welcome(welcome)
             async with asyncio.TaskGroup() as group:
                 try:
                     while True:
@@ -328,6 +347,14 @@ class _Session:
         finally:
             self._budget.give(self._held)
             self._sink.lost(*self._about)
+
+    async def _welcome(self, welcome: Welcome) -> None:
+        self._limits = welcome.limits
+        fields: dict[str, Any] = {"offsets": dict(welcome.offsets)}
+        if welcome.limits:
+            sample = {"bytes": budgets.SAMPLE_BYTES, "every": budgets.SAMPLE_EVERY}
+            fields |= {"limits": dict(welcome.limits), "sample": sample}
+        await self._wire.send("welcome", **fields)
 
     async def _take(self, group: asyncio.TaskGroup) -> None:
         """Take one frame; the streams and the news are worked off beside each other."""
@@ -341,6 +368,9 @@ class _Session:
             self._queue(group, chunk.stream).put_nowait((cost, chunk, await self._wire.data(size)))
         elif kind in {"started", "ended"} and not size:
             news = msgspec.convert(header, _Started) if kind == "started" else msgspec.convert(header, _Ended)
+            if isinstance(news, _Ended):
+                self._final_sizes = news.end.sizes
+                self._has_ended.set()
             self._queue(group, "news").put_nowait((await self._reserve(0, urgent=True), news, b""))
         else:
             raise frames.BadFrame(f"an unexpected {kind}")
@@ -361,24 +391,33 @@ class _Session:
         while (item := await queue.get()) is not None:
             cost, what, data = item
             del item
-            if isinstance(what, _Chunk):
-                await self._hand_over(what, data)
-            else:
+            end, following = 0, None
+            if not isinstance(what, _Chunk):
                 await self._tell(what)
+            elif what.round == self._rounds[what.stream]:  # else sent before the runner knew that others are wanted
+                end = what.offset + len(data)
+                following = await self._sink.chunk(*self._about, what.stream, what.offset, data)
             del data  # an idle connection holds no bytes
             self._held -= cost
             self._budget.give(cost)
+            if isinstance(what, _Chunk) and following is not None:
+                await self._acknowledge(what.stream, end, following)
             self._wire.owing -= 1
 
-    async def _hand_over(self, chunk: _Chunk, data: bytes) -> None:
-        stream = chunk.stream
-        if chunk.round != self._rounds[stream]:
-            return  # sent before the runner knew that other bytes are wanted
-        end = chunk.offset + len(data)
-        following = await self._sink.chunk(*self._about, stream, chunk.offset, data)
+    async def _acknowledge(self, stream: Stream, end: int, following: int) -> None:
+        limit = self._limits.get(stream, end)
+        if self._hello.version < SAMPLES_SINCE and end > limit <= following:
+            following = await self._paced(stream, following)
         if following != end:
             self._rounds[stream] += 1
         await self._wire.send("ack", stream=stream, end=end, next=following, round=self._rounds[stream])
+
+    async def _paced(self, stream: Stream, following: int) -> int:
+        """Slow down a runner that doesn't know limits; when its payload has ended, let it skip what is left."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(budgets.SAMPLE_EVERY):
+                await self._has_ended.wait()
+        return max(following, self._final_sizes.get(stream, 0))
 
     async def _tell(self, news: _Started | _Ended) -> None:
         if isinstance(news, _Started):

@@ -18,8 +18,10 @@ from slurmbus_agent.runner import frames
 _SMALL = 4096
 _OVERHEAD = 1024
 """What a frame costs besides its data."""
-_LOGS_SHARE = 0.75
-"""The rest is kept for messages, so that logs that can't be relayed don't hold them up."""
+_SMALL_FRAME = 16 * 1024
+_SHARES = (0.6, 0.75, 1.0)
+"""Of large pieces of logs, of small ones as well, of messages as well: what can't be relayed doesn't hold up what comes
+behind it in this order, and one job's flood not the lines of the others."""
 KEEPALIVE = (
     (socket.TCP_KEEPIDLE, 8),
     (socket.TCP_KEEPINTVL, 3),
@@ -40,15 +42,16 @@ class Budget:
     """Bytes that may be in memory for all connections together."""
 
     def __init__(self, limit: int) -> None:
-        self._limits = (int(limit * _LOGS_SHARE), limit)  # for logs, for messages and news
-        self._waiting: tuple[_Turns, _Turns] = (deque(), deque())
+        self._limits = tuple(int(limit * share) for share in _SHARES)
+        self._waiting: tuple[_Turns, ...] = (deque(), deque(), deque())
         self.used = 0
 
     async def take(self, size: int, *, urgent: bool) -> int:
         """Wait until there is room for a frame with ``size`` bytes of data, and give what to hand back."""
         cost = size + _OVERHEAD
-        waiting = self._waiting[urgent]
-        if waiting or not self._fits(cost, urgent=urgent):
+        kind = 2 if urgent else int(size <= _SMALL_FRAME)
+        waiting = self._waiting[kind]
+        if waiting or not self._fits(cost, kind):
             turn = asyncio.get_running_loop().create_future()
             entry = (cost, turn)
             waiting.append(entry)
@@ -68,15 +71,15 @@ class Budget:
     def give(self, cost: int) -> None:
         """Hand room back."""
         self.used -= cost
-        for urgent, waiting in reversed(list(enumerate(self._waiting))):
-            while waiting and self._fits(waiting[0][0], urgent=bool(urgent)):
+        for kind, waiting in reversed(list(enumerate(self._waiting))):
+            while waiting and self._fits(waiting[0][0], kind):
                 cost, turn = waiting.popleft()
                 if not turn.done():
                     self.used += cost
                     turn.set_result(None)
 
-    def _fits(self, cost: int, *, urgent: bool) -> bool:
-        return self.used == 0 or self.used + cost <= self._limits[urgent]
+    def _fits(self, cost: int, kind: int) -> bool:
+        return self.used == 0 or self.used + cost <= self._limits[kind]
 
 
 class Wire:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from slurmbus_agent.events import Claimed
 from slurmbus_agent.job import Job, ended_event
+from slurmbus_agent.link import Welcome
 from slurmbus_agent.relay import Relay
 from slurmbus_agent.spool import EndReport
 from slurmbus_protocol.messages import Start
@@ -27,21 +28,24 @@ class JobLinks:
         self._jobs = jobs
         self._relay = relay
 
-    async def hello(self, key: str, task: int, start: Start) -> dict[str, int] | None:
+    async def hello(self, key: str, task: int, start: Start) -> Welcome | None:
         """Take a runner's introduction; None for a start that another one has superseded."""
         job = self._jobs.get((key, task))
         if job is None or any(known.number > start.number for known in job.record.starts):
             return None
         job.linked = start.number
         job.post(Claimed(starts=(start,)))
-        return {stream.value: await self._relay.offset(key, task, start.number, stream) for stream in Stream}
+        offsets = {stream.value: await self._relay.offset(key, task, start.number, stream) for stream in Stream}
+        limits = {stream.value: job.limit(stream) for stream in Stream}
+        return Welcome(offsets, {name: limit for name, limit in limits.items() if limit is not None})
 
     async def chunk(self, key: str, task: int, start: int, stream: Stream, offset: int, data: bytes) -> int:
         """Put bytes on the bus, and give the next offset that is wanted."""
-        following = await self._relay.put(key, task, start, stream, offset, data)
         job = self._jobs.get((key, task))
-        if job is not None:
-            job.moved()
+        if job is None:  # it is over, and its record says how far its streams go
+            return offset + len(data)
+        following = await self._relay.put(key, task, start, stream, offset, data, limit=job.limit(stream))
+        job.moved()
         return following
 
     async def started(self, key: str, task: int, start: int, started_at: float) -> None:

@@ -38,16 +38,25 @@ class Questions:
         scheduler: for partitions.
         spool: for byte ranges that the bus doesn't hold any more.
         heartbeat: gives the agent's present state.
+        leading: whether this agent serves the site at this moment; one that stands by leaves questions to the other.
     """
 
     def __init__(
-        self, bus: Bus, site: str, *, scheduler: Scheduler, spool: Spool, heartbeat: Callable[[], Heartbeat]
+        self,
+        bus: Bus,
+        site: str,
+        *,
+        scheduler: Scheduler,
+        spool: Spool,
+        heartbeat: Callable[[], Heartbeat],
+        leading: Callable[[], bool],
     ) -> None:
         self._bus = bus
         self._site = site
         self._scheduler = scheduler
         self._spool = spool
         self._heartbeat = heartbeat
+        self._leading = leading
 
     async def serve(self) -> None:
         """Begin to answer."""
@@ -62,6 +71,8 @@ class Questions:
 
     def _handler(self, answer: Callable[[Message], Awaitable[Message]]) -> Callable[[Msg], Awaitable[None]]:
         async def handle(msg: Msg) -> None:
+            if not self._leading():
+                return
             try:
                 reply = await answer(codec.decode(msg.data))
             except SlurmbusError as error:

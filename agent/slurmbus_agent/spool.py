@@ -6,8 +6,10 @@
         runner-<hash>.py           the runner, one file a version
         lib/<sha256>/              modules that are put beside payloads, by content
         link                       where runners reach the agent
+        bus                        the id of the bus on which every job has its record
         jobs/<key>.<task>/         see slurmbus_agent.runner.protocol
-        trash/                     job folders on their way out
+        forgotten/                 folders of jobs that the bus has been asked to forget; still whole
+        trash/                     job folders that are being removed
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,7 @@ import msgspec
 from slurmbus_agent.runner.claims import AGENT_NODE
 from slurmbus_agent.spool_files import Claim, EndReport, LinkAddress, Report, RunnerPlan, StoredRequest
 from slurmbus_agent.spool_job import JobDir
+from slurmbus_agent.spool_removal import Obstacle, Pace, Removal, measure, move, opened
 from slurmbus_agent.spool_runner import batch_script, bundle
 from slurmbus_agent.spool_work import WorkDir, check_path
 from slurmbus_agent.spool_writing import (
@@ -31,7 +33,6 @@ from slurmbus_agent.spool_writing import (
     SpoolFull,
     SpoolUnusable,
     make_folder,
-    sync_folder,
     typed,
     write,
 )
@@ -56,6 +57,9 @@ __all__ = [
     "check_path",
 ]
 
+JOBS = "jobs"
+FORGOTTEN = "forgotten"
+TRASH = "trash"
 _HEX_OF_NAME = 12
 
 
@@ -77,7 +81,7 @@ class Spool:
             InvalidSetting: the folder belongs to somebody else.
             SpoolError: it can't be made.
         """
-        for folder in (self.root, self.root / "jobs", self.root / "lib", self.root / "trash"):
+        for folder in (self.root, *(self.root / name for name in ("jobs", "lib", FORGOTTEN, TRASH))):
             make_folder(folder)
         with typed(self.root):
             status = self.root.stat()
@@ -117,6 +121,27 @@ class Spool:
         """Tell runners where the agent listens now."""
         write(self.link, msgspec.json.encode(address))
 
+    def last_epoch(self) -> int:
+        """Give the epoch of the last agent that led here, 0 when there was none or nobody can tell."""
+        with typed(self.link):
+            try:
+                return msgspec.json.decode(self.link.read_bytes(), type=LinkAddress).epoch
+            except (FileNotFoundError, msgspec.DecodeError):
+                return 0
+
+    def bus_id(self) -> str | None:
+        """Give the id of the bus that knows all jobs of this spool, or None when none does yet."""
+        path = self.root / "bus"
+        with typed(path):
+            try:
+                return path.read_text()
+            except FileNotFoundError:
+                return None
+
+    def write_bus_id(self, bus_id: str) -> None:
+        """Note that this bus knows all jobs of this spool."""
+        write(self.root / "bus", bus_id.encode())
+
     @property
     def link(self) -> Path:
         """The file that says where the agent listens."""
@@ -142,35 +167,70 @@ class Spool:
     def _count(self) -> None:
         self.metadata_calls += 1
 
-    def _discard(self, name: str) -> None:
-        """Rename a job's folder into the trash, then empty the trash of it; an interruption leaves it there."""
-        jobs = self.root / "jobs"
-        trash = self.root / "trash"
-        with typed(jobs / name):
-            for folder in (jobs, trash):
-                if folder.is_symlink():
-                    raise SpoolUnusable(f"{folder} is a symlink: nothing behind it is removed")
-            gone = trash / f"{name}.{secrets.token_hex(4)}"
-            try:
-                (jobs / name).rename(gone)
-            except FileNotFoundError:
-                return
-            sync_folder(jobs)
-            shutil.rmtree(gone)
+    # ------------------------------------------------------------------ forgetting
 
-    def empty_trash(self) -> int:
-        """Finish what interrupted removals left, and give how many."""
-        trash = self.root / "trash"
-        with typed(trash):
-            if trash.is_symlink():
-                raise SpoolUnusable(f"{trash} is a symlink: nothing behind it is removed")
-            left = list(trash.iterdir())
-            for path in left:
-                if path.is_symlink():
-                    path.unlink()
+    def folders(self) -> tuple[list[tuple[str, int]], list[str]]:
+        """Give the (job key, task) of every job, and the names of what is no job's folder: it is left alone."""
+        return self._jobs_in(JOBS)
+
+    def forgotten(self) -> list[tuple[str, int]]:
+        """Give the (job key, task) of every job that is being forgotten."""
+        return self._jobs_in(FORGOTTEN)[0]
+
+    def _jobs_in(self, folder: str) -> tuple[list[tuple[str, int]], list[str]]:
+        self._count()
+        jobs: list[tuple[str, int]] = []
+        others: list[str] = []
+        if not os.path.lexists(self.root / folder):
+            return [], []
+        with typed(self.root / folder), opened(self.root, folder) as (at,), os.scandir(at) as entries:
+            for entry in entries:
+                found = _parse(entry.name)
+                if found is not None and entry.is_dir(follow_symlinks=False):
+                    jobs.append(found)
                 else:
-                    shutil.rmtree(path)
-        return len(left)
+                    others.append(entry.name)
+        return sorted(jobs), sorted(others)
+
+    def forget(self, key: str, task: int) -> bool:
+        """Take a job out of sight, in one step; its folder stays whole. False when it isn't there (any more)."""
+        name = self.job(key, task).path.name
+        self._count()
+        make_folder(self.root / FORGOTTEN)
+        return move(self.root, name, JOBS, FORGOTTEN, name)
+
+    def remove_forgotten(self, key: str, task: int, pace: Pace) -> list[Obstacle]:
+        """Remove the folder of a job that the bus has forgotten, and give what couldn't be removed.
+
+        An interruption leaves it in the trash.
+        """
+        return self._remove(FORGOTTEN, self.job(key, task).path.name, pace)
+
+    def size(self, key: str, task: int, folder: str = JOBS, *, pace: Pace) -> int:
+        """Give the bytes on the disk of a job's folder; looks at every file in it."""
+        return measure(self.root, folder, self.job(key, task).path.name, pace)
+
+    def _discard(self, name: str) -> None:
+        obstacles = self._remove(JOBS, name, self._count)
+        if obstacles:
+            raise SpoolUnusable(f"{obstacles[0].path} can't be removed: {obstacles[0].reason}")
+
+    def _remove(self, folder: str, name: str, pace: Pace) -> list[Obstacle]:
+        gone = f"{name}.{secrets.token_hex(4)}"
+        if not move(self.root, name, folder, TRASH, gone):
+            return []
+        with opened(self.root, TRASH) as (trash,):
+            removal = Removal(trash, str(self.root / TRASH), pace)
+            removal.remove(gone)
+            return removal.obstacles
+
+    def empty_trash(self, pace: Pace | None = None) -> tuple[int, list[Obstacle]]:
+        """Finish what interrupted removals left; give how many that were, and what still can't be removed."""
+        with opened(self.root, TRASH) as (trash,):
+            removal = Removal(trash, str(self.root / TRASH), pace or self._count)
+            with typed(self.root / TRASH):
+                left = sorted(os.listdir(trash))
+            return sum(removal.remove(name) for name in left), removal.obstacles
 
     def check_room(self, size: int, files: int, where: Path | None = None) -> None:
         """Raise SpoolFull when ``size`` more bytes or ``files`` more files don't fit into the spool, or ``where``.

@@ -13,7 +13,9 @@ from slurmbus_agent.runner import claims
 from slurmbus_agent.spool_files import Claim, Report, RunnerPlan, StoredRequest
 from slurmbus_agent.spool_work import WorkDir
 from slurmbus_agent.spool_writing import SpoolUnusable, make_folder, sync_folder, typed, write
-from slurmbus_protocol.errors import InvalidSetting
+from slurmbus_protocol import codec
+from slurmbus_protocol.errors import BadMessage, InvalidSetting
+from slurmbus_protocol.messages import Record
 from slurmbus_protocol.subjects import Stream
 
 _request_decoder = msgspec.msgpack.Decoder(StoredRequest)
@@ -94,6 +96,20 @@ class JobDir:
     def write_context(self, context: bytes) -> None:
         """Put down Dagster Pipes' context for the payload."""
         write(self.path / "context", context)
+
+    def write_record(self, record: Record) -> None:
+        """Keep the job's record, so that its outcome survives the loss of the bus."""
+        write(self.path / "record", codec.encode(record))
+
+    def read_record(self) -> Record | None:
+        """Give the record that was kept, or None when none was."""
+        data = self._content("record")
+        if data is None:
+            return None
+        try:
+            return codec.decode_as(data, Record)
+        except BadMessage as error:
+            raise SpoolUnusable(f"{self.path / 'record'} can't be read: {error.message}", hint="") from error
 
     # ------------------------------------------------------------------ claims
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from slurmbus_agent import budgets
-from slurmbus_agent.events import Accounted, Denied, Event, Looked, Observed
-from slurmbus_agent.scheduler.base import Observation, Scheduler, SchedulerError
+from slurmbus_agent.events import Accounted, Denied, Event, Looked, Observed, TwinSeen
+from slurmbus_agent.scheduler.base import ANY_ID, AccountingRow, NoAccounting, Observation, Scheduler, SchedulerError
+from slurmbus_protocol.states import FINAL
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +48,23 @@ class _Asked:
 
 
 class Watcher:
-    """Asks the scheduler on behalf of all jobs of a site."""
+    """Asks the scheduler on behalf of all jobs of a site.
 
-    def __init__(self, scheduler: Scheduler, interval: float = budgets.WATCH_INTERVAL) -> None:
+    Args:
+        scheduler: whom to ask.
+        interval: seconds between two questions for all of this user's jobs.
+        stray: is told (id, name) of unfinished jobs of this user that nobody watches.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        interval: float = budgets.WATCH_INTERVAL,
+        stray: Callable[[int, str], None] = lambda _job_id, _name: None,
+    ) -> None:
         self._scheduler = scheduler
         self._interval = interval
+        self._stray = stray
         self._watched: dict[str, _Watched] = {}
         self._asked: dict[str, _Asked] = {}
         self._changed = asyncio.Event()
@@ -95,15 +108,37 @@ class Watcher:
         self._watched.pop(name, None)
         self._asked.pop(name, None)
 
-    async def look_up(self, name: str) -> Looked | None:
-        """Ask for a job by its name; None when Slurm doesn't answer."""
+    async def look_up(self, name: str, since: float) -> Looked | None:
+        """Ask for a job by its name: the controller, then accounting; None when one of them doesn't answer."""
         try:
             await self._scheduler.ping()
             found = [seen for seen in await self._scheduler.jobs() if seen.name == name]
+            rows = [] if found else await self._rows([(ANY_ID, name)], since - ACCOUNTING_WINDOW)
         except SchedulerError as error:
             log.info("looking for %s: %s", name, error)
             return None
-        return Looked(observation=max(found, key=lambda seen: seen.job_id, default=None))
+        return Looked(
+            observation=max(found, key=lambda seen: seen.job_id, default=None),
+            row=max(rows, key=lambda row: row.submit_time or 0.0, default=None),
+        )
+
+    async def look_for_twins(self, name: str, post: Callable[[Event], None]) -> None:
+        """Ask the controller for all jobs of a name; without an answer the regular rounds find them."""
+        try:
+            seen = await self._scheduler.jobs()
+        except SchedulerError as error:
+            log.info("looking for twins of %s: %s", name, error)
+            return
+        for found in seen:
+            if found.name == name:
+                post(_twin(found))
+
+    async def _rows(self, jobs: list[tuple[int, str]], since: float) -> list[AccountingRow]:
+        """Ask accounting; a site without any has no rows."""
+        try:
+            return await self._scheduler.accounting(jobs, since)
+        except NoAccounting:
+            return []
 
     async def run(self) -> None:
         """Ask when something is due, for ever."""
@@ -154,12 +189,23 @@ class Watcher:
         self._next_round = _now() + self._interval
         for job in due:
             job.due = None
+        for other in seen.values():
+            self._sort_out(other)
         for job in list(self._watched.values()):
             found = seen.get((job.job_id, job.name))
             if found is not None:
                 job.post(Observed(observation=found))
             else:  # a list may be cut short; only a question for this very job can be answered "unknown"
                 await self._ask_for_one(job)
+
+    def _sort_out(self, seen: Observation) -> None:
+        """Tell whose twin a job is, or that it has our name and nobody follows it."""
+        watched = self._watched.get(seen.name)
+        if watched is None:
+            if seen.state not in FINAL:
+                self._stray(seen.job_id, seen.name)
+        elif watched.job_id != seen.job_id:
+            watched.post(_twin(seen))
 
     async def _ask_for_one(self, job: _Watched) -> None:
         found: Observation | None = await self._scheduler.job(job.job_id)
@@ -175,9 +221,10 @@ class Watcher:
         if not due:
             return
         since = min(item.since for item in due) - ACCOUNTING_WINDOW
-        rows = await self._scheduler.accounting([(item.job_id, item.name) for item in due], since)
-        by_name = {row.name: row for row in rows}
+        # Before the question: what was still on its way then may be missing from the answer.
         settled = all(item.patient for item in due) or await self._scheduler.accounting_backlog() == 0
+        rows = await self._rows([(item.job_id, item.name) for item in due], since)
+        by_name = {row.name: row for row in rows}
         for item in due:
             row = by_name.get(item.name)
             item.attempt += 1
@@ -188,6 +235,10 @@ class Watcher:
                 continue
             self._asked.pop(item.name, None)
             item.post(Accounted(row=row if done or not item.patient else None, settled=settled))
+
+
+def _twin(seen: Observation) -> TwinSeen:
+    return TwinSeen(job_id=seen.job_id, over=seen.state in FINAL)
 
 
 def _now() -> float:

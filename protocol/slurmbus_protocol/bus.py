@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from slurmbus_protocol.errors import BusFull, BusUnreachable, InvalidSetting, SlurmbusError
+from slurmbus_protocol.errors import BusFull, BusRefused, BusUnreachable, InvalidSetting, SlurmbusError
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,9 @@ PING_INTERVAL = 5  # with two missed pings a half-open connection is noticed wit
 PROBE_TIMEOUT = 3.0
 RETRY_DELAYS = (0.1, 0.2, 0.5, 1.0, 2.0)
 
+_REFUSED = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]*)\"")
 _WRONG_LAST_SEQUENCE = {10071, 10164}
+_NOT_NOW = 503
 _FULL = {10023, 10028, 10047, 10077, 10122}
 
 Handler = Callable[[Msg], Awaitable[None]]
@@ -55,6 +58,8 @@ class BusSettings:
     ca_file: Path | None = None
     inbox: str = "_INBOX"
     name: str = "slurmbus"
+    probe_interval: float | None = None
+    """Seconds between two looks whether a quiet connection still works; None looks only when an answer is missing."""
 
     def tls(self) -> SSLContext | None:
         """Give the TLS context for servers with a pinned authority, or None."""
@@ -91,6 +96,10 @@ class Bus:
         self._wake = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
         self._rebuilt = asyncio.Event()
+        self._refused: set[tuple[str, str]] = set()
+        """What this user may not do, and where; nats-py gives the server's words in lower case."""
+        self._failure: BusUnreachable | None = None
+        """Why there is no connection."""
         self.connections = 0
         """How often a connection was made."""
 
@@ -112,6 +121,11 @@ class Bus:
         """True while the client believes that it is connected."""
         return self._client is not None and self._client.is_connected
 
+    @property
+    def problem(self) -> str:
+        """Why there is no connection, or nothing while there is one."""
+        return self._failure.message if self._failure is not None else ""
+
     async def next_connection(self, seen: int) -> int:
         """Wait until there were more than ``seen`` connections (maybe to another server), and give their number."""
         while self.connections <= seen:
@@ -129,8 +143,10 @@ class Bus:
         async def on_error(error: Exception) -> None:
             nonlocal untried
             log.debug("bus: %s", error)
-            if "permissions violation" in str(error).lower():
+            if (violation := _REFUSED.search(str(error).lower())) is not None:
                 log.warning("bus: %s", error)
+                self._refused.add((violation[1], violation[2]))
+                return
             untried -= 1
             if untried == 0:
                 refusal.set_result(error)
@@ -171,8 +187,8 @@ class Bus:
         if not connected:
             error = refusal.result() if refusal.done() else failure
             reason = str(error or "") or (type(error).__name__ if error else "no answer")
-            hint = "the server doesn't know this key" if "authorization" in reason.lower() else None
-            raise BusUnreachable(f"no connection to {', '.join(self.settings.servers)}: {reason}", hint=hint) from error
+            kind = BusRefused if "authorization" in reason.lower() else BusUnreachable
+            raise kind(f"no connection to {', '.join(self.settings.servers)}: {reason}") from error
         return client
 
     @staticmethod
@@ -187,6 +203,7 @@ class Bus:
         async with self._rebuilding:
             old, self._client = self._client, None
             await self._discard(old)
+            self._refused.clear()
             client = await self._connect()
             self._probe_subject = f"{self.settings.inbox}.probe.{secrets.token_hex(8)}"
             try:
@@ -197,6 +214,7 @@ class Bus:
                 await self._discard(client)
                 raise BusUnreachable(f"the connection was closed again at once: {error}") from error
             self._client = client
+            self._failure = None
             self.connections += 1
             self._rebuilt.set()
 
@@ -230,7 +248,9 @@ class Bus:
         attempt = 0
         while True:
             if attempt == 0:
-                await self._wake.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.settings.probe_interval):
+                        await self._wake.wait()
             else:
                 await asyncio.sleep(RETRY_DELAYS[min(attempt, len(RETRY_DELAYS)) - 1])
             self._wake.clear()
@@ -242,7 +262,24 @@ class Bus:
                 attempt = 0
             except BusUnreachable as error:
                 attempt += 1
+                self._failure = error
                 log.debug("bus: %s", error)
+
+    def _connected_client(self) -> Client:
+        if self._client is not None:
+            return self._client
+        if self._failure is None:
+            raise BusUnreachable("not connected")
+        raise type(self._failure)(self._failure.message, hint=self._failure.hint)
+
+    def _refusal(self, subject: str) -> BusRefused | None:
+        """Tell whether an answer didn't come because this user may not ask: a refused question isn't answered."""
+        if ("publish", subject.lower()) in self._refused:
+            return BusRefused(f"the bus doesn't let this user publish to {subject}")
+        for action, refused in self._refused:
+            if action == "subscription" and refused.startswith(self.settings.inbox.lower()):
+                return BusRefused(f"the bus doesn't let this user subscribe to {refused}, so no answer can arrive")
+        return None
 
     # ------------------------------------------------------------------ talking
 
@@ -255,14 +292,15 @@ class Bus:
         timeout: float = REQUEST_TIMEOUT,
     ) -> Msg:
         """Ask and wait for one answer; BusUnreachable when none comes in ``timeout`` seconds."""
-        client = self._client
-        if client is None:
-            raise BusUnreachable("not connected")
+        client = self._connected_client()
         try:
             return await client.request(subject, data, timeout=timeout, headers=headers)
         except nats.errors.NoRespondersError as error:
             raise BusUnreachable(f"nobody answers on {subject}", hint="") from error
         except (TimeoutError, OSError, nats.errors.Error) as error:
+            refusal = self._refusal(subject)
+            if refusal is not None:
+                raise refusal from error
             self.suspect()
             reason = str(error) or type(error).__name__
             raise BusUnreachable(f"no answer on {subject}: {reason}") from error
@@ -308,7 +346,7 @@ class Bus:
         """Publish again until the bus has acknowledged it; None when the expected sequence had moved on.
 
         With ``expected_last=0`` that means "it is there": an earlier attempt was stored, or somebody else was first.
-        BusUnreachable after ``patience`` seconds.
+        BusUnreachable after ``patience`` seconds; BusRefused at once.
         """
         deadline = asyncio.get_running_loop().time() + patience
         attempt = 0
@@ -317,12 +355,15 @@ class Bus:
                 return await self.publish(subject, data, headers=headers, expected_last=expected_last, timeout=2.0)
             except WrongSequence:
                 return None
+            except BusRefused:
+                raise
             except BusUnreachable:
                 delay = RETRY_DELAYS[min(attempt, len(RETRY_DELAYS) - 1)]
                 attempt += 1
-                if asyncio.get_running_loop().time() + delay > deadline:
+                left = deadline - asyncio.get_running_loop().time()
+                if left <= 0:
                     raise
-                await asyncio.sleep(delay)
+                await asyncio.sleep(min(delay, left))
 
     async def last(self, stream: str, subject: str, *, timeout: float = REQUEST_TIMEOUT) -> Stored | None:
         """Read the last message of a subject, or None when there is none."""
@@ -339,7 +380,8 @@ class Bus:
         """Answer questions on a subject, also after the connection was rebuilt."""
         self._services[subject] = handler
         if self._client is not None:
-            await self._client.subscribe(subject, cb=_never_raises(handler))
+            with contextlib.suppress(OSError, nats.errors.Error):  # the next connection subscribes to it
+                await self._client.subscribe(subject, cb=_never_raises(handler))
 
     async def respond(self, msg: Msg, data: bytes) -> None:
         """Answer a question; nothing happens when the asker is gone."""
@@ -351,9 +393,7 @@ class Bus:
 
     async def tell(self, subject: str, data: bytes, *, reply: str = "") -> None:
         """Publish without an acknowledgement; BusUnreachable when not connected."""
-        client = self._client
-        if client is None:
-            raise BusUnreachable("not connected")
+        client = self._connected_client()
         try:
             await client.publish(subject, data, reply=reply)
         except (OSError, nats.errors.Error) as error:
@@ -362,9 +402,7 @@ class Bus:
     @contextlib.asynccontextmanager
     async def inbox(self) -> AsyncIterator[tuple[str, Subscription]]:
         """Give a fresh inbox and its subscription."""
-        client = self._client
-        if client is None:
-            raise BusUnreachable("not connected")
+        client = self._connected_client()
         subject = client.new_inbox()
         try:
             subscription = await client.subscribe(subject)
@@ -412,6 +450,8 @@ def _checked(answer: Msg, what: str) -> dict[str, Any]:
         raise WrongSequence(f"{what}: {words}")
     if number in _FULL or "maximum" in words:
         raise BusFull(f"{what}: {words}")
+    if int(error_body.get("code", 0)) == _NOT_NOW:  # JetStream is starting, or short of something that comes back
+        raise BusUnreachable(f"{what}: {words}")
     raise ApiError(f"{what}: {words}", number)
 
 

@@ -16,6 +16,7 @@
     ├── InvalidName                a token that can't stand in a subject
     ├── InvalidSetting             a configuration value that can't be used
     ├── BusUnreachable             no connection, or no answer in time        (retryable)
+    │   └── BusRefused             the bus doesn't know this key, or doesn't let its user do this
     ├── BusFull                    a stream has reached its limit             (retryable)
     ├── BusMisconfigured           a stream exists with other settings
     ├── SiteUnreachable            no agent answers for the site              (retryable)
@@ -134,6 +135,14 @@ class BusUnreachable(SlurmbusError):
     code = "bus-unreachable"
     retryable = True
     default_hint = "check that the NATS server runs and that its address is right"
+
+
+class BusRefused(BusUnreachable):
+    """The bus refuses this user."""
+
+    code = "bus-refused"
+    retryable = False
+    default_hint = "ask whoever runs the NATS server: it doesn't know this key, or gives its user too few permissions"
 
 
 class BusFull(SlurmbusError):

@@ -61,8 +61,8 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     # Back to SUBMITTING: the controller forgot a job that nobody claimed.
     JobState.PENDING: frozenset({JobState.SUBMITTING, JobState.RUNNING, JobState.COMPLETING}) | _ENDS,
     # Back to PENDING: a requeue.
-    JobState.RUNNING: frozenset({JobState.PENDING, JobState.COMPLETING}) | _ENDS,
-    JobState.COMPLETING: frozenset({JobState.PENDING, JobState.RUNNING}) | _ENDS,
+    JobState.RUNNING: frozenset({JobState.SUBMITTING, JobState.PENDING, JobState.COMPLETING}) | _ENDS,
+    JobState.COMPLETING: frozenset({JobState.SUBMITTING, JobState.PENDING, JobState.RUNNING}) | _ENDS,
     **{state: frozenset() for state in FINAL},
 }
 """state -> the states that may follow it."""

@@ -28,6 +28,7 @@ class BusLimits:
 
     requests: int = GIB // 4
     states: int = 1 * GIB
+    forget: int = GIB // 64
     messages: int = 4 * GIB
     logs: int = 4 * GIB
     blobs: int = 8 * GIB
@@ -36,7 +37,7 @@ class BusLimits:
     @property
     def total(self) -> int:
         """What the server must be allowed to store."""
-        return self.requests + self.states + self.messages + self.logs + self.blobs + self.agents
+        return self.requests + self.states + self.forget + self.messages + self.logs + self.blobs + self.agents
 
 
 def stream_configs(limits: BusLimits) -> list[dict[str, Any]]:
@@ -64,6 +65,16 @@ def stream_configs(limits: BusLimits) -> list[dict[str, Any]]:
             "discard": "new",
             "max_bytes": limits.states,
             "max_msgs_per_subject": 64,
+        },
+        {
+            # What agents want to have forgotten. They can't remove anything themselves: a permission to purge, or to
+            # roll up, holds for a whole stream with the messages of all sites.
+            **common,
+            "name": subjects.FORGET,
+            "subjects": [f"{p}.*.job.*.*.forget"],
+            "discard": "new",
+            "max_bytes": limits.forget,
+            "max_msgs_per_subject": 1,
         },
         {
             **common,
@@ -217,6 +228,7 @@ def agent_permissions(site: str) -> dict[str, Any]:
                 f"$JS.API.CONSUMER.INFO.{subjects.REQUESTS}.{consumer}",
                 f"$JS.ACK.{subjects.REQUESTS}.{consumer}.>",
                 f"$JS.ACK.*.*.{subjects.REQUESTS}.{consumer}.>",
+                f"{direct}.{subjects.REQUESTS}.{p}.>",
                 f"{direct}.{subjects.STATES}.{p}.>",
                 f"{direct}.{subjects.MESSAGES}.{p}.>",
                 f"{direct}.{subjects.LOGS}.{p}.>",

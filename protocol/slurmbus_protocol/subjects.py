@@ -18,6 +18,7 @@ PREFIX = "slurmbus.v1"
 
 REQUESTS = "REQUESTS"
 STATES = "STATES"
+FORGET = "FORGET"
 MESSAGES = "MESSAGES"
 LOGS = "LOGS"
 BLOBS = "BLOBS"
@@ -41,6 +42,14 @@ def new_ulid() -> str:
     """Make a ULID: 48 bits of milliseconds, 80 random bits, in Crockford's base 32 (github.com/ulid/spec)."""
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
     return "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -5, -5))
+
+
+def ulid_time(key: str) -> float:
+    """Give the time at which a ULID was made, by the clock of who made it."""
+    milliseconds = 0
+    for letter in check_key(key)[:10]:
+        milliseconds = milliseconds << 5 | _CROCKFORD.index(letter)
+    return milliseconds / 1000
 
 
 def check_token(token: str, what: str = "name") -> str:
@@ -83,6 +92,11 @@ def control(site: str, key: str, control_id: str) -> str:
 def state(site: str, key: str, task: int) -> str:
     """The subject whose last message is the job's record."""
     return f"{PREFIX}.{check_token(site, 'site')}.job.{check_key(key)}.{_index(task, 'task')}.state"
+
+
+def forget(site: str, key: str, task: int) -> str:
+    """Where an agent asks for a finished job to be forgotten; an empty message."""
+    return f"{PREFIX}.{check_token(site, 'site')}.job.{check_key(key)}.{_index(task, 'task')}.forget"
 
 
 def stream(site: str, key: str, task: int, start: int, name: Stream) -> str:
@@ -179,8 +193,17 @@ class StateAddress:
 
 def parse_state(subject: str) -> StateAddress:
     """Take the subject of a record apart; InvalidName when it is none."""
+    return _parse_job(subject, "state")
+
+
+def parse_forget(subject: str) -> StateAddress:
+    """Take the subject of a wish to forget apart; InvalidName when it is none."""
+    return _parse_job(subject, "forget")
+
+
+def _parse_job(subject: str, last: str) -> StateAddress:
     match subject.split("."):
-        case ["slurmbus", "v1", site, "job", key, task, "state"] if task.isdecimal():
+        case ["slurmbus", "v1", site, "job", key, task, kind] if task.isdecimal() and kind == last:
             return StateAddress(check_token(site, "site"), check_key(key), int(task))
         case _:
-            raise InvalidName(f"{subject!r} is no subject of a record")
+            raise InvalidName(f"{subject!r} is no subject of this kind: {last}")

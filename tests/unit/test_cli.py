@@ -158,6 +158,20 @@ def beat(*, responding: bool = True, **fields: object) -> Heartbeat:
     return Heartbeat(**{**values, **fields})  # type: ignore[arg-type]
 
 
+def test_left_out_bytes_are_explained_once(capsys: pytest.CaptureFixture[str]) -> None:
+    view = JobView("a")
+    for offset in (100, 300):
+        view.show(Gap(0, Stream.STDOUT, offset, 2048, "why", over_limit=True, path="/spool/0.stdout"))
+    explained, first, second = capsys.readouterr().err.splitlines()
+    assert "only the newest lines are shown; all of it lies on the site in /spool/0.stdout" in explained
+    assert first == second == "[… 2,048 bytes left out …]"
+
+
+def test_gaps_of_streams_that_are_not_shown_are_not_told(capsys: pytest.CaptureFixture[str]) -> None:
+    JobView("a", streams={}).show(Gap(0, Stream.STDOUT, 0, 2048, "evicted"))
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("event", "words"),
     [

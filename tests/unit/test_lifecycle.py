@@ -63,6 +63,7 @@ def play(first: Record, *happened: Event) -> tuple[Record, list[Instruction]]:
 
 STAGED = events.Staged(spool="/s", work_dir="/s/work")
 CLAIMED = events.Claimed(starts=(start(),))
+SEALED = events.Claimed(starts=(start(), start(1, node=AGENT_NODE)))
 DRAINED = events.Drained(start=0, sizes={"stdout": 3})
 
 
@@ -89,7 +90,7 @@ def test_success_needs_the_claim_of_that_very_job() -> None:
     pending = record(JobState.PENDING, job_id=7, submits=1)
     current, told = play(pending, seen("COMPLETED", exit_code=0))
     assert not current.state.is_final
-    assert events.TakeClaim() in told
+    assert events.TakeClaim(start=0) in told
     sealed = events.Claimed(starts=(start(node=AGENT_NODE),), batch_output="no python3 on c1")
     current, _ = play(current, sealed)
     assert (current.state, current.reason) == (JobState.FAILED, "no python3 on c1")
@@ -146,13 +147,84 @@ def test_the_controller_forgot_a_claimed_job() -> None:
 
 
 def test_a_claimed_job_that_nobody_knows_is_lost_after_some_minutes_and_never_a_success() -> None:
-    current = record(JobState.RUNNING, job_id=7, starts=(start(),))
-    for _ in range(int(lifecycle.LOST_AFTER / lifecycle.ACCOUNTING_AGAIN_AFTER)):
+    current = record(JobState.RUNNING, job_id=7, submits=1, starts=(start(),))
+    for _ in lifecycle.DENIED_AGAIN_AFTER:
         current, _ = play(current, events.Denied(), events.Accounted(row=row("RUNNING", final=False)))
         assert current.verdict is None
     current, _ = play(current, events.Denied(), events.Accounted(row=None))
-    current, _ = play(current, DRAINED)
+    current, told = play(current, DRAINED)
+    assert told == [events.TakeClaim(start=1)], "its payload may still run somewhere"
+    current, _ = play(current, SEALED)
     assert current.state is JobState.LOST
+
+
+def test_a_job_that_nobody_claimed_and_the_controller_forgot_is_submitted_again() -> None:
+    current = record(JobState.RUNNING, job_id=7, submits=1)
+    for _ in range(lifecycle.RESUBMIT_AFTER_DENIALS):
+        current, told = play(current, events.Denied(), events.Accounted(row=row("RUNNING", final=False)))
+        assert events.SubmitJob() not in told
+    current, told = play(current, events.Denied(), events.Accounted(row=None))
+    assert events.SubmitJob() in told
+    assert (current.state, current.job_id) == (JobState.SUBMITTING, None)
+
+
+def test_a_lookup_believes_accounting_when_the_job_ended_and_was_forgotten() -> None:
+    submitting = record(JobState.SUBMITTING, submits=1, maybe_submitted=True)
+    current, told = play(submitting, events.Looked(observation=None, row=row("CANCELLED")))
+    assert current.job_id == 7
+    assert events.SubmitJob() not in told
+    current, told = play(current, events.Denied(), events.Accounted(row=row("CANCELLED")))
+    assert events.TakeClaim(start=0) in told
+
+
+def test_a_twin_is_ended_and_reported_once_somebody_has_the_claim() -> None:
+    pending = record(JobState.PENDING, job_id=7, submits=2)
+    twin = events.TwinSeen(job_id=8, over=False)
+    current, told = play(pending, twin)
+    assert told == [], "nobody knows yet which one is the twin"
+    current, told = play(current, CLAIMED)
+    assert events.LookForTwins() in told
+    current, told = play(current, twin, twin)
+    assert told == [events.CancelJob(job_id=8)]
+    assert current.twins == (8,)
+
+
+def test_a_verdict_on_a_twin_is_none_on_the_job() -> None:
+    pending = record(JobState.PENDING, job_id=7, submits=2, cancel=CANCEL)
+    current, _ = play(pending, seen("CANCELLED"))
+    assert current.verdict is JobState.CANCELLED
+    current, told = play(current, events.Claimed(starts=(start(job_id=8),)))
+    assert (current.verdict, current.state, current.job_id) == (None, JobState.RUNNING, 8)
+    assert events.CancelJob(job_id=8) in told
+
+
+def test_a_requeueable_job_is_sealed_before_it_is_final() -> None:
+    running = record(JobState.RUNNING, job_id=7, submits=1, requeue=True, starts=(start(),))
+    current, told = play(running, ended(), DRAINED, seen("COMPLETED", exit_code=0))
+    assert events.TakeClaim(start=1) in told
+    assert not current.state.is_final
+    again, _ = play(current, events.Claimed(starts=(start(), start(1))))
+    assert (again.verdict, again.state) == (None, JobState.RUNNING), "it had started again"
+    current, _ = play(current, SEALED)
+    assert current.state is JobState.COMPLETED
+    assert current.sealed
+
+
+def test_outputs_of_a_requeueable_job_are_those_of_the_last_start() -> None:
+    running = record(JobState.RUNNING, job_id=7, submits=1, requeue=True, starts=(start(),), outputs_pending=True)
+    current, told = play(running, ended(), DRAINED)
+    assert events.CollectOutputs() not in told
+    current, told = play(current, seen("COMPLETED", exit_code=0))
+    assert events.CollectOutputs() in told
+    current, _ = play(current, events.OutputsCollected(outputs=()), events.Claimed(starts=(start(), start(1))))
+    current, told = play(current, ended(1), events.Drained(start=1, sizes={}), seen("COMPLETED", exit_code=0))
+    assert not current.outputs_pending or events.CollectOutputs() in told
+
+
+def test_a_job_that_slurm_started_twice_is_no_success() -> None:
+    running = record(JobState.RUNNING, job_id=7, submits=1, starts=(start(),))
+    current, _ = play(running, seen("FAILED", exit_code=113), ended(), DRAINED)
+    assert (current.state, current.error_code, current.exit_code) == (JobState.FAILED, "started-twice", 113)
 
 
 def test_a_requeue_goes_back_to_pending_and_into_the_next_start() -> None:
@@ -204,7 +276,7 @@ def test_a_cancel_that_overtakes_the_submit_seals_the_job() -> None:
         events.Looked(observation=None),
         events.Looked(observation=None),
     )
-    assert told[-1] == events.TakeClaim()
+    assert told[-1] == events.TakeClaim(start=0)
     assert events.SubmitJob() not in told
     current, _ = play(current, events.Claimed(starts=(start(node=AGENT_NODE),)))
     assert current.state is JobState.CANCELLED
@@ -248,6 +320,11 @@ EVENTS: list[Event] = [
     events.Claimed(starts=(start(), start(1))),
     events.Claimed(starts=(start(job_id=9),)),
     events.Claimed(starts=(start(node=AGENT_NODE),)),
+    SEALED,
+    events.Claimed(starts=(start(), start(1), start(2, node=AGENT_NODE))),
+    events.Looked(observation=None, row=row("FAILED")),
+    events.TwinSeen(job_id=9, over=False),
+    events.TwinSeen(job_id=7, over=True),
     ended(0),
     ended(0, 3),
     ended(1),
@@ -259,8 +336,15 @@ EVENTS: list[Event] = [
 ]
 
 
-@settings(max_examples=1500, deadline=None)
-@given(st.lists(st.sampled_from(EVENTS), max_size=25), st.booleans(), st.booleans())
+def _says_completed(event: Event, job_id: int | None) -> bool:
+    """Tell whether this is a source on which a success may be based."""
+    if isinstance(event, events.Observed):
+        return event.observation.state == "COMPLETED" and event.observation.job_id == job_id
+    return isinstance(event, events.Accounted) and event.settled and event.row is not None and event.row.final
+
+
+@settings(max_examples=3000, deadline=None)
+@given(st.lists(st.sampled_from(EVENTS), max_size=30), st.booleans(), st.booleans())
 def test_in_every_order_of_events_the_rules_hold(happened: list[Event], requeue: bool, outputs: bool) -> None:
     current = record(requeue=requeue, outputs_pending=outputs)
     for event in happened:
@@ -269,15 +353,29 @@ def test_in_every_order_of_events_the_rules_hold(happened: list[Event], requeue:
         assert may_follow(before.state, current.state)
         if before.state.is_final:
             assert current.state is before.state
+        if current.verdict is JobState.COMPLETED and before.verdict is not JobState.COMPLETED:
+            assert _says_completed(event, before.job_id), "a success that nobody stated"
         if current.state is JobState.COMPLETED:
-            assert any(item.node != AGENT_NODE for item in current.starts), "a success without a claim"
-        if current.state.is_final and current.state not in {JobState.REJECTED, JobState.CANCELLED}:
-            assert all(item.sizes is not None for item in current.starts)
+            last = current.starts[-1]
+            assert last.node != AGENT_NODE, "a success without a claim"
+            assert last.job_id == current.job_id, "a success of another job"
+        if current.state.is_final and current.starts:
+            assert all(item.sizes is not None for item in current.starts), "bytes may be missing"
+            assert not current.outputs_pending
+            last = current.starts[-1]
+            closed = current.sealed or last.node == AGENT_NODE or (last.ended_at is not None and not requeue)
+            assert closed, "final, and a payload may still run"
         if events.SubmitJob() in told:
             assert current.state is JobState.SUBMITTING
             assert current.maybe_submitted, "a submit without its intent in the record"
             assert not current.starts, "a submit after a claim"
             assert current.cancel is None, "a submit after a cancel"
+        for item in told:
+            if isinstance(item, events.CancelJob):
+                assert current.cancel is not None or item.job_id in current.twins, "a cancel that nobody asked for"
+                assert item.job_id != current.job_id or current.cancel is not None, "the job taken for its twin"
+        assert set(before.twins) <= set(current.twins)
+        assert len({item.number for item in current.starts}) == len(current.starts)
 
 
 def test_every_event_is_handled_in_every_state() -> None:

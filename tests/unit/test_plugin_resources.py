@@ -1,5 +1,6 @@
 """The users' face: what can be written, what is refused and in which words, and that making things opens nothing."""
 
+import json
 import logging
 import pickle
 import socket
@@ -27,10 +28,10 @@ from dagster_slurmbus import (
 )
 from dagster_slurmbus._compat import DagsterLibraryRegistry
 from dagster_slurmbus.files import local_files, without_duplicates
-from dagster_slurmbus.invocation import request_hash
 from dagster_slurmbus.pipes import _argv
+from dagster_slurmbus.reattach import request_hash, request_parts
 from dagster_slurmbus.values import environment, inside
-from slurmbus_protocol.messages import CommandPlan, JobSpec
+from slurmbus_protocol.messages import CommandPlan, FileRef, JobOptions, JobSpec
 
 pytestmark = pytest.mark.filterwarnings(  # Dagster's own, for every nested resource
     "ignore:InitResourceContext.dagster_run is deprecated:DeprecationWarning"
@@ -308,20 +309,44 @@ def test_a_missing_payload_is_named_before_anything_is_opened(tmp_path: Path) ->
 # ------------------------------------------------------------------ the request's hash
 
 
+CONTEXT = {
+    "extras": {},
+    "asset_keys": ["x"],
+    "code_version_by_asset_key": {"x": None},
+    "partition_key": None,
+    "partition_key_range": None,
+}
+
+
 def test_the_hash_knows_code_and_resources_but_not_the_attempt() -> None:
-    def hashed(run: str, **fields: Any) -> str:
+    def hashed(run: str, context: Any = None, **fields: Any) -> str:
         base: dict[str, Any] = {
             "name": "x",
             "plan": CommandPlan(argv=("a", run)),
             "env": {"EXPERIMENT": run, "B": "1"},
             "labels": {"dagster_run": run},
-            "pipes_context": run.encode(),
+            "pipes_context": json.dumps({"run_id": run, **CONTEXT, **(context or {})}).encode(),
         }
-        return request_hash(JobSpec(**base | fields), run)
+        return request_hash(request_parts(JobSpec(**base | fields), run))
 
-    assert hashed("run-1") == hashed("run-2")
-    assert hashed("run-1") != hashed("run-1", plan=CommandPlan(argv=("b", "run-1")))
+    plain = hashed("run-1")
+    assert plain == hashed("run-2")
+    assert plain == hashed("run-1", stream_limit=1, options=JobOptions(comment="now"))
+    assert plain == hashed("run-1", {"provenance_by_asset_key": {"x": None}, "retry_number": 1})
     assert hashed("run-1", env={"A": "1", "B": "2"}) == hashed("run-1", env={"B": "2", "A": "1"})
+    for changed in (
+        {"plan": CommandPlan(argv=("b", "run-1"))},
+        {"options": JobOptions(partition="other")},
+        {"files": (FileRef(path="a.py", sha256="0" * 64, size=1),)},
+        {"outputs": ("plot.png",)},
+        {"cwd": "/tmp"},
+        {"context": {"extras": {"a": 1}}},
+        {"context": {"asset_keys": ["x", "y"]}},
+        {"context": {"code_version_by_asset_key": {"x": "2"}}},
+        {"context": {"partition_key": "2026"}},
+        {"context": {"partition_key_range": {"start": "2025", "end": "2026"}}},
+    ):
+        assert hashed("run-1", **changed) != plain, changed
 
 
 # ------------------------------------------------------------------ odds and ends

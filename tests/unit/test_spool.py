@@ -298,8 +298,8 @@ class TestRemoving:
 
     def test_an_interrupted_removal_is_finished(self, spool: Spool, job: JobDir) -> None:
         job.path.rename(spool.root / "trash" / f"{KEY}.0.abcd")
-        assert spool.empty_trash() == 1
-        assert spool.empty_trash() == 0
+        assert spool.empty_trash() == (1, [])
+        assert spool.empty_trash() == (0, [])
 
     def test_nothing_behind_a_symlink_is_removed(self, spool: Spool, tmp_path: Path) -> None:
         elsewhere = tmp_path / "elsewhere"

@@ -73,7 +73,7 @@ def claim(plan: Plan) -> dict[str, Any]:
             raise Taken(f"start {start} of this job has been taken by somebody unknown: {found[:80]!r}") from None
         if other_node == claims.AGENT_NODE:
             raise Taken("the agent has closed this job")
-        if not plan.requeue:
+        if not plan.requeue or other_id != job_id:  # a requeue keeps the id: another one is a twin
             raise Taken(f"start {start} of this job was taken by Slurm job {other_id} on {other_node}")
         start += 1
     return {

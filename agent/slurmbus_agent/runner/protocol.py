@@ -23,6 +23,7 @@ header only::
     < challenge  challenge, proof                 the agent proves that it knows the job's secret
     > proof      proof                            the runner does
     < welcome    offsets {stream: offset}         go on from there
+                 limits {stream: bytes}, sample {bytes, every}
     < refused    reason                           this start has been superseded; instead of welcome
     > started    started_at
     > chunk      stream, offset, round            and the bytes
@@ -33,11 +34,19 @@ header only::
 
 A connection's chunks belong to round 0. An ack whose ``next`` isn't its ``end`` asks for other bytes than those under
 way: it begins a new round, the runner goes on at ``next``, and chunks of older rounds are dropped without an ack.
+
+A welcome may name limits (since version 2). Beyond its limit a stream isn't sent in full: ``bytes`` of its newest
+lines at most, as one chunk in ``every`` seconds, whose offset may leave bytes out. When the payload has ended, nothing
+is sent beyond the limit; the agent reads the end from the spool. To a runner that doesn't know limits (version 1) the
+agent acknowledges a chunk beyond the limit only every ``every`` seconds and, once it has heard ``ended``, with the
+stream's size as ``next``.
 """
 
 from __future__ import annotations
 
-VERSION = 1
+VERSION = 2
+SAMPLES_SINCE = 2
+"""The version from which on runners keep to limits by themselves."""
 
 MESSAGES = "messages"
 STREAMS = (MESSAGES, "stderr", "stdout")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+from slurmbus_agent.runner.lines import newest
 from slurmbus_agent.runner.protocol import MAX_DATA, MESSAGES
 
 TYPE_CHECKING = False
@@ -19,6 +20,7 @@ REST = 0.1
 """Seconds between two looks at a log that grows all the time; messages are looked at without rest."""
 POLL = 0.05
 """Seconds between two looks at a file where inotify isn't to be had."""
+NO_LIMIT = 1 << 63
 
 
 class Stream:
@@ -40,6 +42,9 @@ class Stream:
         self._seen = 0
         self._ended = False
         self._doubtful = False
+        self._limit = NO_LIMIT
+        self._sample_bytes = 0
+        self._sample_every = 0.0
 
     def size(self) -> int:
         """Give the stream's bytes: what is in the file, and never less than what the bus has."""
@@ -64,7 +69,12 @@ class Stream:
 
     def resume(self, offset: int) -> None:
         """Begin a connection: nothing is under way, go on at this offset."""
+        self._limit = NO_LIMIT
         self._go_on(offset, 0)
+
+    def sample_beyond(self, limit: int, most: int, every: float) -> None:
+        """On this connection send only the newest lines beyond ``limit``: ``most`` bytes in ``every`` seconds."""
+        self._limit, self._sample_bytes, self._sample_every = limit, most, every
 
     def acknowledge(self, end: int, following: int, number: int) -> None:
         """Take the agent's word that bytes are safe, or that it wants others."""
@@ -92,13 +102,21 @@ class Stream:
         """True while chunks are under way."""
         return bool(self._under_way)
 
+    @property
+    def _beyond(self) -> bool:
+        """True when all that is wanted in full has been sent."""
+        return self._sent >= self._limit
+
     def done(self) -> bool:
-        """Tell whether every byte is safe."""
-        return self.acked >= self.size()
+        """Tell whether every byte is safe; beyond its limit the end of a stream is read from the spool."""
+        return self.acked >= self.size() or (self._beyond and self._ended and not self.owed)
 
     def due(self) -> float:
         """Give the time of the next look at the file, infinity when something else must happen first."""
-        full = len(self._under_way) >= WINDOW_CHUNKS or self._sent - self.acked > WINDOW_BYTES - MAX_DATA
+        if self._beyond:
+            full = self.owed or self._ended
+        else:
+            full = len(self._under_way) >= WINDOW_CHUNKS or self._sent - self.acked > WINDOW_BYTES - MAX_DATA
         return float("inf") if self.idle or full else self._rests_until
 
     def next_chunk(self, now: float, arm: Callable[[str], bool]) -> tuple[int, bytes] | None:
@@ -106,10 +124,13 @@ class Stream:
         if now < self.due():
             return None
         armed = not self._ended and arm(self.path)  # before looking, so that no change falls in between
-        length = min(MAX_DATA, os.fstat(self._reader).st_size - self._sent)
-        if length > 0 and self._doubtful:
+        size = os.fstat(self._reader).st_size
+        if size > self._sent and self._doubtful:
             self.reopen()  # the bytes may be in an old cache as zeros that nobody wrote
         self._doubtful = False
+        if self._beyond:
+            return self._next_sample(now, size, armed)
+        length = min(MAX_DATA, min(size, self._limit) - self._sent)
         data = os.pread(self._reader, length, self._sent) if length > 0 else b""
         if not data:
             self.idle = armed or self._ended
@@ -119,5 +140,17 @@ class Stream:
             self._rests_until = now + REST
         offset = self._sent
         self._sent += len(data)
+        self._under_way.append(self._sent)
+        return offset, data
+
+    def _next_sample(self, now: float, size: int, armed: bool) -> tuple[int, bytes] | None:
+        self._rests_until = now + self._sample_every
+        begin = max(self._sent, size - self._sample_bytes)
+        data = os.pread(self._reader, size - begin, begin) if size > begin else b""
+        offset, data = newest(data, begin, self._sent, self._sample_bytes)
+        if not data:
+            self.idle = armed
+            return None
+        self._sent = offset + len(data)
         self._under_way.append(self._sent)
         return offset, data

@@ -254,6 +254,7 @@ class Uplink:
                 return
             if kind == "welcome" and self._stage == "proving":
                 self._welcomed({name: int(header["offsets"].get(name, 0)) for name in STREAMS})
+                self._limit(header.get("limits", {}), header.get("sample", {}))
             elif kind == "refused" and self._stage == "proving":
                 self.refused = True
                 raise LinkBroken("refused")
@@ -282,6 +283,11 @@ class Uplink:
         self._hosts = []
         for stream in self._streams:
             stream.resume(offsets[stream.name])
+
+    def _limit(self, limits: dict[str, Any], sample: dict[str, Any]) -> None:
+        for stream in self._streams:
+            if stream.name in limits:
+                stream.sample_beyond(int(limits[stream.name]), int(sample["bytes"]), float(sample["every"]))
 
     def _acknowledged(self, name: str, end: int, following: int, number: int) -> None:
         for stream in self._streams:

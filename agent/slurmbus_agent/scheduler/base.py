@@ -43,6 +43,16 @@ class OutcomeUnknown(SchedulerError):
     retryable: ClassVar[bool] = True
 
 
+class NoAccounting(SchedulerError):
+    """The site keeps no accounting: there is nobody to ask about jobs that the controller has forgotten."""
+
+    code: ClassVar[str] = "no-accounting"
+
+
+ANY_ID = 0
+"""In questions to accounting: whatever id the job of this name has. Slurm's ids begin at 1."""
+
+
 class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
     """What is submitted: a batch script with its environment and resources."""
 
@@ -122,7 +132,10 @@ class Scheduler(Protocol):
     async def accounting(self, jobs: list[tuple[int, str]], since: float) -> list[AccountingRow]:
         """Give what accounting knows of these (id, name) pairs submitted after ``since``; unknown ones are left out.
 
-        A row is only given when id *and* name fit: ids are recycled.
+        A row is only given when id *and* name fit: ids are recycled. With ``ANY_ID`` the name alone has to fit.
+
+        Raises:
+            NoAccounting: the site keeps none.
         """
         ...
 

@@ -13,6 +13,7 @@ import msgspec
 from slurmbus_agent.scheduler.base import (
     AccountingRow,
     BatchJob,
+    NoAccounting,
     Observation,
     OutcomeUnknown,
     Refused,
@@ -105,7 +106,9 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     hint: str = ""
 
 
-ERRORS: dict[str, type[SchedulerError]] = {error.code: error for error in (Refused, Unavailable, OutcomeUnknown)}
+ERRORS: dict[str, type[SchedulerError]] = {
+    error.code: error for error in (Refused, Unavailable, OutcomeUnknown, NoAccounting)
+}
 
 _encoder = msgspec.msgpack.Encoder()
 

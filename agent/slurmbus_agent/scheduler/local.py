@@ -27,7 +27,7 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from slurmbus_agent.scheduler import local_job
-from slurmbus_agent.scheduler.base import AccountingRow, BatchJob, Observation, Refused, Unavailable
+from slurmbus_agent.scheduler.base import ANY_ID, AccountingRow, BatchJob, Observation, Refused, Unavailable
 from slurmbus_protocol.messages import Accounting, Partition, SchedulerHealth
 
 P = ParamSpec("P")
@@ -317,12 +317,14 @@ class LocalScheduler:
     def _file(self, job_id: int, kind: str) -> Path:
         return Path(local_job.file_of(str(self._folder), job_id, kind))
 
+    def _ids(self) -> list[int]:
+        names = (entry.name for entry in self._folder.iterdir())
+        return sorted(int(match[1]) for name in names if (match := _STATE_FILE.fullmatch(name)))
+
     def _jobs(self) -> list[Observation]:
         now = time.time()
-        names = (entry.name for entry in self._folder.iterdir())
-        ids = sorted(int(match[1]) for name in names if (match := _STATE_FILE.fullmatch(name)))
         observations = []
-        for job_id in ids:
+        for job_id in self._ids():
             state = self._read(job_id)
             if state is None or (state.end_time is not None and now - state.end_time > KEEP):
                 self._forget(job_id)
@@ -342,7 +344,8 @@ class LocalScheduler:
         self._file(job_id, "json").unlink(missing_ok=True)
 
     def _accounting(self, jobs: list[tuple[int, str]], since: float) -> list[AccountingRow]:
-        states = [(self._read(job_id), name) for job_id, name in jobs]
+        wanted = [(known, name) for job_id, name in jobs for known in ([job_id] if job_id != ANY_ID else self._ids())]
+        states = [(self._read(job_id), name) for job_id, name in wanted]
         return [state.row() for state, name in states if state and state.name == name and state.submit_time >= since]
 
     def _cancel(self, job_id: int, name: str) -> bool:

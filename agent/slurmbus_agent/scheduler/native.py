@@ -18,8 +18,10 @@ from typing import Any
 
 from slurmbus_agent.scheduler import libslurm
 from slurmbus_agent.scheduler.base import (
+    ANY_ID,
     AccountingRow,
     BatchJob,
+    NoAccounting,
     Observation,
     OutcomeUnknown,
     Refused,
@@ -60,6 +62,9 @@ NOT_NOW = frozenset(
 """The controller's answers to a submit after which sbatch, too, tries again."""
 
 
+_NO_STORAGE = "accounting_storage/none"
+
+
 def _is_an_answer(errno: int) -> bool:
     """Tell whether the controller itself said this; a frozen one may still carry out what it was sent."""
     return errno >= SLURM_SAYS_NO and errno not in NO_ANSWER
@@ -86,6 +91,7 @@ class NativeBackend:
         self._job_exit = libslurm.Field(self._library, self._scratch, "exit_code", 37 << 8, 37)
         self._row_exit = libslurm.Field(self._library, pyslurm.db.Job(), "exit_code", 37 << 8, 37)
         self._database: Any = None
+        self._storage: str | None = None
 
     def ping(self) -> None:
         """Ask the controller, and its first backup when it doesn't answer."""
@@ -169,16 +175,30 @@ class NativeBackend:
         pyslurm fails for a whole query when a step spans components of a heterogeneous job; then each job is asked for
         by itself and those that can't be read are left out.
         """
+        if not self._keeps_accounting():
+            raise NoAccounting("this site keeps no accounting (AccountingStorageType in slurm.conf)")
         wanted = set(jobs)
-        try:
-            rows = self._rows([job_id for job_id, _ in wanted], sorted({name for _, name in wanted}), since)
-        except IndexError:
-            rows = []
-            for job_id, name in wanted:
-                with contextlib.suppress(IndexError):
-                    rows += self._rows([job_id], [name], since)
-        found = (self._account(row) for row in rows if (row.id, row.name) in wanted)
+        by_name = [name for job_id, name in wanted if job_id == ANY_ID]
+        by_both = [(job_id, name) for job_id, name in wanted if job_id != ANY_ID]
+        rows = self._rows([], by_name, since) if by_name else []
+        if by_both:
+            try:
+                rows += self._rows([job_id for job_id, _ in by_both], sorted({name for _, name in by_both}), since)
+            except IndexError:
+                for job_id, name in by_both:
+                    with contextlib.suppress(IndexError):
+                        rows += self._rows([job_id], [name], since)
+        found = (self._account(row) for row in rows if {(row.id, row.name), (ANY_ID, row.name)} & wanted)
         return [row for row in found if row.submit_time is not None and row.submit_time >= math.floor(since)]
+
+    def _keeps_accounting(self) -> bool:
+        """Ask the controller, once, where it keeps accounting."""
+        if self._storage is None:
+            try:
+                self._storage = pyslurm.slurmctld.Config.load().accounting_storage_type or _NO_STORAGE
+            except pyslurm.RPCError as error:
+                raise _unavailable(error) from error
+        return self._storage != _NO_STORAGE
 
     def accounting_backlog(self) -> int:
         """Give how many messages slurmctld still holds for slurmdbd (sdiag's "DBD Agent queue size")."""
