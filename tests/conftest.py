@@ -12,6 +12,8 @@ from slurmbus_cluster import Cluster, engine_problem
 from slurmbus_cluster.agents import install_agent
 
 REQUIRED = "SLURMBUS_REQUIRE_CLUSTER"
+HOSTS = ("ctld", "c1", "c2", "login", "login2")
+"""Two login nodes: an agent may stand by for another."""
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +34,7 @@ def cluster(pytestconfig: pytest.Config) -> Iterator[Cluster]:
             sys.stderr.write(f"\n[cluster] {line}")
             sys.stderr.flush()
 
-    with Cluster(progress) as running:
+    with Cluster(progress, HOSTS) as running:
         install_agent(running)
         yield running
 

@@ -25,12 +25,12 @@ from slurmbus_agent.relay import Relay
 from slurmbus_agent.roster import Roster
 from slurmbus_agent.scheduler.base import Scheduler
 from slurmbus_agent.scheduler.factory import make_scheduler
-from slurmbus_agent.spool import Spool, SpoolError
+from slurmbus_agent.spool import Spool
 from slurmbus_agent.staging import Stager
 from slurmbus_agent.vitals import Pulse
 from slurmbus_agent.watcher import Watcher
 from slurmbus_protocol.bus import ApiError, Bus
-from slurmbus_protocol.errors import BusUnreachable
+from slurmbus_protocol.errors import BusUnreachable, SlurmbusError
 from slurmbus_protocol.signing import TrustedKeys
 from slurmbus_protocol.streams import consumer_bus_id
 
@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 
 STEP_DOWN_PAUSE = 0.5
 """Seconds until an agent that stepped down stands by."""
-SPOOL_RETRY = 5.0
-"""Seconds until an agent whose spool can't be used tries again."""
+LEAD_AGAIN = 5.0
+"""Seconds until an agent that can't lead, because its spool can't be used, say, tries again."""
 
 
 class Agent:
@@ -96,7 +96,7 @@ class Agent:
             health=lambda: scheduler.health,
             unfinished=lambda: self._roster.unfinished,
             backlog=lambda: relay.waiting,
-            alarms=lambda: _alarms(relay, records, self._audit),
+            alarms=lambda: _alarms(bus, relay, records, self._audit),
         )
         lease = Lease(bus, site, self.agent_id, pulse.message, lambda: self._is_same_bus(bus))
         scheduler.lease_deadline = lambda: lease.deadline
@@ -139,9 +139,9 @@ class Agent:
         except* (LeaseLost, Fenced) as lost:
             log.warning("site %s: stepping down: %s", self.config.site, _first(lost))
             await asyncio.sleep(STEP_DOWN_PAUSE)
-        except* SpoolError as failed:
+        except* SlurmbusError as failed:
             log.error("site %s: %s; beginning again", self.config.site, _first(failed))  # noqa: TRY400
-            await asyncio.sleep(SPOOL_RETRY)
+            await asyncio.sleep(LEAD_AGAIN)
         finally:
             self._roster.end()
 
@@ -237,8 +237,10 @@ def _count_bad(pulse: Pulse) -> None:
     pulse.bad_messages += 1
 
 
-def _alarms(relay: Relay, records: RecordStore, audit: Audit) -> tuple[str, ...]:
+def _alarms(bus: Bus, relay: Relay, records: RecordStore, audit: Audit) -> tuple[str, ...]:
     alarms = [f"the bus takes no more {name}" for name in sorted(relay.full)]
+    if bus.problem:
+        alarms.append(f"the bus: {bus.problem}")
     if audit.problem:
         alarms.append(audit.problem)
     if records.full:

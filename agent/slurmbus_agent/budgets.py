@@ -32,6 +32,8 @@ WATCH_URGENT = (0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """After a runner reported its end the controller needs 30 to 100 ms to notice; each further look waits longer."""
 WATCH_TOGETHER = 2
 """From this many due looks on, one question for all jobs is cheaper for the controller."""
+WATCH_MISSING = 5
+"""Up to so many jobs that a list doesn't show are asked for one by one; more would hold everything up for minutes."""
 ACCOUNTING_SOON = 0.1
 """For a job of several tasks somebody waits for accounting's figures."""
 ACCOUNTING_DELAYS = (3.0, 4.0, 10.0, 30.0, 120.0)
@@ -63,7 +65,7 @@ FORGET_TOGETHER = 100
 """Jobs that the bus is asked to forget at a time."""
 FORGET_PATIENCE = 5.0
 """Seconds for which the bus is asked whether it has forgotten them; afterwards the next look finds out."""
-FORGET_PATIENCE_BY_HAND = 15.0
+FORGET_PATIENCE_BY_HAND = 10.0
 FORGET_OVERDUE = 2 * 86400.0
 """Seconds after which somebody should know that the bus isn't forgetting what it was asked to."""
 BUS_AT_ONCE = 16

@@ -18,6 +18,7 @@ from nats.aio.msg import Msg
 from slurmbus_agent import budgets
 from slurmbus_agent.audit import Audit
 from slurmbus_agent.records import RecordStore
+from slurmbus_agent.tasks import spawn
 from slurmbus_protocol import codec, reading, subjects
 from slurmbus_protocol.bus import Bus, Stored
 from slurmbus_protocol.errors import (
@@ -105,7 +106,7 @@ class Intake:
                 try:
                     async for msg in reading.pull(self._bus, subjects.REQUESTS, subjects.consumer(self._site)):
                         await gate.acquire()
-                        group.create_task(self._handle_one(msg, gate))
+                        spawn(group, self._handle_one(msg, gate))
                 except BusUnreachable as error:
                     log.info("waiting for requests: %s", error)
                     await asyncio.sleep(1.0)

@@ -18,6 +18,7 @@ from slurmbus_agent.relay import Relay
 from slurmbus_agent.scheduler.base import BatchJob, OutcomeUnknown, Refused, Scheduler, Unavailable
 from slurmbus_agent.spool import AGENT_NODE, Claim, EndReport, JobDir, SpoolError
 from slurmbus_agent.staging import Stager
+from slurmbus_agent.tasks import spawn
 from slurmbus_agent.watcher import Watcher
 from slurmbus_protocol.errors import BusFull, BusUnreachable, SlurmbusError
 from slurmbus_protocol.messages import CancelAsked, JobSpec, Record, Start
@@ -141,7 +142,7 @@ class Job:
                 await self._keep_record()
                 self._retired = True
             elif instruction not in self._running:
-                self._running[instruction] = group.create_task(self._carry_out(instruction))
+                self._running[instruction] = spawn(group, self._carry_out(instruction))
 
     async def _keep_record(self) -> None:
         """Keep in the spool what a bus that starts anew couldn't know: a cancel, and how the job ended."""

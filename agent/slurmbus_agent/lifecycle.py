@@ -278,7 +278,10 @@ def _poked(record: Record, _: Poked) -> Result:
 def _denied(record: Record, _: Denied) -> Result:
     if record.verdict is not None or record.job_id is None:
         return record, ()
-    return record, (ReadClaims(), AskAccounting())
+    return _with(record, reason="the controller doesn't know the job any more; asking accounting"), (
+        ReadClaims(),
+        AskAccounting(),
+    )
 
 
 def _accounted(record: Record, event: Accounted) -> Result:
@@ -307,8 +310,7 @@ def _unaccounted(record: Record) -> Result:
     denials = record.lookups
     unclaimed = not record.starts
     if denials < (RESUBMIT_AFTER_DENIALS if unclaimed else len(DENIED_AGAIN_AFTER)):
-        record = _with(record, lookups=denials + 1, reason="the controller forgot the job; asking accounting")
-        return record, (Later(delay=DENIED_AGAIN_AFTER[denials], event=Denied()),)
+        return _with(record, lookups=denials + 1), (Later(delay=DENIED_AGAIN_AFTER[denials], event=Poked()),)
     if unclaimed:
         return (record, (TakeClaim(start=0),)) if record.cancel is not None else _submit(record)
     lost = _with(

@@ -68,6 +68,10 @@ class RecordStore:
             sequence = await self._bus.publish(subject, codec.encode(record), expected_last=0)
         except WrongSequence:
             return await self.read(record.key, record.task)
+        except BusFull:
+            self.full = True
+            raise
+        self.full = False
         self._sequences[record.key, record.task] = sequence
         return None
 

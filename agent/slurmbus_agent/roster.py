@@ -20,6 +20,7 @@ from slurmbus_agent.job import Job, Tools
 from slurmbus_agent.records import Fenced
 from slurmbus_agent.scheduler.base import Scheduler, SchedulerError
 from slurmbus_agent.spool import JobDir, Spool
+from slurmbus_agent.tasks import spawn
 from slurmbus_protocol import codec, subjects
 from slurmbus_protocol.errors import InvalidName, SlurmbusError
 from slurmbus_protocol.messages import CancelAsked, Record, Submit
@@ -95,7 +96,7 @@ class Roster:
 
         async with asyncio.TaskGroup() as group:
             for name in names:
-                group.create_task(look(name))
+                spawn(group, look(name))
 
     async def _look_at(self, name: JobName, *, new_bus: bool = False) -> None:
         """Take a job of the spool up unless it is over."""
@@ -171,7 +172,7 @@ class Roster:
             if not free:
                 return
             if not self.jobs:  # start the scheduler's process while the files are being staged
-                self._group.create_task(_warm_up(self._tools.scheduler))
+                spawn(self._group, _warm_up(self._tools.scheduler))
             folder = self._spool.job(*name)
             try:
                 await asyncio.to_thread(folder.create, stored.data, stored.subject, dict(stored.headers))
@@ -208,7 +209,7 @@ class Roster:
                     del self.jobs[name]
             self._finished.add(name)
 
-        self._group.create_task(live(), name=f"job {name[0]}")
+        spawn(self._group, live(), name=f"job {name[0]}")
 
     # ------------------------------------------------------------------ ending jobs
 
@@ -233,7 +234,7 @@ class Roster:
             return
         if name in self._finished and job_id not in self._strays:
             self._strays.add(job_id)
-            self._group.create_task(self._end_stray(job_id, slurm_name))
+            spawn(self._group, self._end_stray(job_id, slurm_name))
 
     async def _end_stray(self, job_id: int, slurm_name: str) -> None:
         try:

@@ -191,12 +191,19 @@ class Watcher:
             job.due = None
         for other in seen.values():
             self._sort_out(other)
+        missing = []
         for job in list(self._watched.values()):
             found = seen.get((job.job_id, job.name))
             if found is not None:
                 job.post(Observed(observation=found))
-            else:  # a list may be cut short; only a question for this very job can be answered "unknown"
-                await self._ask_for_one(job)
+            else:
+                missing.append(job)
+        if len(missing) > budgets.WATCH_MISSING:  # many have ended and were forgotten while nobody looked
+            for job in missing:
+                job.post(Denied())
+            return
+        for job in missing:
+            await self._ask_for_one(job)
 
     def _sort_out(self, seen: Observation) -> None:
         """Tell whose twin a job is, or that it has our name and nobody follows it."""

@@ -7,8 +7,8 @@ def newest(data: bytes, offset: int, after: int, most: int, *, ended: bool = Fal
     """Give the last whole lines in ``data``, and the offset in the stream at which they begin.
 
     ``data`` begins at ``offset`` of its stream and ends where the stream ends now; what lies before ``after`` has been
-    shown already. Of a line that is longer than ``most`` its newest bytes are given; of the line that is being written
-    nothing, unless the stream has ``ended``.
+    shown already. Of the line that is being written nothing is given, unless the stream has ``ended``. When no whole
+    line is among the last ``most`` bytes, these are given as they are.
     """
     start = max(offset, after, offset + len(data) - most)
     data = data[start - offset :]
