@@ -14,6 +14,7 @@ from slurmbus_agent import budgets
 from slurmbus_agent.audit import Audit
 from slurmbus_agent.config import AgentConfig
 from slurmbus_agent.follower import SpoolFollower
+from slurmbus_agent.forgetting import Forgetting
 from slurmbus_agent.intake import Intake
 from slurmbus_agent.job import Tools
 from slurmbus_agent.lease import Lease, LeaseLost, Role
@@ -197,6 +198,17 @@ class Agent:
                 group.create_task(tools.watcher.run())
                 group.create_task(SpoolFollower(lambda: list(self._roster.jobs.values())).run())
                 group.create_task(self._roster.adopt())
+                group.create_task(
+                    Forgetting(
+                        bus,
+                        self.config.site,
+                        self.spool,
+                        self.config.retention,
+                        in_use=self._roster.jobs.__contains__,
+                        guard=lambda: lease.held,
+                        audit=self._audit,
+                    ).run()
+                )
                 intake = Intake(
                     bus,
                     self.config.site,
