@@ -38,6 +38,8 @@ ACCOUNTING_SOON = 0.1
 """For a job of several tasks somebody waits for accounting's figures."""
 ACCOUNTING_DELAYS = (3.0, 4.0, 10.0, 30.0, 120.0)
 """slurmctld hands a finished job to slurmdbd within a second; asked for later, many jobs share one question."""
+ACCOUNTING_TOGETHER = 5.0
+"""Seconds between two questions for figures that nobody waits for: all jobs that ended meanwhile share one."""
 READ_BURST = 20
 """Sites that limit calls (rl_enable) allow 30 at once, shared with the user's own commands."""
 READ_WAIT = 30.0

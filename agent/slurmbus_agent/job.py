@@ -212,7 +212,7 @@ class Job:
             self.post(looked)
 
     async def _look_for_twins(self, _: events.LookForTwins) -> None:
-        await self._tools.watcher.look_for_twins(self.slurm_name, self.post)
+        self._tools.watcher.look_for_twins()
 
     # ------------------------------------------------------------------ following
 

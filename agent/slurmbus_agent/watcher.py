@@ -47,6 +47,15 @@ class _Asked:
     attempt: int = 0
 
 
+@dataclass
+class _Lookup:
+    """One job that is looked for by its name."""
+
+    name: str
+    since: float
+    answer: asyncio.Future[Looked | None]
+
+
 class Watcher:
     """Asks the scheduler on behalf of all jobs of a site.
 
@@ -68,7 +77,9 @@ class Watcher:
         self._watched: dict[str, _Watched] = {}
         self._asked: dict[str, _Asked] = {}
         self._changed = asyncio.Event()
+        self._lookups: dict[str, _Lookup] = {}
         self._next_round = 0.0
+        self._accounting_from = 0.0
 
     def watch(self, name: str, job_id: int, post: Callable[[Event], None], *, urgent: bool) -> None:
         """Ask about a job soon, and from then on regularly until it is forgotten."""
@@ -110,28 +121,17 @@ class Watcher:
 
     async def look_up(self, name: str, since: float) -> Looked | None:
         """Ask for a job by its name: the controller, then accounting; None when one of them doesn't answer."""
-        try:
-            await self._scheduler.ping()
-            found = [seen for seen in await self._scheduler.jobs() if seen.name == name]
-            rows = [] if found else await self._rows([(ANY_ID, name)], since - ACCOUNTING_WINDOW)
-        except SchedulerError as error:
-            log.info("looking for %s: %s", name, error)
-            return None
-        return Looked(
-            observation=max(found, key=lambda seen: seen.job_id, default=None),
-            row=max(rows, key=lambda row: row.submit_time or 0.0, default=None),
-        )
+        lookup = self._lookups.get(name)
+        if lookup is None:
+            answer: asyncio.Future[Looked | None] = asyncio.get_running_loop().create_future()
+            lookup = self._lookups[name] = _Lookup(name, since, answer)
+            self._changed.set()
+        return await asyncio.shield(lookup.answer)
 
-    async def look_for_twins(self, name: str, post: Callable[[Event], None]) -> None:
-        """Ask the controller for all jobs of a name; without an answer the regular rounds find them."""
-        try:
-            seen = await self._scheduler.jobs()
-        except SchedulerError as error:
-            log.info("looking for twins of %s: %s", name, error)
-            return
-        for found in seen:
-            if found.name == name:
-                post(_twin(found))
+    def look_for_twins(self) -> None:
+        """Ask for all jobs soon: that shows each job of a name that has several."""
+        self._next_round = min(self._next_round, _now())
+        self._changed.set()
 
     async def _rows(self, jobs: list[tuple[int, str]], since: float) -> list[AccountingRow]:
         """Ask accounting; a site without any has no rows."""
@@ -143,25 +143,53 @@ class Watcher:
     async def run(self) -> None:
         """Ask when something is due, for ever."""
         while True:
-            due = [
-                *(job.due for job in self._watched.values() if job.due),
-                *(item.due for item in self._asked.values()),
-            ]
-            if self._watched:
-                due.append(self._next_round)
             self._changed.clear()
             try:
-                async with asyncio.timeout_at(min(due, default=float("inf")) if due else None):
+                async with asyncio.timeout_at(self._due()):
                     await self._changed.wait()
                     continue
             except TimeoutError:
                 pass
-            try:
-                await self._ask_controller()
-                await self._ask_accounting()
-            except SchedulerError as error:
-                log.info("the controller doesn't answer: %s", error)
-                self._postpone()
+            # Whatever becomes due while the budget is spent shares the next question.
+            for ask in (self._ask_lookups, self._ask_controller, self._ask_accounting):
+                try:
+                    await self._scheduler.turn()
+                    await ask()
+                except SchedulerError as error:
+                    log.info("Slurm doesn't answer: %s", error)
+                    self._postpone()
+
+    def _due(self) -> float | None:
+        due = [job.due for job in self._watched.values() if job.due]
+        due += [self._accounting_due(item) for item in self._asked.values()]
+        due += [0.0 for _ in self._lookups]
+        if self._watched:
+            due.append(self._next_round)
+        return min(due, default=None)
+
+    def _accounting_due(self, item: _Asked) -> float:
+        """Give when to ask; where nobody waits for the answer, not right after the last question."""
+        return max(item.due, self._accounting_from) if item.patient and not item.soon else item.due
+
+    async def _ask_lookups(self) -> None:
+        """Answer all who look for a job by its name, with one question to the controller and one to accounting."""
+        lookups, self._lookups = self._lookups, {}
+        if not lookups:
+            return
+        try:
+            await self._scheduler.ping()
+            found = {seen.name: seen for seen in sorted(await self._scheduler.jobs(), key=lambda seen: seen.job_id)}
+            unknown = [lookup for lookup in lookups.values() if lookup.name not in found]
+            since = min((lookup.since for lookup in unknown), default=0.0) - ACCOUNTING_WINDOW
+            rows = await self._rows([(ANY_ID, lookup.name) for lookup in unknown], since) if unknown else []
+        except SchedulerError as error:
+            log.info("looking for %d jobs by their names: %s", len(lookups), error)
+            for lookup in lookups.values():
+                lookup.answer.set_result(None)
+            return
+        latest = {row.name: row for row in sorted(rows, key=lambda row: row.submit_time or 0.0)}
+        for name, lookup in lookups.items():
+            lookup.answer.set_result(Looked(observation=found.get(name), row=latest.get(name)))
 
     def _postpone(self) -> None:
         later = _now() + AGAIN_WHEN_SILENT
@@ -224,9 +252,10 @@ class Watcher:
 
     async def _ask_accounting(self) -> None:
         now = _now()
-        due = [item for item in self._asked.values() if item.due <= now]
+        due = [item for item in self._asked.values() if self._accounting_due(item) <= now]
         if not due:
             return
+        self._accounting_from = now + budgets.ACCOUNTING_TOGETHER
         since = min(item.since for item in due) - ACCOUNTING_WINDOW
         # Before the question: what was still on its way then may be missing from the answer.
         settled = all(item.patient for item in due) or await self._scheduler.accounting_backlog() == 0

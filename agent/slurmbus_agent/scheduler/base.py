@@ -117,6 +117,10 @@ class Scheduler(Protocol):
         """Ask the controller whether it is there; give the seconds that took."""
         ...
 
+    async def turn(self) -> None:
+        """Come back when the budget allows a question, so that whoever waits can put several into one."""
+        ...
+
     async def submit(self, job: BatchJob) -> int:
         """Submit a job and give its id; Refused when Slurm says no."""
         ...

@@ -104,6 +104,10 @@ class ChildScheduler:
         result: float = await self._ask("ping")
         return result
 
+    async def turn(self) -> None:
+        """Come back when the budget allows a question."""
+        await asyncio.sleep(self._tokens.wait(time.monotonic()))
+
     async def submit(self, job: BatchJob) -> int:
         """Submit a job and give its id."""
         result: int = await self._ask("submit", job)
