@@ -56,6 +56,7 @@ class Agent:
         self.agent_id = f"{host}-{secrets.token_hex(4)}"
         self.spool = Spool(config.spool_root)
         self._keys = TrustedKeys(config.trusted_keys)
+        self._forgetting: Forgetting | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve, or stand by while another agent serves, until ``stop`` is set."""
@@ -97,7 +98,10 @@ class Agent:
             health=lambda: scheduler.health,
             unfinished=lambda: self._roster.unfinished,
             backlog=lambda: relay.waiting,
-            alarms=lambda: _alarms(bus, relay, records, self._audit),
+            alarms=lambda: (
+                *_alarms(bus, relay, records, self._audit),
+                *(self._forgetting.alarms if self._forgetting else ()),
+            ),
         )
         lease = Lease(bus, site, self.agent_id, pulse.message, lambda: self._is_same_bus(bus))
         scheduler.lease_deadline = lambda: lease.deadline
@@ -133,6 +137,7 @@ class Agent:
         # Whatever was known of sequences may be another bus's, or have been changed by another agent.
         tools.records.reset()
         tools.relay.reset()
+        pulse.arriving = True
         try:
             await lease.acquire(await asyncio.to_thread(self.spool.last_epoch))
             log.info("site %s: serving as %s, epoch %d", self.config.site, self.agent_id, lease.epoch)
@@ -193,22 +198,13 @@ class Agent:
                 group.create_task(self._beat(lease, pulse))
                 group.create_task(self._watch_bus(bus))
                 await self._roster.take_over(self._bus_id)
+                pulse.arriving = False
                 # Only now: a runner that comes back finds its job.
                 await asyncio.to_thread(self.spool.write_link, address)
                 group.create_task(tools.watcher.run())
                 group.create_task(SpoolFollower(lambda: list(self._roster.jobs.values())).run())
                 group.create_task(self._roster.adopt())
-                group.create_task(
-                    Forgetting(
-                        bus,
-                        self.config.site,
-                        self.spool,
-                        self.config.retention,
-                        in_use=self._roster.jobs.__contains__,
-                        guard=lambda: lease.held,
-                        audit=self._audit,
-                    ).run()
-                )
+                group.create_task(self._forget(bus, lease))
                 intake = Intake(
                     bus,
                     self.config.site,
@@ -225,6 +221,18 @@ class Agent:
                 group.create_task(intake.run())
         finally:
             await links.aclose()
+
+    async def _forget(self, bus: Bus, lease: Lease) -> None:
+        self._forgetting = Forgetting(
+            bus,
+            self.config.site,
+            self.spool,
+            self.config.retention,
+            in_use=self._roster.jobs.__contains__,
+            guard=lambda: lease.held,
+            audit=self._audit,
+        )
+        await self._forgetting.run()
 
     async def _beat(self, lease: Lease, pulse: Pulse) -> None:
         """Renew the lease at the pulse's interval, soon after a failure, and at once when the first job comes."""

@@ -87,6 +87,12 @@ class Poked(Event, frozen=True, kw_only=True):
     """Something was done to the job, and Slurm should be asked what became of it."""
 
 
+class Unlinked(Event, frozen=True, kw_only=True):
+    """The runner's connection ended before it had reported its end: it may have been killed."""
+
+    start: int
+
+
 class Denied(Event, frozen=True, kw_only=True):
     """The controller answered that it doesn't know the job."""
 

@@ -50,6 +50,7 @@ from slurmbus_agent.events import (
     SubmitUnknown,
     TakeClaim,
     TwinSeen,
+    Unlinked,
     Watch,
 )
 from slurmbus_agent.runner.claims import AGENT_NODE
@@ -65,6 +66,9 @@ DENIED_AGAIN_AFTER = (5.0, 5.0, 10.0, 20.0, 40.0, 40.0)
 """Seconds between questions about a job that the controller denies; a claimed job is lost after all of them."""
 RESUBMIT_AFTER_DENIALS = 2
 """A job that nobody claimed is submitted again earlier: should it turn up after all, the claim lets one of them run."""
+
+LOOK_AFTER_UNLINKED = (2.0, 5.0, 10.0)
+"""Seconds after a runner vanished; the controller hears of a killed job within a few seconds."""
 
 SLURM_FINAL = FINAL - {JobState.REJECTED, JobState.LOST}
 
@@ -273,6 +277,14 @@ def _poked(record: Record, _: Poked) -> Result:
     if record.job_id is None or record.verdict is not None:
         return record, ()
     return record, (Watch(urgent=True),)
+
+
+def _unlinked(record: Record, event: Unlinked) -> Result:
+    start = _start(record, event.start)
+    if start is None or start.ended_at is not None or record.job_id is None or record.verdict is not None:
+        return record, ()
+    looks = tuple(Later(delay=delay, event=Poked()) for delay in LOOK_AFTER_UNLINKED)
+    return record, (Watch(urgent=True), *looks)
 
 
 def _denied(record: Record, _: Denied) -> Result:
@@ -517,6 +529,7 @@ _HANDLERS: dict[type[Event], Callable[[Record, Any], Result]] = {
     TwinSeen: _twin_seen,
     Observed: _observed,
     Poked: _poked,
+    Unlinked: _unlinked,
     Denied: _denied,
     Accounted: _accounted,
     Claimed: _claimed,

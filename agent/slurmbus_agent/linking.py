@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from slurmbus_agent.events import Claimed
+from slurmbus_agent.events import Claimed, Unlinked
 from slurmbus_agent.job import Job, ended_event
 from slurmbus_agent.link import Welcome
 from slurmbus_agent.relay import Relay
@@ -31,7 +31,7 @@ class JobLinks:
     async def hello(self, key: str, task: int, start: Start) -> Welcome | None:
         """Take a runner's introduction; None for a start that another one has superseded."""
         job = self._jobs.get((key, task))
-        if job is None or any(known.number > start.number for known in job.record.starts):
+        if job is None or job.record.sealed or any(known.number > start.number for known in job.record.starts):
             return None
         job.linked = start.number
         job.post(Claimed(starts=(start,)))
@@ -63,3 +63,4 @@ class JobLinks:
         if job is not None and job.linked == start:
             job.linked = None
             job.moved()
+            job.post(Unlinked(start=start))

@@ -85,6 +85,7 @@ class Roster:
             await asyncio.sleep(budgets.ADOPT_INTERVAL)
             with contextlib.suppress(SlurmbusError):  # the spool is away; the next look finds them
                 names = set(await asyncio.to_thread(self._spool.keys))
+                self._finished &= names  # what was forgotten needn't be remembered here
                 await self._look_through(sorted(names - self.jobs.keys() - self._finished), new_bus=False)
 
     async def _look_through(self, names: list[JobName], *, new_bus: bool) -> None:

@@ -48,12 +48,14 @@ class Pulse:
         self._alarms = alarms
         self._started_at = time.time()
         self.bad_messages = 0
+        self.arriving = True
+        """Whether there may be unfinished jobs that aren't known yet: before an agent has taken over."""
         self.bus_latency: float | None = None
 
     @property
     def interval(self) -> float:
         """Seconds until the next heartbeat: short while there are jobs."""
-        return budgets.HEARTBEAT_BUSY if self._unfinished() else budgets.HEARTBEAT_IDLE
+        return budgets.HEARTBEAT_BUSY if self.arriving or self._unfinished() else budgets.HEARTBEAT_IDLE
 
     def message(self, epoch: int, role: Role) -> Heartbeat:
         """Give the heartbeat of this moment."""

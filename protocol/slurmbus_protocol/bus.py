@@ -25,7 +25,14 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from slurmbus_protocol.errors import BusFull, BusRefused, BusUnreachable, InvalidSetting, SlurmbusError
+from slurmbus_protocol.errors import (
+    BusFull,
+    BusNotStoring,
+    BusRefused,
+    BusUnreachable,
+    InvalidSetting,
+    SlurmbusError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +107,11 @@ class Bus:
         """What this user may not do, and where; nats-py gives the server's words in lower case."""
         self._failure: BusUnreachable | None = None
         """Why there is no connection."""
+        self._unanswered: set[str] = set()
+        """Kinds of subjects on which a publish wasn't acknowledged, and none was since."""
+        self._not_storing: set[str] = set()
+        """Those for which it wasn't the connection's fault: nats-server 2.15 never answers again when its disk was full
+        as it wrote to a stream; other streams may go on."""
         self.connections = 0
         """How often a connection was made."""
 
@@ -123,8 +135,10 @@ class Bus:
 
     @property
     def problem(self) -> str:
-        """Why there is no connection, or nothing while there is one."""
-        return self._failure.message if self._failure is not None else ""
+        """Why nothing can be published, as far as that is known; empty when nothing is wrong."""
+        if self._failure is not None:
+            return self._failure.message
+        return BusNotStoring().message if self._not_storing else ""
 
     async def next_connection(self, seen: int) -> int:
         """Wait until there were more than ``seen`` connections (maybe to another server), and give their number."""
@@ -215,6 +229,8 @@ class Bus:
                 raise BusUnreachable(f"the connection was closed again at once: {error}") from error
             self._client = client
             self._failure = None
+            self._unanswered.clear()
+            self._not_storing.clear()
             self.connections += 1
             self._rebuilt.set()
 
@@ -256,6 +272,7 @@ class Bus:
             self._wake.clear()
             if await self.probe():
                 attempt = 0
+                self._not_storing |= self._unanswered
                 continue
             try:
                 await self._rebuild()
@@ -327,11 +344,23 @@ class Bus:
             WrongSequence: the subject's last message is another one.
             BusFull: the stream has reached its limit.
             BusUnreachable: the outcome is unknown.
+            BusNotStoring: likewise, and the bus doesn't seem to be able to store anything.
         """
         sent = dict(headers or {})
         if expected_last is not None:
             sent["Nats-Expected-Last-Subject-Sequence"] = str(expected_last)
-        answer = await self.request(subject, data, headers=sent or None, timeout=timeout)
+        kind = _kind(subject)
+        try:
+            answer = await self.request(subject, data, headers=sent or None, timeout=timeout)
+        except BusUnreachable as error:
+            if not isinstance(error.__cause__, TimeoutError) or isinstance(error, BusRefused):
+                raise
+            self._unanswered.add(kind)
+            if kind in self._not_storing:
+                raise BusNotStoring(f"the bus answers, but doesn't store what is sent on {subject}") from error
+            raise
+        self._unanswered.discard(kind)
+        self._not_storing.discard(kind)
         return int(_checked(answer, subject)["seq"])
 
     async def publish_until_acknowledged(
@@ -433,6 +462,12 @@ async def _end(task: asyncio.Task[None]) -> None:
         await asyncio.wait({task}, timeout=0.1)
     if not task.cancelled():
         task.exception()  # seen
+
+
+def _kind(subject: str) -> str:
+    """Tell which stream keeps a subject, by the part of it that says so."""
+    tokens = subject.split(".")
+    return tokens[3] if tokens[0] == "slurmbus" and len(tokens) > 3 else tokens[0]  # noqa: PLR2004 - see subjects
 
 
 def _checked(answer: Msg, what: str) -> dict[str, Any]:

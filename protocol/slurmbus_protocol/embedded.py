@@ -29,6 +29,7 @@ SERVER_VARIABLE = "SLURMBUS_NATS_SERVER"
 START_TIMEOUT = 15.0
 STOP_TIMEOUT = 10.0
 _PR_SET_PDEATHSIG = 1
+_FAILED_WRITE = (b"no space left on device", b"disk quota exceeded")
 _SPARE = 2  # JetStream refuses streams whose max_bytes together pass the store's limit
 
 
@@ -104,6 +105,8 @@ class EmbeddedServer:
         self._port = port
         self._lock: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_read = 0
+        self._failed_writes = False
 
     @property
     def url(self) -> str:
@@ -160,6 +163,7 @@ class EmbeddedServer:
 
     def _spawn(self) -> None:
         log_path = self.folder / "nats.log"
+        self._log_read, self._failed_writes = log_path.stat().st_size if log_path.exists() else 0, False
         log_file = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self._process = subprocess.Popen(
@@ -179,7 +183,11 @@ class EmbeddedServer:
                 tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-5:])
                 raise BusUnreachable(f"the embedded nats-server didn't come up:\n{tail}", hint=f"see {log_path}")
             time.sleep(0.005)
-        self._write(self.folder / "server.json", json.dumps({"url": self.url, "port": self._port, "pid": self.pid}))
+        try:
+            self._write(self.folder / "server.json", json.dumps({"url": self.url, "port": self._port, "pid": self.pid}))
+        except OSError as error:
+            self.stop()
+            raise BusUnreachable(f"{self.folder} can't be written: {error.strerror}", hint="make room on it") from error
 
     def set_users(self, users: Sequence[BusUser]) -> None:
         """Change who may connect, without a restart."""
@@ -192,6 +200,22 @@ class EmbeddedServer:
         if self._process and self._process.poll() is None:
             self._process.send_signal(number)
 
+    def look_for_failed_writes(self) -> bool:
+        """Tell whether the server's disk was full since its start: until it is restarted it stores nothing more."""
+        with contextlib.suppress(OSError), (self.folder / "nats.log").open("rb") as file:
+            if file.seek(0, os.SEEK_END) > self._log_read:
+                file.seek(self._log_read)
+                new = file.read()
+                self._log_read += len(new)
+                self._failed_writes = self._failed_writes or any(words in new for words in _FAILED_WRITE)
+        return self._failed_writes
+
+    @property
+    def free_bytes(self) -> int:
+        """Room on the disk on which the server stores."""
+        status = os.statvfs(self.folder)
+        return status.f_bavail * status.f_frsize
+
     def kill(self) -> None:
         """Kill the server as a crash would, and keep the folder's lock."""
         if self._process:
@@ -199,7 +223,8 @@ class EmbeddedServer:
             self._process.wait()
 
     def restart(self) -> None:
-        """Start the server again after :meth:`kill`."""
+        """Start the server again after :meth:`kill`, or after it died."""
+        self._take_lock()
         self._spawn()
 
     def stop(self) -> None:

@@ -16,7 +16,8 @@
     ├── InvalidName                a token that can't stand in a subject
     ├── InvalidSetting             a configuration value that can't be used
     ├── BusUnreachable             no connection, or no answer in time        (retryable)
-    │   └── BusRefused             the bus doesn't know this key, or doesn't let its user do this
+    │   ├── BusRefused             the bus doesn't know this key, or doesn't let its user do this
+    │   └── BusNotStoring          the bus answers, but doesn't store what is sent
     ├── BusFull                    a stream has reached its limit             (retryable)
     ├── BusMisconfigured           a stream exists with other settings
     ├── SiteUnreachable            no agent answers for the site              (retryable)
@@ -143,6 +144,13 @@ class BusRefused(BusUnreachable):
     code = "bus-refused"
     retryable = False
     default_hint = "ask whoever runs the NATS server: it doesn't know this key, or gives its user too few permissions"
+
+
+class BusNotStoring(BusUnreachable):
+    """The bus answers, but doesn't store what is sent."""
+
+    code = "bus-not-storing"
+    default_hint = "make room on the NATS server's disk and restart it; its log says more"
 
 
 class BusFull(SlurmbusError):

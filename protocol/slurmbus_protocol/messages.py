@@ -92,8 +92,8 @@ class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Files, relative to the working directory, that come back as blobs."""
     outputs_limit: NonNegative = 64 * 1024 * 1024
     stream_limit: Positive = 64 * 1024 * 1024
-    """Bytes of stdout and of stderr that each start streams in full; of what follows only the newest lines, at a bounded
-    rate, and the end. All of it stays in the spool. Pipes messages have no limit of this kind."""
+    """Bytes of stdout and of stderr that each start streams in full; of what follows only the newest lines, at a
+    bounded rate, and the end. All of it stays in the spool. Pipes messages have no limit of this kind."""
     pipes_context: bytes | None = None
     """Dagster Pipes' context as JSON; None runs the payload without a Pipes session."""
     pipes_module: FileRef | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from slurmbus_protocol import subjects
 from slurmbus_protocol.bus import ApiError, Bus
-from slurmbus_protocol.errors import BusMisconfigured
+from slurmbus_protocol.errors import BusFull, BusMisconfigured
 
 BUS_ID = "slurmbus.bus_id"
 _STREAM_NOT_FOUND = 10059
@@ -107,7 +107,6 @@ def stream_configs(limits: BusLimits) -> list[dict[str, Any]]:
             "discard": "new",
             "max_bytes": limits.agents,
             "max_msgs_per_subject": 1,
-            "allow_rollup_hdrs": True,
             "deny_delete": True,
         },
     ]
@@ -117,6 +116,7 @@ async def ensure_streams(bus: Bus, limits: BusLimits | None = None) -> str:
     """Make what is missing, compare what is there, and return the bus id.
 
     Raises:
+        BusFull: the server may store too little; the message names the stream.
         BusMisconfigured: the server is too old, or a stream exists with other settings; the message names them.
     """
     account = await bus.api("INFO")
@@ -142,6 +142,11 @@ async def _ensure_stream(bus: Bus, config: dict[str, Any], metadata: dict[str, s
             raise
         try:
             found = (await bus.api(f"STREAM.CREATE.{name}", {**config, "metadata": metadata}))["config"]
+        except BusFull as full:
+            raise BusFull(
+                f"the NATS server has too little storage for stream {name} of {config['max_bytes']:,} bytes",
+                hint="raise its max_file_store, or the account's limit",
+            ) from full
         except ApiError as create_error:
             if create_error.number != _NAME_IN_USE:  # another client was faster
                 raise

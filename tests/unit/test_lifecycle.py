@@ -227,6 +227,15 @@ def test_a_job_that_slurm_started_twice_is_no_success() -> None:
     assert (current.state, current.error_code, current.exit_code) == (JobState.FAILED, "started-twice", 113)
 
 
+def test_a_runner_that_vanished_makes_the_agent_look_at_once_and_again() -> None:
+    running = record(JobState.RUNNING, job_id=7, submits=1, starts=(start(),))
+    _, told = play(running, events.Unlinked(start=0))
+    assert told[0] == events.Watch(urgent=True)
+    assert len(told) == 1 + len(lifecycle.LOOK_AFTER_UNLINKED)
+    _, told = play(running, ended(), events.Unlinked(start=0))
+    assert not any(isinstance(item, events.Later) for item in told)
+
+
 def test_a_requeue_goes_back_to_pending_and_into_the_next_start() -> None:
     running = record(JobState.RUNNING, job_id=7, submits=1, requeue=True, starts=(start(),))
     current, _ = play(running, seen("PENDING", 7, "COMPLETING"))
@@ -310,6 +319,7 @@ EVENTS: list[Event] = [
     events.Looked(observation=seen("RUNNING").observation),
     *_OBSERVED,
     events.Poked(),
+    events.Unlinked(start=0),
     events.Denied(),
     events.Accounted(row=None),
     events.Accounted(row=row("COMPLETED")),

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from runner_lab import SECRET, Sink, serving, until
-from slurmbus_agent import link
+from slurmbus_agent import budgets, link
 from slurmbus_agent.link import LinkServer, addresses
 from slurmbus_agent.link_wire import Budget
 from slurmbus_agent.runner import frames
+from slurmbus_agent.runner.protocol import SAMPLES_SINCE
 from slurmbus_protocol.errors import BusFull
 from slurmbus_protocol.messages import Start
 from slurmbus_protocol.subjects import Stream, new_ulid
@@ -338,6 +339,86 @@ def test_memory_is_bounded_and_messages_pass_logs() -> None:
             await asyncio.gather(*sending)
             await until(lambda: all(len(sink.of(n, Stream.STDOUT)) == len(piece) for n in range(20)), "all bytes")
             await until(lambda: server.in_flight == 0, "an empty budget")
+
+    asyncio.run(scenario())
+
+
+def test_small_pieces_pass_large_ones() -> None:
+    async def scenario() -> None:
+        gate = asyncio.Event()
+        budget = 1024 * 1024
+        async with meeting(Sink(before_chunk=gate.wait), budget_bytes=budget) as (server, connect):
+            flood = [await connect() for _ in range(8)]
+            for number, peer in enumerate(flood):
+                await peer.greet(start=number)
+            sending = [asyncio.create_task(peer.chunk(0, bytes(200 * 1024))) for peer in flood]
+            await until(lambda: server.in_flight > budget * 0.5, "as much of the flood as there is room for")
+            before = server.in_flight
+            quiet = await connect()
+            await quiet.greet(start=20)
+            await quiet.chunk(0, b"one line\n")
+            await until(lambda: server.in_flight > before, "the line of another job")
+            assert server.in_flight < before + 10_000
+            gate.set()
+            await asyncio.gather(*sending)
+            assert (await quiet.receive())["type"] == "ack"
+
+    asyncio.run(scenario())
+
+
+def test_a_runner_is_told_the_limits() -> None:
+    async def scenario() -> None:
+        async with meeting(Sink(limits={"stdout": 10})) as (_, connect):
+            peer = await connect()
+            welcome = await peer.greet(version=SAMPLES_SINCE)
+            assert welcome["limits"] == {"stdout": 10}
+            assert welcome["sample"] == {"bytes": budgets.SAMPLE_BYTES, "every": budgets.SAMPLE_EVERY}
+            await peer.chunk(0, b"0123456789")
+            await peer.chunk(10, b"and more")  # it keeps to the limits by itself, and is answered at once
+            assert (await peer.receive())["end"] == 10
+            assert (await peer.receive())["end"] == 18
+
+    asyncio.run(scenario())
+
+
+def test_a_runner_that_doesnt_know_limits_is_slowed_down_and_skips_the_rest_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(budgets, "SAMPLE_EVERY", 600.0)
+
+    async def scenario() -> None:
+        sink = Sink(limits={"stdout": 10})
+        async with meeting(sink) as (server, connect):
+            peer = await connect()
+            await peer.greet(version=1)
+            await peer.chunk(0, b"0123456789")
+            assert (await peer.receive())["end"] == 10
+            await peer.chunk(10, bytes(1000))
+            await until(lambda: len(sink.of(0, Stream.STDOUT)) == 1010 and not server.in_flight, "its bytes")
+            await peer.chunk(1010, bytes(1000))
+            await peer.chunk(0, b"x", "stderr")
+            assert (await peer.receive())["stream"] == "stderr", "only the stream over its limit is slowed down"
+            end = {"exit_code": 0, "signal": None, "ended_at": 4.0, "sizes": {"stdout": 10**9, "stderr": 1}}
+            await peer.send({"type": "ended", "end": end})
+            answers = [await peer.receive() for _ in range(2)]
+            assert {"type": "noted", "what": "ended"} in answers
+            skip = {"type": "ack", "stream": "stdout", "end": 1010, "next": 10**9, "round": 1}
+            assert skip in answers
+            assert len(sink.of(0, Stream.STDOUT)) == 1010
+
+    asyncio.run(scenario())
+
+
+def test_bytes_that_the_bus_has_lost_are_asked_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budgets, "SAMPLE_EVERY", 600.0)
+
+    async def scenario() -> None:
+        sink = Sink(limits={"stdout": 10})
+        async with meeting(sink) as (_, connect):
+            peer = await connect()
+            await peer.greet(version=1)
+            await peer.chunk(20, b"0123456789")
+            assert (await peer.receive())["next"] == 0
 
     asyncio.run(scenario())
 

@@ -103,6 +103,65 @@ def test_what_another_node_wrote_is_read_by_a_fresh_open(tmp_path: Path) -> None
         assert made.stream.next_chunk(0.0, armed) == (0, b"from elsewhere")
 
 
+def test_beyond_its_limit_only_the_newest_lines_are_sent_every_now_and_then(tmp_path: Path) -> None:
+    with Made(tmp_path) as made:
+        stream = made.stream
+        stream.resume(0)
+        stream.sample_beyond(10, 8, 2.0)
+        os.write(made.writer, b"first 10 bytes\n")
+        assert stream.next_chunk(10.0, armed) == (0, b"first 10 b")
+        assert stream.next_chunk(10.2, armed) is None, "the first bytes aren't acknowledged yet"
+        stream.acknowledge(10, 10, 0)
+        assert stream.next_chunk(10.3, armed) == (10, b"ytes\n")
+        stream.acknowledge(15, 15, 0)
+        os.write(made.writer, b"much more than is shown\nxyz\nunf")
+        assert stream.due() == 12.3
+        assert stream.next_chunk(12.2, armed) is None
+        assert stream.next_chunk(12.3, armed) == (39, b"xyz\n")
+        stream.acknowledge(43, 43, 0)
+        stream.look_anyway()
+        assert stream.next_chunk(14.3, armed) is None, "only half a line is new"
+        assert stream.due() == float("inf")
+        os.write(made.writer, b"inished\n")
+        stream.idle = False
+        assert stream.due() == 16.3
+        assert stream.next_chunk(16.3, armed) == (46, b"inished\n"), "no whole line is among the last 8 bytes"
+        assert not stream.done()
+        stream.acknowledge(54, 54, 0)
+        assert stream.done()
+        os.write(made.writer, b"the end")
+        assert not stream.done()
+        stream.finish()
+        assert stream.next_chunk(20.0, armed) is None, "the agent reads the end from the spool"
+        assert (stream.done(), stream.size()) == (True, 61)
+
+
+def test_a_stream_is_sent_in_full_again_when_the_bus_has_lost_it(tmp_path: Path) -> None:
+    with Made(tmp_path) as made:
+        stream = made.stream
+        stream.resume(30)
+        stream.sample_beyond(10, 8, 2.0)
+        os.write(made.writer, b"0123456789" * 4 + b"\n")
+        assert stream.next_chunk(0.0, armed) == (33, b"3456789\n")
+        stream.acknowledge(41, 0, 1)
+        assert stream.next_chunk(2.0, armed) == (0, b"0123456789")
+        stream.finish()
+        assert not stream.done()
+        stream.acknowledge(10, 10, 1)
+        assert stream.done()
+
+
+def test_an_agent_that_names_no_limit_gets_everything(tmp_path: Path) -> None:
+    with Made(tmp_path) as made:
+        stream = made.stream
+        stream.resume(0)
+        stream.sample_beyond(2, 8, 2.0)
+        os.write(made.writer, b"0123456789")
+        assert stream.next_chunk(0.0, armed) == (0, b"01")
+        stream.resume(2)
+        assert stream.next_chunk(0.2, armed) == (2, b"23456789")
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     content=st.binary(min_size=1, max_size=4000),

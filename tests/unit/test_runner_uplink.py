@@ -109,7 +109,7 @@ class Scene:
         self.now += seconds
         self.turn(0)
 
-    def connect(self, agent: Agent, offset: int = 0) -> None:
+    def connect(self, agent: Agent, offset: int = 0, **more: Any) -> None:
         while self.uplink._stage != "greeting":
             self.turn(0.05)
         agent.accept()
@@ -118,7 +118,7 @@ class Scene:
         self.turn()
         proof, _ = agent.receive()
         assert proof["proof"] == frames.proof(SECRET, frames.RUNNER, agent.server, "aa", hello["line"])
-        agent.send({"type": "welcome", "offsets": {"stdout": offset}})
+        agent.send({"type": "welcome", "offsets": {"stdout": offset}, **more})
         self.turn()
         assert self.uplink.up
 
@@ -335,6 +335,40 @@ def test_the_address_that_worked_is_tried_first(scene: Scene) -> None:
     scene.turn()
     scene.pass_time(1)
     scene.connect(agent)
+
+
+def test_limits_hold_for_the_connection_on_which_they_were_named(scene: Scene) -> None:
+    agent = scene.agent()
+    scene.file.write(b"0123456789\nabcdef\nABCDEF\n")
+    scene.connect(agent, limits={"stdout": 4}, sample={"bytes": 8, "every": 2.0})
+    scene.turn(0)
+    chunk, data = agent.receive()
+    assert (chunk["offset"], data) == (0, b"0123")
+    agent.send({"type": "ack", "stream": "stdout", "end": 4, "next": 4, "round": 0})
+    scene.turn()
+    scene.pass_time(0.2)
+    chunk, data = agent.receive()
+    assert (chunk["offset"], data) == (18, b"ABCDEF\n")
+    agent.send({"type": "ack", "stream": "stdout", "end": 25, "next": 25, "round": 0})
+    scene.turn()
+    assert scene.uplink.finished()
+    assert agent.link is not None
+    agent.link.close()
+    scene.turn()
+    scene.pass_time(2.5)
+    scene.connect(agent, offset=4)  # an agent that doesn't know limits
+    scene.turn(0)
+    chunk, data = agent.receive()
+    assert (chunk["offset"], data) == (4, b"456789\nabcdef\nABCDEF\n")
+
+
+@pytest.mark.parametrize(
+    "welcome", [{"limits": {"stdout": 4}}, {"limits": 3}, {"limits": {"stdout": "x"}, "sample": {}}]
+)
+def test_a_welcome_that_cant_be_understood_breaks_the_link(scene: Scene, welcome: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError):
+        scene.connect(scene.agent(), **welcome)
+    assert not scene.uplink.trying
 
 
 def test_no_link_is_wanted(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ def test_parsing_gives_back_what_was_built() -> None:
     assert (address.site, address.key, address.control_id) == ("site", KEY, KEY)
     chunk = subjects.parse_stream(subjects.stream("site", KEY, 2, 1, Stream.STDOUT))
     assert (chunk.key, chunk.task, chunk.start, chunk.stream) == (KEY, 2, 1, Stream.STDOUT)
+    wish = subjects.parse_forget(subjects.forget("site", KEY, 4))
+    assert (wish.site, wish.key, wish.task) == ("site", KEY, 4)
     state = subjects.parse_state(subjects.state("site", KEY, 4))
     assert (state.site, state.task) == ("site", 4)
 
@@ -54,7 +56,7 @@ def test_parsing_gives_back_what_was_built() -> None:
     "subject", ["", "slurmbus.v2.a.req.x", f"slurmbus.v1.a.job.{KEY}.x.state", "slurmbus.v1.a.req.short"]
 )
 def test_other_subjects_are_refused(subject: str) -> None:
-    for parse in (subjects.parse_request, subjects.parse_stream, subjects.parse_state):
+    for parse in (subjects.parse_request, subjects.parse_stream, subjects.parse_state, subjects.parse_forget):
         with pytest.raises(InvalidName):
             parse(subject)
 
