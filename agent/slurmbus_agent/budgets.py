@@ -32,11 +32,11 @@ WATCH_URGENT = (0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """After a runner reported its end the controller needs 30 to 100 ms to notice; each further look waits longer."""
 WATCH_TOGETHER = 2
 """From this many due looks on, one question for all jobs is cheaper for the controller."""
-WATCH_MISSING = 5
+WATCH_MISSING = 2
 """Up to so many jobs that a list doesn't show are asked for one by one; more would hold everything up for minutes."""
 ACCOUNTING_SOON = 0.1
 """For a job of several tasks somebody waits for accounting's figures."""
-ACCOUNTING_DELAYS = (3.0, 4.0, 10.0, 30.0, 120.0)
+ACCOUNTING_FIRST = 3.0
 """slurmctld hands a finished job to slurmdbd within a second; asked for later, many jobs share one question."""
 ACCOUNTING_TOGETHER = 5.0
 """Seconds between two questions for figures that nobody waits for: all jobs that ended meanwhile share one."""

@@ -98,11 +98,9 @@ class Denied(Event, frozen=True, kw_only=True):
 
 
 class Accounted(Event, frozen=True, kw_only=True):
-    """Accounting was asked; None: it has no row for the job."""
+    """Accounting was asked, as often as it should be; None: it never had a final row for the job."""
 
     row: AccountingRow | None
-    settled: bool = True
-    """The controller had nothing left to tell to accounting."""
 
 
 class Claimed(Event, frozen=True, kw_only=True):
@@ -172,9 +170,13 @@ class Watch(Instruction, frozen=True, kw_only=True):
 
 
 class AskAccounting(Instruction, frozen=True, kw_only=True):
-    """Ask accounting about the job; patiently: only come back with the final row, or when it never came."""
+    """Ask accounting about the job, until it has a final row or was asked often enough."""
 
-    patient: bool = False
+    figures: bool = False
+    """Only the figures are wanted; otherwise the answer decides, and none counts while the controller still holds
+    news for accounting."""
+    again: tuple[float, ...] = ()
+    """Seconds between the questions."""
 
 
 class CancelJob(Instruction, frozen=True, kw_only=True):

@@ -221,13 +221,22 @@ class Job:
             self._tools.watcher.watch(self.slurm_name, self.record.job_id, self.post, urgent=instruction.urgent)
 
     async def _ask_accounting(self, instruction: events.AskAccounting) -> None:
-        if self.record.job_id is not None:
-            since = self.record.submit_time or self.record.created_at
-            options = self.record.options
-            several = max(options.ntasks or 1, options.nodes or 1, options.ntasks_per_node or 1) > 1
-            self._tools.watcher.ask_accounting(
-                self.slurm_name, self.record.job_id, since, self.post, patient=instruction.patient, soon=several
-            )
+        if self.record.job_id is None:
+            return
+        self._tools.watcher.ask_accounting(
+            self.slurm_name,
+            self.record.job_id,
+            self.record.submit_time or self.record.created_at,
+            self.post,
+            again=instruction.again,
+            figures=instruction.figures,
+            soon=self._is_awaited(),
+        )
+
+    def _is_awaited(self) -> bool:
+        """Tell whether somebody waits for accounting's figures: of several tasks only accounting knows them."""
+        options = self.record.options
+        return max(options.ntasks or 1, options.nodes or 1, options.ntasks_per_node or 1) > 1
 
     async def _cancel_job(self, instruction: events.CancelJob) -> None:
         try:

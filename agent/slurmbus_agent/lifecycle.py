@@ -62,14 +62,18 @@ RETRY_SUBMIT_AFTER = 5.0
 LOOKUP_AGAIN_AFTER = 3.0
 LOOKUPS_BEFORE_RESUBMIT = 2  # a controller that thawed answers a lookup before it works off a waiting submit
 CANCEL_AGAIN_AFTER = 15.0
-DENIED_AGAIN_AFTER = (5.0, 5.0, 10.0, 20.0, 40.0, 40.0)
-"""Seconds between questions about a job that the controller denies; a claimed job is lost after all of them."""
-RESUBMIT_AFTER_DENIALS = 2
-"""A job that nobody claimed is submitted again earlier: should it turn up after all, the claim lets one of them run."""
+UNCLAIMED_PATIENCE = (5.0, 5.0)
+"""Seconds between questions to accounting about a job that the controller denies. After these it is submitted again if
+nobody claimed it: should it turn up after all, the claim lets one of them run."""
+CLAIMED_PATIENCE = (5.0, 15.0, 30.0, 30.0, 30.0)
+"""The same for a claimed job, afterwards; then it is lost. A restarted slurmdbd answered "unknown" for 11 s."""
+FIGURES_PATIENCE = (4.0, 10.0, 30.0, 120.0)
+"""The same for the figures of a job whose end is known."""
 
 LOOK_AFTER_UNLINKED = (2.0, 5.0, 10.0)
 """Seconds after a runner vanished; the controller hears of a killed job within a few seconds."""
 
+_FORGOTTEN = "the controller doesn't know the job any more; asking accounting"
 SLURM_FINAL = FINAL - {JobState.REJECTED, JobState.LOST}
 
 
@@ -290,10 +294,8 @@ def _unlinked(record: Record, event: Unlinked) -> Result:
 def _denied(record: Record, _: Denied) -> Result:
     if record.verdict is not None or record.job_id is None:
         return record, ()
-    return _with(record, reason="the controller doesn't know the job any more; asking accounting"), (
-        ReadClaims(),
-        AskAccounting(),
-    )
+    denied = _with(record, lookups=max(1, record.lookups), reason=_FORGOTTEN)
+    return denied, (ReadClaims(), AskAccounting(again=UNCLAIMED_PATIENCE))
 
 
 def _accounted(record: Record, event: Accounted) -> Result:
@@ -302,9 +304,10 @@ def _accounted(record: Record, event: Accounted) -> Result:
         if row is None or record.accounting is not None:
             return record, (Retire(),)
         return _with(record, accounting=row.accounting), (Retire(),)
-    if record.verdict is not None or record.job_id is None:
+    # Accounting counts only while the controller's last word is that it doesn't know the job.
+    if record.verdict is not None or record.job_id is None or not record.lookups:
         return record, ()
-    if row is not None and row.final and event.settled and row.accounting.state in SLURM_FINAL:
+    if row is not None and row.final and row.accounting.state in SLURM_FINAL:
         record = _with(
             record,
             accounting=row.accounting,
@@ -319,12 +322,10 @@ def _accounted(record: Record, event: Accounted) -> Result:
 
 def _unaccounted(record: Record) -> Result:
     """Neither the controller nor accounting has the job's end."""
-    denials = record.lookups
-    unclaimed = not record.starts
-    if denials < (RESUBMIT_AFTER_DENIALS if unclaimed else len(DENIED_AGAIN_AFTER)):
-        return _with(record, lookups=denials + 1), (Later(delay=DENIED_AGAIN_AFTER[denials], event=Poked()),)
-    if unclaimed:
+    if not record.starts:
         return (record, (TakeClaim(start=0),)) if record.cancel is not None else _submit(record)
+    if record.lookups == 1:
+        return _with(record, lookups=2), (AskAccounting(again=CLAIMED_PATIENCE),)
     lost = _with(
         record,
         verdict=JobState.LOST,
@@ -474,7 +475,7 @@ def _finish(record: Record, instructions: tuple[Instruction, ...]) -> Result:
 def _afterwards(record: Record) -> tuple[Instruction, ...]:
     """Say what is left to do for a job in its final state."""
     if record.accounting is None and record.job_id is not None and record.state in SLURM_FINAL:
-        return (AskAccounting(patient=True),)
+        return (AskAccounting(figures=True, again=FIGURES_PATIENCE),)
     return (Retire(),)
 
 

@@ -41,10 +41,10 @@ class _Asked:
     job_id: int
     since: float
     post: Callable[[Event], None]
-    patient: bool
+    again: tuple[float, ...]
+    figures: bool
     soon: bool
     due: float
-    attempt: int = 0
 
 
 @dataclass
@@ -99,14 +99,34 @@ class Watcher:
         self._changed.set()
 
     def ask_accounting(
-        self, name: str, job_id: int, since: float, post: Callable[[Event], None], *, patient: bool, soon: bool
+        self,
+        name: str,
+        job_id: int,
+        since: float,
+        post: Callable[[Event], None],
+        *,
+        again: tuple[float, ...],
+        figures: bool,
+        soon: bool,
     ) -> None:
-        """Ask accounting about a job; patiently: until its row is final or minutes passed; soon: at once."""
-        if name not in self._asked:
-            delay = budgets.ACCOUNTING_SOON if soon else budgets.ACCOUNTING_DELAYS[0]
-            due = _now() + (delay if patient else 0.0)
-            self._asked[name] = _Asked(name, job_id, since, post, patient, soon, due)
-            self._changed.set()
+        """Ask accounting about a job until it has a final row, or as often as ``again`` has pauses.
+
+        Args:
+            name: the job's.
+            job_id: the job's.
+            since: when it was submitted, at the earliest.
+            post: gets the answer.
+            again: seconds between the questions.
+            figures: the answer decides nothing, so that it needn't be settled.
+            soon: somebody waits for the figures.
+        """
+        if name in self._asked:
+            return
+        if figures and soon:
+            again = tuple(min(pause, float(number)) for number, pause in enumerate(again, 1))
+        delay = 0.0 if not figures else budgets.ACCOUNTING_SOON if soon else budgets.ACCOUNTING_FIRST
+        self._asked[name] = _Asked(name, job_id, since, post, again, figures, soon, _now() + delay)
+        self._changed.set()
 
     def calm(self, name: str) -> None:
         """Leave out the next look at a job: its runner has just said what there is to know."""
@@ -135,6 +155,7 @@ class Watcher:
 
     async def _rows(self, jobs: list[tuple[int, str]], since: float) -> list[AccountingRow]:
         """Ask accounting; a site without any has no rows."""
+        await self._scheduler.turn()
         try:
             return await self._scheduler.accounting(jobs, since)
         except NoAccounting:
@@ -153,7 +174,6 @@ class Watcher:
             # Whatever becomes due while the budget is spent shares the next question.
             for ask in (self._ask_lookups, self._ask_controller, self._ask_accounting):
                 try:
-                    await self._scheduler.turn()
                     await ask()
                 except SchedulerError as error:
                     log.info("Slurm doesn't answer: %s", error)
@@ -167,15 +187,20 @@ class Watcher:
             due.append(self._next_round)
         return min(due, default=None)
 
+    def _accounting_due_now(self) -> list[_Asked]:
+        now = _now()
+        return [item for item in self._asked.values() if self._accounting_due(item) <= now]
+
     def _accounting_due(self, item: _Asked) -> float:
         """Give when to ask; where nobody waits for the answer, not right after the last question."""
-        return max(item.due, self._accounting_from) if item.patient and not item.soon else item.due
+        return max(item.due, self._accounting_from) if item.figures and not item.soon else item.due
 
     async def _ask_lookups(self) -> None:
         """Answer all who look for a job by its name, with one question to the controller and one to accounting."""
-        lookups, self._lookups = self._lookups, {}
-        if not lookups:
+        if not self._lookups:
             return
+        await self._scheduler.turn()
+        lookups, self._lookups = self._lookups, {}
         try:
             await self._scheduler.ping()
             found = {seen.name: seen for seen in sorted(await self._scheduler.jobs(), key=lambda seen: seen.job_id)}
@@ -201,16 +226,22 @@ class Watcher:
         self._next_round = max(self._next_round, later)
 
     async def _ask_controller(self) -> None:
-        now = _now()
-        due = [job for job in self._watched.values() if job.due is not None and job.due <= now]
-        whole_round = bool(self._watched) and now >= self._next_round
-        if not due and not whole_round:
+        if not self._due_now() and not self._round_is_due():
             return
-        if whole_round or len(due) >= budgets.WATCH_TOGETHER:
+        await self._scheduler.turn()
+        due = self._due_now()
+        if self._round_is_due() or len(due) >= budgets.WATCH_TOGETHER:
             await self._ask_for_all(due)
         else:
             for job in due:
                 await self._ask_for_one(job)
+
+    def _due_now(self) -> list[_Watched]:
+        now = _now()
+        return [job for job in self._watched.values() if job.due is not None and job.due <= now]
+
+    def _round_is_due(self) -> bool:
+        return bool(self._watched) and _now() >= self._next_round
 
     async def _ask_for_all(self, due: list[_Watched]) -> None:
         seen = {(found.job_id, found.name): found for found in await self._scheduler.jobs()}
@@ -231,6 +262,7 @@ class Watcher:
                 job.post(Denied())
             return
         for job in missing:
+            await self._scheduler.turn()
             await self._ask_for_one(job)
 
     def _sort_out(self, seen: Observation) -> None:
@@ -251,26 +283,26 @@ class Watcher:
             job.post(Denied())
 
     async def _ask_accounting(self) -> None:
-        now = _now()
-        due = [item for item in self._asked.values() if self._accounting_due(item) <= now]
+        if not self._accounting_due_now():
+            return
+        await self._scheduler.turn()
+        due = self._accounting_due_now()
         if not due:
             return
-        self._accounting_from = now + budgets.ACCOUNTING_TOGETHER
+        self._accounting_from = _now() + budgets.ACCOUNTING_TOGETHER
         since = min(item.since for item in due) - ACCOUNTING_WINDOW
         # Before the question: what was still on its way then may be missing from the answer.
-        settled = all(item.patient for item in due) or await self._scheduler.accounting_backlog() == 0
+        settled = all(item.figures for item in due) or await self._scheduler.accounting_backlog() == 0
         rows = await self._rows([(item.job_id, item.name) for item in due], since)
         by_name = {row.name: row for row in rows}
         for item in due:
             row = by_name.get(item.name)
-            item.attempt += 1
-            done = row is not None and row.final
-            if item.patient and not done and item.attempt < len(budgets.ACCOUNTING_DELAYS):
-                delay = budgets.ACCOUNTING_DELAYS[item.attempt]
-                item.due = _now() + (min(delay, item.attempt) if item.soon else delay)
+            done = row is not None and row.final and (settled or item.figures)
+            if not done and item.again:
+                item.due, item.again = _now() + item.again[0], item.again[1:]
                 continue
             self._asked.pop(item.name, None)
-            item.post(Accounted(row=row if done or not item.patient else None, settled=settled))
+            item.post(Accounted(row=row if done else None))
 
 
 def _twin(seen: Observation) -> TwinSeen:

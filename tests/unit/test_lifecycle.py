@@ -77,7 +77,7 @@ def test_a_job_that_goes_well() -> None:
     current, told = play(current, DRAINED)
     assert current.state is JobState.COMPLETED
     assert (current.exit_code, current.starts[0].sizes) == (0, {"stdout": 3})
-    assert told == [events.AskAccounting(patient=True)]
+    assert told == [events.AskAccounting(figures=True, again=lifecycle.FIGURES_PATIENCE)]
 
 
 def test_the_intent_is_in_the_record_before_the_call() -> None:
@@ -139,7 +139,7 @@ def test_a_submit_that_wasnt_sent_is_tried_again_without_a_lookup() -> None:
 def test_the_controller_forgot_a_claimed_job() -> None:
     running = record(JobState.RUNNING, job_id=7, starts=(start(),))
     current, told = play(running, events.Denied())
-    assert events.AskAccounting() in told
+    assert events.AskAccounting(again=lifecycle.UNCLAIMED_PATIENCE) in told
     assert not current.state.is_final
     current, told = play(current, events.Accounted(row=row("COMPLETED")))
     assert current.verdict is JobState.COMPLETED
@@ -148,10 +148,12 @@ def test_the_controller_forgot_a_claimed_job() -> None:
 
 def test_a_claimed_job_that_nobody_knows_is_lost_after_some_minutes_and_never_a_success() -> None:
     current = record(JobState.RUNNING, job_id=7, submits=1, starts=(start(),))
-    for _ in lifecycle.DENIED_AGAIN_AFTER:
-        current, _ = play(current, events.Denied(), events.Accounted(row=row("RUNNING", final=False)))
-        assert current.verdict is None
-    current, _ = play(current, events.Denied(), events.Accounted(row=None))
+    current, told = play(current, events.Denied(), events.Accounted(row=None))
+    assert told[-1] == events.AskAccounting(again=lifecycle.CLAIMED_PATIENCE)
+    assert current.verdict is None
+    known, _ = play(current, seen("RUNNING"), events.Accounted(row=None))
+    assert known.verdict is None, "the controller knows it again"
+    current, _ = play(current, events.Denied(), events.Accounted(row=row("RUNNING", final=False)))
     current, told = play(current, DRAINED)
     assert told == [events.TakeClaim(start=1)], "its payload may still run somewhere"
     current, _ = play(current, SEALED)
@@ -160,10 +162,9 @@ def test_a_claimed_job_that_nobody_knows_is_lost_after_some_minutes_and_never_a_
 
 def test_a_job_that_nobody_claimed_and_the_controller_forgot_is_submitted_again() -> None:
     current = record(JobState.RUNNING, job_id=7, submits=1)
-    for _ in range(lifecycle.RESUBMIT_AFTER_DENIALS):
-        current, told = play(current, events.Denied(), events.Accounted(row=row("RUNNING", final=False)))
-        assert events.SubmitJob() not in told
-    current, told = play(current, events.Denied(), events.Accounted(row=None))
+    current, told = play(current, events.Denied())
+    assert events.SubmitJob() not in told
+    current, told = play(current, events.Accounted(row=None))
     assert events.SubmitJob() in told
     assert (current.state, current.job_id) == (JobState.SUBMITTING, None)
 
@@ -324,7 +325,6 @@ EVENTS: list[Event] = [
     events.Accounted(row=None),
     events.Accounted(row=row("COMPLETED")),
     events.Accounted(row=row("RUNNING", final=False)),
-    events.Accounted(row=row("COMPLETED"), settled=False),
     events.Claimed(starts=()),
     CLAIMED,
     events.Claimed(starts=(start(), start(1))),
@@ -350,7 +350,7 @@ def _says_completed(event: Event, job_id: int | None) -> bool:
     """Tell whether this is a source on which a success may be based."""
     if isinstance(event, events.Observed):
         return event.observation.state == "COMPLETED" and event.observation.job_id == job_id
-    return isinstance(event, events.Accounted) and event.settled and event.row is not None and event.row.final
+    return isinstance(event, events.Accounted) and event.row is not None and event.row.final
 
 
 @settings(max_examples=3000, deadline=None)
@@ -365,6 +365,8 @@ def test_in_every_order_of_events_the_rules_hold(happened: list[Event], requeue:
             assert current.state is before.state
         if current.verdict is JobState.COMPLETED and before.verdict is not JobState.COMPLETED:
             assert _says_completed(event, before.job_id), "a success that nobody stated"
+            if isinstance(event, events.Accounted):
+                assert before.lookups, "accounting believed although the controller knows the job"
         if current.state is JobState.COMPLETED:
             last = current.starts[-1]
             assert last.node != AGENT_NODE, "a success without a claim"

@@ -313,13 +313,11 @@ CONTEXT = {
     "extras": {},
     "asset_keys": ["x"],
     "code_version_by_asset_key": {"x": None},
-    "partition_key": None,
-    "partition_key_range": None,
 }
 
 
 def test_the_hash_knows_code_and_resources_but_not_the_attempt() -> None:
-    def hashed(run: str, context: Any = None, **fields: Any) -> str:
+    def hashed(run: str, context: Any = None, partition: Any = None, **fields: Any) -> str:
         base: dict[str, Any] = {
             "name": "x",
             "plan": CommandPlan(argv=("a", run)),
@@ -327,7 +325,7 @@ def test_the_hash_knows_code_and_resources_but_not_the_attempt() -> None:
             "labels": {"dagster_run": run},
             "pipes_context": json.dumps({"run_id": run, **CONTEXT, **(context or {})}).encode(),
         }
-        return request_hash(request_parts(JobSpec(**base | fields), run))
+        return request_hash(request_parts(JobSpec(**base | fields), run, partition or {}))
 
     plain = hashed("run-1")
     assert plain == hashed("run-2")
@@ -343,8 +341,7 @@ def test_the_hash_knows_code_and_resources_but_not_the_attempt() -> None:
         {"context": {"extras": {"a": 1}}},
         {"context": {"asset_keys": ["x", "y"]}},
         {"context": {"code_version_by_asset_key": {"x": "2"}}},
-        {"context": {"partition_key": "2026"}},
-        {"context": {"partition_key_range": {"start": "2025", "end": "2026"}}},
+        {"partition": {"dagster/partition": "2026"}},
     ):
         assert hashed("run-1", **changed) != plain, changed
 

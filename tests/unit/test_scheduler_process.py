@@ -457,6 +457,22 @@ def test_the_budget_holds_back_reads_and_lets_controls_pass(child: Child) -> Non
     asyncio.run(check())
 
 
+def test_submits_dont_keep_a_question_for_all_from_being_asked(child: Child) -> None:
+    async def test() -> None:
+        budget = CallBudget(burst=3, per_second=0.01, read_wait=0.1, control_wait=0.01, turn_wait=0.2)
+        async with running(child, budget=budget) as scheduler:
+            for _ in range(8):
+                await scheduler.submit(JOB)
+            with pytest.raises(Unavailable, match="budget"):
+                await scheduler.jobs()
+            await scheduler.turn()
+            await scheduler.jobs()
+            with pytest.raises(Unavailable, match="budget"):
+                await scheduler.jobs()
+
+    run(test)
+
+
 def test_accounting_that_does_not_answer_leaves_the_controller_alone(child: Child) -> None:
     async def check() -> None:
         async with running(child) as scheduler:

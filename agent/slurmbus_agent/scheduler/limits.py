@@ -52,6 +52,8 @@ class CallBudget:
             is counted per user, so the user's own squeue needs a share.
         per_second: calls per second sustained. rl_enable refills 2 a second, shared as well.
         read_wait: seconds for which a read may wait for its turn; one that would wait longer is told so at once.
+        turn_wait: seconds for which a question that many wait for is held back when the budget is spent. Without a
+            bound a stream of submits, which aren't held back, would keep all from hearing how their jobs ended.
         control_wait: seconds for which a submit or cancel is held back when the budget is spent. Then it goes all the
             same, and the reads after it pay: people wait for it, and it comes once a job, not again and again.
     """
@@ -59,6 +61,7 @@ class CallBudget:
     burst: int = 20
     per_second: float = 1.0
     read_wait: float = 5.0
+    turn_wait: float = 3.0
     control_wait: float = 0.05
 
 

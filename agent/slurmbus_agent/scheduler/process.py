@@ -78,6 +78,7 @@ class ChildScheduler:
         self._limits = limits or CallLimits()
         self._budget = budget or CallBudget()
         self._tokens = TokenBucket(self._budget, time.monotonic())
+        self._has_turn = False
         self._queue: deque[_Waiting] = deque()
         self._news = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -105,8 +106,9 @@ class ChildScheduler:
         return result
 
     async def turn(self) -> None:
-        """Come back when the budget allows a question."""
-        await asyncio.sleep(self._tokens.wait(time.monotonic()))
+        """Come back when the budget allows a question, or has held it back for long enough; then it may be asked."""
+        await asyncio.sleep(min(self._tokens.wait(time.monotonic()), self._budget.turn_wait))
+        self._has_turn = True
 
     async def submit(self, job: BatchJob) -> int:
         """Submit a job and give its id."""
@@ -212,6 +214,8 @@ class ChildScheduler:
             wait = min(wait, self._budget.control_wait)
         elif kind == "ping":
             wait = 0.0
+        elif self._has_turn:
+            self._has_turn, wait = False, 0.0
         elif wait > self._budget.read_wait:
             raise Unavailable(f"the budget of calls is spent: the next {kind} may be made in {wait:.0f} s")
         self._tokens.take(now)
