@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -17,23 +17,31 @@ HOSTS = ("ctld", "c1", "c2", "login", "login2")
 
 
 @pytest.fixture(scope="session")
-def cluster(pytestconfig: pytest.Config) -> Iterator[Cluster]:
-    """A Slurm cluster with this checkout's agent on its login nodes.
-
-    Without a container engine the test is skipped, or fails where SLURMBUS_REQUIRE_CLUSTER is set.
-    """
+def engine() -> None:
+    """A container engine; without one the test is skipped, or fails where SLURMBUS_REQUIRE_CLUSTER is set."""
     problem = engine_problem()
     if problem is not None:
         if os.environ.get(REQUIRED):
             pytest.fail(f"{REQUIRED} is set, and {problem}")
         pytest.skip(problem)
+
+
+@pytest.fixture(scope="session")
+def progress(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Says on the terminal what takes so long."""
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
 
-    def progress(line: str) -> None:
+    def say(line: str) -> None:
         with capture.global_and_fixture_disabled():
             sys.stderr.write(f"\n[cluster] {line}")
             sys.stderr.flush()
 
+    return say
+
+
+@pytest.fixture(scope="session")
+def cluster(engine: None, progress: Callable[[str], None]) -> Iterator[Cluster]:
+    """A Slurm cluster with this checkout's agent on its login nodes."""
     with Cluster(progress, HOSTS) as running:
         install_agent(running)
         yield running

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slurmbus_agent.link import EndReport, LinkServer
+from slurmbus_agent.link import EndReport, LinkServer, Welcome
 from slurmbus_agent.spool import JobDir, RunnerPlan, Spool, batch_script
 from slurmbus_protocol.messages import Start
 from slurmbus_protocol.subjects import Stream, new_ulid
@@ -42,17 +42,18 @@ class Sink:
     chunks: int = 0
     largest: int = 0
     refuse: Callable[[Start], bool] = lambda _: False
+    limits: dict[str, int] = field(default_factory=dict)
     before_chunk: Callable[[], Any] | None = None
 
     def of(self, start: int, stream: Stream) -> bytearray:
         return self.streams.setdefault((start, stream), bytearray())
 
-    async def hello(self, key: str, task: int, start: Start) -> dict[str, int] | None:
+    async def hello(self, key: str, task: int, start: Start) -> Welcome | None:
         self.hellos.append(start)
         if self.refuse(start):
             return None
         self.connected += 1
-        return {stream.value: len(self.of(start.number, stream)) for stream in Stream}
+        return Welcome({stream.value: len(self.of(start.number, stream)) for stream in Stream}, self.limits)
 
     async def chunk(self, key: str, task: int, start: int, stream: Stream, offset: int, data: bytes) -> int:
         if self.before_chunk is not None:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
@@ -58,14 +59,31 @@ class AgentProcess:
         bundle: the configuration that `slurmbus sites add` wrote.
         user: who runs it.
         host: on which login node.
+        command: what starts it, before its own arguments.
+        env: further environment.
+        log_file: where everything that it says is added to, over all of its starts.
     """
 
-    def __init__(self, cluster: Cluster, site: str, bundle: Path, *, user: str = "alice", host: str = "login") -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        site: str,
+        bundle: Path,
+        *,
+        user: str = "alice",
+        host: str = "login",
+        command: Sequence[str] = (AGENT,),
+        env: Mapping[str, str] | None = None,
+        log_file: Path | None = None,
+    ) -> None:
         self.cluster = cluster
         self.site = site
         self.user = user
         self.host = host
         self._bundle = bundle
+        self._command = tuple(command)
+        self._env = dict(env or {})
+        self._log_file = log_file
         self._process: HostProcess | None = None
         self._reader: threading.Thread | None = None
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
@@ -97,7 +115,12 @@ class AgentProcess:
         self.cluster.exec(self.host, ["mkdir", "-p", str(PurePosixPath(config).parent)], user=self.user)
         self.cluster.copy_to(self.host, self._bundle, config, owner=self.user, mode=0o600)
         self._process = self.cluster.popen(
-            self.host, [AGENT, "run", "--site", self.site], user=self.user, stdin=subprocess.DEVNULL, stdout=None
+            self.host,
+            [*self._command, "run", "--site", self.site],
+            user=self.user,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=None,
         )
         self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
         self._reader.start()
@@ -106,7 +129,13 @@ class AgentProcess:
         if process.stderr is not None:
             with process.stderr:
                 for line in process.stderr:
-                    self._lines.append(line.decode(errors="replace").rstrip())
+                    self._keep(line.decode(errors="replace").rstrip())
+
+    def _keep(self, line: str) -> None:
+        self._lines.append(line)
+        if self._log_file is not None:
+            with self._log_file.open("a") as file:
+                file.write(f"{line}\n")
 
     def _ended(self, process: HostProcess) -> None:
         process.wait(timeout=STOP_PATIENCE)

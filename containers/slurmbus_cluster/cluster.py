@@ -49,6 +49,8 @@ class Cluster:
         labels: further labels of the containers.
         env: further environment of every host; see `slurm/bin/slurmbus-host` for what it understands.
         ssh_key: public key (a line) with which alice and bob may log in by SSH on the login nodes.
+        shared: further file systems that all hosts share, in memory: folder to size, e.g. ``{"/scratch": "64m"}``.
+            Everybody may write to them, and they can be filled.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class Cluster:
         labels: Mapping[str, str] | None = None,
         env: Mapping[str, str] | None = None,
         ssh_key: str | None = None,
+        shared: Mapping[str, str] | None = None,
     ) -> None:
         self.name = f"slurmbus-{uuid.uuid4().hex[:8]}"
         self._progress = progress
         self._host_names = tuple(hosts)
         self._labels = {**(labels or {}), leftovers.CLUSTER_LABEL: self.name, **engine.owner_labels()}
         self._env = {**(env or {}), **({"SLURMBUS_SSH_KEY": ssh_key} if ssh_key else {})}
+        self._shared = dict(shared or {})
         self._hosts: dict[str, Host] = {}
         self._client: docker.DockerClient | None = None
         self._gateway = ""
@@ -79,6 +83,9 @@ class Cluster:
             leftovers.remove_abandoned(self._client, self._progress)
             self._progress(f"starting cluster {self.name}: {', '.join(self._host_names)}")
             self._client.volumes.create(f"{self.name}-home", labels=self._labels)
+            for folder, size in self._shared.items():
+                options = {"type": "tmpfs", "device": "tmpfs", "o": f"size={size},mode=1777"}
+                self._client.volumes.create(self._volume(folder), driver_opts=options, labels=self._labels)
             network, subnet = self._make_network(self._client)
             addresses = {name: str(subnet[_host_number(name)]) for name in self._host_names}
             self._hosts = {
@@ -133,11 +140,16 @@ class Cluster:
             return client.networks.get(self.name), subnet
         raise AssertionError
 
+    def _volume(self, folder: str) -> str:
+        return f"{self.name}{folder.replace('/', '-')}"
+
     def _define(self, image: str, name: str, network: Network, addresses: Mapping[str, str]) -> DockerContainer:
         endpoint = EndpointConfig(docker_version.__version__, aliases=[name], ipv4_address=addresses[name])
+        container = DockerContainer(image)
+        for folder in self._shared:
+            container = container.with_volume_mapping(self._volume(folder), folder, "rw")
         return (
-            DockerContainer(image)
-            .with_name(f"{self.name}-{name}")
+            container.with_name(f"{self.name}-{name}")
             .with_envs(**self._env)
             .with_volume_mapping(f"{self.name}-home", "/home", "rw")
             .with_kwargs(

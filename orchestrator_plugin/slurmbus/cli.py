@@ -21,6 +21,7 @@ COMMANDS = {
     "jobs": "List jobs.",
     "logs": "Show what a job wrote.",
     "cancel": "End a job.",
+    "clean": "Forget finished jobs.",
     "sites": "List, add, show and remove sites.",
     "bus": "Run this home's own NATS server.",
 }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from slurmbus.connection import Connection
 from slurmbus.events import AgentStatus, Cursor, Event, Finished
-from slurmbus.site import Site
+from slurmbus.site import SUBMIT_PATIENCE, Site
 from slurmbus_protocol import subjects
 from slurmbus_protocol.errors import BusUnreachable
 from slurmbus_protocol.messages import FileRef, JobSpec, Message, Record
@@ -118,6 +118,16 @@ class SiteClient:
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self.connection.run(coroutine)
 
+    def _run_telling(self, coroutine: Coroutine[Any, Any, T], tell: Callable[[str], None] | None) -> T:
+        if tell is None:
+            return self._run(coroutine)
+
+        def slow() -> None:
+            why = self.connection.session.problem
+            tell(f"the bus hasn't acknowledged the request yet{f' ({why})' if why else ''}")
+
+        return self.connection.run(coroutine, slow=slow)
+
     def upload(self, path: Path, target: str, *, executable: bool | None = None) -> FileRef:
         """Put a file on the bus, unless it is there, and give the reference for ``JobSpec.files``.
 
@@ -136,21 +146,40 @@ class SiteClient:
         """Write a file that came back to ``destination`` (a file's path), verified, all or nothing."""
         return self._run(self.core.download(ref, destination))
 
-    def submit(self, job: JobSpec, *, key: str | None = None, valid_for: float = 86400.0) -> str:
+    def submit(
+        self,
+        job: JobSpec,
+        *,
+        key: str | None = None,
+        valid_for: float = 86400.0,
+        tell: Callable[[str], None] | None = None,
+    ) -> str:
         """Sign and publish a submission until the bus has it durably, and give the job's key.
 
-        Safe to repeat with the same key: the first one counts.
+        Safe to repeat with the same key: the first one counts. It is accepted when its record exists; until then this
+        process publishes it again should the bus start anew.
+
+        Args:
+            job: what shall run.
+            key: the job's key; None makes one.
+            valid_for: seconds in which an agent has to take it.
+            tell: called with what is being waited for, should it take long.
 
         Raises:
             TooLarge: the request is too big; ship data as files.
             BusFull: the bus takes no new requests.
+            BusRefused: the bus doesn't let this user publish requests.
             BusUnreachable: it may or may not have been stored: repeat with the same key.
         """
-        return self._run(self.core.submit(job, key=key, valid_for=valid_for))
+        return self._run_telling(self.core.submit(job, key=key, valid_for=valid_for), tell)
 
     def record(self, key: str, task: int = 0) -> Record | None:
         """Read a job's record, or None when no agent has taken it yet."""
         return self._run(self.core.record(key, task))
+
+    def is_expected(self, key: str) -> bool:
+        """Tell whether a job without a record may get one: its request waits, or the bus is younger than the job."""
+        return self._run(self.core.is_expected(key))
 
     def records(self, limit: int | None = None) -> list[Record]:
         """Read the newest ``limit`` records of the site, newest first."""
@@ -201,9 +230,30 @@ class SiteClient:
         """
         return self._run(self.core.wait_for_accounting(key, timeout, task))
 
-    def cancel(self, key: str, reason: str = "") -> None:
-        """Ask durably for the job's end; returns when the bus has the request."""
-        self._run(self.core.cancel(key, reason))
+    def cancel(
+        self,
+        key: str,
+        reason: str = "",
+        *,
+        patience: float = SUBMIT_PATIENCE,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        """Ask durably for the job's end; returns when the bus has the request.
+
+        It is accepted when the record shows it; until the job has ended this process publishes it again should the bus
+        start anew.
+
+        Args:
+            key: the job.
+            reason: kept with the job.
+            patience: seconds that a bus which is away may take to come back.
+            tell: called with what is being waited for, should it take long.
+
+        Raises:
+            BusFull: the bus takes no new requests.
+            BusUnreachable: it may or may not have been stored: repeat it.
+        """
+        self._run_telling(self.core.cancel(key, reason, patience), tell)
 
     def ask(self, verb: str, message: Message, answer: type[M], timeout: float = 5.0) -> M:
         """Ask the site's agent something that may fail.

@@ -7,7 +7,7 @@ import atexit
 import concurrent.futures
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from slurmbus.session import Session
@@ -17,6 +17,8 @@ __all__ = ["Connection", "ConnectionSettings"]
 
 T = TypeVar("T")
 CLOSE_TIMEOUT = 5.0
+SLOW = 2.0
+"""Seconds after which a person wants to know what is being waited for."""
 
 
 class _Background:
@@ -88,10 +90,17 @@ class Connection:
         """Start a coroutine on the connection's loop."""
         return self._started().start(coroutine)
 
-    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+    def run(
+        self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None, *, slow: Callable[[], None] | None = None
+    ) -> T:
         """Run a coroutine on the connection's loop and wait for it.
 
         Signals are handled while it waits; when a handler raises (KeyboardInterrupt), the coroutine is cancelled.
+
+        Args:
+            coroutine: what to run.
+            timeout: seconds that it may take.
+            slow: called once, on this thread, when it has taken longer than SLOW seconds.
 
         Raises:
             TimeoutError: it took longer than ``timeout`` seconds and was cancelled.
@@ -102,6 +111,11 @@ class Connection:
             raise RuntimeError("Connection.run() can't be called on the connection's own thread: await instead")
         future = self.start(coroutine)
         try:
+            if slow is not None and (timeout is None or timeout > SLOW):
+                concurrent.futures.wait([future], SLOW)
+                if not future.done():
+                    slow()
+                timeout = None if timeout is None else timeout - SLOW
             return future.result(timeout)
         finally:
             future.cancel()

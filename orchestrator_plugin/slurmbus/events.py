@@ -45,13 +45,17 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Bytes of stdout or stderr that neither the bus nor the agent has any more."""
+    """Bytes of stdout or stderr that don't come: lost, or left out on purpose."""
 
     start: int
     stream: Stream
     offset: int
     length: int
     reason: str
+    over_limit: bool = False
+    """True: left out, because the stream is over its limit (``JobSpec.stream_limit``). False: nobody has them."""
+    path: str = ""
+    """The file on the site that holds the whole stream, when bytes were left out and it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,10 @@ class Waiting:
     agent: AgentStatus | None
     """The site's agent, or None when the bus knows of none or can't be asked."""
     bus_reachable: bool
+    problem: str = ""
+    """Why the bus can't be asked, or why the request can't be published on a bus that started anew."""
+    bus_is_new: bool = False
+    """The bus started anew, and no agent has written the job's record there yet."""
 
 
 @dataclass(frozen=True, slots=True)

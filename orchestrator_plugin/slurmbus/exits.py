@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slurmbus.errors import LocalNotStarted
-from slurmbus_protocol.errors import BusFull, BusUnreachable, NotAllowed, SiteUnreachable, SlurmbusError
+from slurmbus_protocol.errors import BusFull, BusRefused, BusUnreachable, NotAllowed, SiteUnreachable, SlurmbusError
 
 SUCCESS = 0
 JOB_FAILED = 1
@@ -13,13 +13,13 @@ REFUSED = 4
 INTERRUPTED = 130
 
 _UNREACHABLE = (BusUnreachable, SiteUnreachable, LocalNotStarted)
-_REFUSED = (NotAllowed, BusFull)
+_REFUSED = (NotAllowed, BusFull, BusRefused)
 
 
 def exit_code(error: SlurmbusError) -> int:
     """Give the exit code of an error."""
-    if isinstance(error, _UNREACHABLE):
-        return UNREACHABLE
     if isinstance(error, _REFUSED):
         return REFUSED
+    if isinstance(error, _UNREACHABLE):
+        return UNREACHABLE
     return USAGE

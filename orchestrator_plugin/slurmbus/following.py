@@ -12,11 +12,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from slurmbus.events import Cursor, Event, Finished, Gap, Output, StateChanged, Waiting
+from slurmbus.events import Cursor, Event, Finished, Output, StateChanged, Waiting
+from slurmbus.spooled import Spooled, StreamKey
 from slurmbus_protocol import codec, subjects
 from slurmbus_protocol.bus import ApiError, Bus, Stored
-from slurmbus_protocol.errors import BadMessage, BusUnreachable, LostMessages, SiteUnreachable, SlurmbusError
-from slurmbus_protocol.messages import Chunk, ReadRange, Record
+from slurmbus_protocol.errors import BusFull, BusUnreachable
+from slurmbus_protocol.messages import Chunk, Record
 from slurmbus_protocol.reading import read
 from slurmbus_protocol.subjects import Stream
 
@@ -25,17 +26,12 @@ if TYPE_CHECKING:
 
 QUEUE_ITEMS = 32
 """Messages that wait for a slow caller, of 256 KiB at most each: that bounds the memory."""
-LOG_PATIENCE = 60.0
-"""Seconds without any agent after which log bytes that the bus no longer holds are given up; messages never are."""
-READ_LENGTH = codec.MAX_CHUNK
-_READ_TIMEOUT = 10.0
-_RETRY = 1.0
 _DRAIN_FIRST = 0.05
 """When the record is final, what is under way arrives within milliseconds."""
 _DRAIN_AGAIN = 1.0
 _WAITING_LONGEST = 60.0
 _HEARTBEAT_TIMEOUT = 2.0
-_Key = tuple[int, Stream]
+_PUBLISH_TIMEOUT = 5.0
 
 
 class _AnotherBus:
@@ -74,10 +70,14 @@ class Follower:
         self._key = key
         self._task = task
         self._streams = streams
-        self._heads: dict[_Key, int] = dict(after or {})
+        self._heads: dict[StreamKey, int] = dict(after or {})
         self._record: Record | None = None
-        self._sizes: dict[_Key, int] | None = None
+        self._sizes: dict[StreamKey, int] | None = None
         """What must be given of each stream; known when the record is final."""
+        self._bus_is_new = False
+        self._spooled = Spooled(
+            site, key, task, self._heads, record=lambda: self._record, waiting=self._waiting_when_due
+        )
         self._queue: asyncio.Queue[Stored | _AnotherBus | Exception] = asyncio.Queue(QUEUE_ITEMS)
         self._feeds: list[asyncio.Task[None]] = []
         self._silence = _Silence(patience)
@@ -115,8 +115,9 @@ class Follower:
                     async for event in self._drain():
                         yield event
                     drain_in = _DRAIN_AGAIN
-                if self._silence.remaining == 0:
-                    yield await self._waiting()
+                waiting = await self._waiting_when_due()
+                if waiting is not None:
+                    yield waiting
                 continue
             async for event in self._take(item):
                 yield event
@@ -160,81 +161,35 @@ class Follower:
         if isinstance(item, Exception):
             raise item
         if isinstance(item, _AnotherBus):
+            self._bus_is_new = True
             await self._stop_feeds()
             await self._start_feeds()
             return
         message = codec.decode(item.data)
         if isinstance(message, Record):
+            self._bus_is_new = False
+            self._site.session.outbox.seen(message)
             if message != self._record:
                 self._record = message
+                if not message.state.is_final:
+                    self._sizes = None
                 yield StateChanged(message)
         elif isinstance(message, Chunk):
             address = subjects.parse_stream(item.subject)
             async for event in self._take_chunk((address.start, address.stream), message):
                 yield event
 
-    async def _take_chunk(self, key: _Key, chunk: Chunk) -> AsyncGenerator[Event]:
-        if chunk.offset > self._heads.get(key, 0):
-            async for event in self._fill(key, chunk.offset):
-                yield event
+    async def _take_chunk(self, key: StreamKey, chunk: Chunk) -> AsyncGenerator[Event]:
+        skipped = chunk.skipped if key[1] is not Stream.MESSAGES else 0
+        async for event in self._spooled.fill(key, chunk.offset - skipped):
+            yield event
+        if self._heads.get(key, 0) < chunk.offset:
+            yield await self._spooled.left_out(key, chunk.offset)
         head = self._heads.get(key, 0)
         data = chunk.data[head - chunk.offset :]
         if data:
             self._heads[key] = head + len(data)
             yield Output(*key, head, data)
-
-    # ------------------------------------------------------------------ what the bus doesn't hold any more
-
-    async def _fill(self, key: _Key, until: int) -> AsyncGenerator[Event]:
-        """Give bytes that were evicted from the bus: out of the agent's spool, or as a gap."""
-        silent_since: float | None = None
-        while (head := self._heads.get(key, 0)) < until:
-            try:
-                data = await self._ask(key, head, until)
-            except (SiteUnreachable, BusUnreachable) as error:
-                silent_since = silent_since or time.monotonic()
-                if key[1] is not Stream.MESSAGES and time.monotonic() - silent_since > LOG_PATIENCE:
-                    yield self._give_up(key, head, until, str(error))
-                    return
-                if self._silence.remaining == 0:
-                    yield await self._waiting()
-                await asyncio.sleep(_RETRY)
-                continue
-            except SlurmbusError as error:
-                if error.retryable:
-                    await asyncio.sleep(_RETRY)
-                    continue
-                yield self._give_up(key, head, until, str(error))
-                return
-            silent_since = None
-            if not data:
-                yield self._give_up(key, head, until, "the spool doesn't hold them any more")
-                return
-            self._heads[key] = head + len(data)
-            yield Output(*key, head, data)
-
-    async def _ask(self, key: _Key, head: int, until: int) -> bytes:
-        start, stream = key
-        question = ReadRange(
-            key=self._key,
-            task=self._task,
-            start=start,
-            stream=stream,
-            offset=head,
-            length=min(READ_LENGTH, until - head),
-        )
-        answer = await self._site.ask("read", question, Chunk, _READ_TIMEOUT)
-        return answer.data[head - answer.offset :][: until - head] if answer.offset <= head else b""
-
-    def _give_up(self, key: _Key, head: int, until: int, reason: str) -> Gap:
-        start, stream = key
-        if stream is Stream.MESSAGES:
-            raise LostMessages(
-                f"{until - head:,} bytes of Pipes messages of job {self._key} are gone from the bus and the spool: "
-                f"{reason}"
-            )
-        self._heads[key] = until
-        return Gap(start, stream, head, until - head, reason)
 
     # ------------------------------------------------------------------ the end
 
@@ -246,8 +201,8 @@ class Follower:
                 return False
         return not self._missing()
 
-    async def _stated_sizes(self, record: Record) -> dict[_Key, int]:
-        sizes: dict[_Key, int] = {}
+    async def _stated_sizes(self, record: Record) -> dict[StreamKey, int]:
+        sizes: dict[StreamKey, int] = {}
         for start in record.starts if self._streams else ():
             for stream in Stream:
                 key = (start.number, stream)
@@ -255,7 +210,7 @@ class Follower:
                 sizes[key] = start.sizes.get(stream, 0) if start.sizes is not None else await self._end_on_bus(key)
         return sizes
 
-    def _missing(self) -> dict[_Key, int]:
+    def _missing(self) -> dict[StreamKey, int]:
         return {key: size for key, size in (self._sizes or {}).items() if self._heads.get(key, 0) < size}
 
     async def _drain(self) -> AsyncGenerator[Event]:
@@ -263,12 +218,12 @@ class Follower:
         try:
             for key, size in self._missing().items():
                 if await self._end_on_bus(key) <= self._heads.get(key, 0):
-                    async for event in self._fill(key, size):
+                    async for event in self._spooled.fill(key, size):
                         yield event
         except BusUnreachable:
             return
 
-    async def _end_on_bus(self, key: _Key) -> int:
+    async def _end_on_bus(self, key: StreamKey) -> int:
         start, stream = key
         bus = await self._site.session.site_bus(self._site.name)
         subject = subjects.stream(self._site.name, self._key, self._task, start, stream)
@@ -278,16 +233,31 @@ class Follower:
         chunk = codec.decode_as(found.data, Chunk)
         return chunk.offset + len(chunk.data)
 
+    async def _waiting_when_due(self) -> Waiting | None:
+        return await self._waiting() if self._silence.remaining == 0 else None
+
     async def _waiting(self) -> Waiting:
-        agent, reachable = None, True
+        agent, reachable, problem = None, True, ""
         try:
             async with asyncio.timeout(_HEARTBEAT_TIMEOUT):
                 agents = await self._site.heartbeats_now()
             agent = agents[0] if agents else None
-        except (BusUnreachable, ApiError, TimeoutError):
-            reachable = False
-        except BadMessage:  # an agent that can't be understood is as good as none
-            pass
+            problem = await self._publish_again() or self._site.session.problem
+        except (BusUnreachable, ApiError) as error:
+            reachable, problem = False, error.message
+        except TimeoutError:
+            reachable, problem = False, "no answer"
         since = self._silence.since
         self._silence.said()
-        return Waiting(since, self._record, agent, reachable)
+        return Waiting(since, self._record, agent, reachable, problem, self._bus_is_new)
+
+    async def _publish_again(self) -> str:
+        """Publish what no agent is known to have made durable, unless the bus has it; say why that fails."""
+        try:
+            async with asyncio.timeout(_PUBLISH_TIMEOUT):
+                await self._site.session.publish_again(self._site.name, self._key)
+        except (BusFull, BusUnreachable) as error:
+            return error.message
+        except TimeoutError:  # large files: the session goes on with them
+            pass
+        return ""

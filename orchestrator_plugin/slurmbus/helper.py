@@ -28,6 +28,7 @@ import msgspec
 from slurmbus.client import SiteClient
 from slurmbus.connection import Connection
 from slurmbus.errors import LocalNotStarted
+from slurmbus.forgetting import granting_wishes
 from slurmbus.home import Home, free_port, write_private
 from slurmbus.local import LOCAL_SITE, LocalFolder, open_lock
 from slurmbus.owner import LOOK_INTERVAL, ServerOwner
@@ -219,7 +220,8 @@ def serve(folder: LocalFolder, idle: float, stop: threading.Event) -> None:
             ready = {"pid": os.getpid(), "url": owner.address.url}
             write_private(folder.ready, json.dumps(ready).encode())
             log.info("ready on %s", owner.address.url)
-            _watch(owner, agent, Idleness(folder, client), idle, stop)
+            with granting_wishes(connection):
+                _watch(owner, agent, Idleness(folder, client), idle, stop)
         finally:
             folder.ready.unlink(missing_ok=True)
             agent.stop()

@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable
+from contextlib import closing
 from types import FrameType
 from typing import Self
 
+from slurmbus.connection import Connection
+from slurmbus.forgetting import granting_wishes
 from slurmbus.home import BusAddress, Home
+from slurmbus.settings import ConnectionSettings
 from slurmbus_protocol.embedded import EmbeddedServer
 from slurmbus_protocol.errors import BusUnreachable
 from slurmbus_protocol.streams import BusLimits
@@ -18,6 +23,11 @@ log = logging.getLogger(__name__)
 
 LOOK_INTERVAL = 0.2
 """Seconds between two looks at the profiles: a new site's agent may connect that soon. A look is one directory scan."""
+
+RESTART_INTERVAL = 2.0
+"""Seconds between two attempts to start a server that doesn't come up."""
+ROOM = 4 * 1024 * 1024
+"""Bytes that must be free before a server whose disk was full is started again: a block of its store."""
 
 
 class ServerOwner:
@@ -38,6 +48,8 @@ class ServerOwner:
         self.home = home
         self.address: BusAddress = home.set_bus_address(host, port)
         self._profiles = home.profiles_state()
+        self._restart_at = 0.0
+        self._told_full = False
         self.server = EmbeddedServer(
             home.bus_folder,
             home.bus_users(),
@@ -65,11 +77,26 @@ class ServerOwner:
             log.info("the sites changed: %s", ", ".join(user.name for user in users[1:]) or "none")
             self.server.set_users(users)
         if not self.server.alive:
-            log.warning("the bus died and is started again")
-            try:
-                self.server.restart()
-            except BusUnreachable as error:
-                log.warning("%s", error)
+            self._restart("the bus died")
+        elif self.server.look_for_failed_writes():
+            if self.server.free_bytes >= ROOM:
+                self.server.kill()  # what it has acknowledged is on the disk
+                self._restart("the bus's disk was full and has room again")
+            elif not self._told_full:
+                log.error("the disk of %s is full: the bus stores nothing until there is room", self.server.folder)
+                self._told_full = True
+
+    def _restart(self, why: str) -> None:
+        if time.monotonic() < self._restart_at:
+            return
+        log.warning("%s: it is started again", why)
+        try:
+            self.server.restart()
+        except BusUnreachable as error:
+            log.warning("%s", error)
+            self._restart_at = time.monotonic() + RESTART_INTERVAL
+        else:
+            self._told_full = False
 
 
 def run_bus(
@@ -93,7 +120,8 @@ def run_bus(
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with ServerOwner(home, host, port) as owner:
+        connection = Connection.get(ConnectionSettings(credentials=home.credentials, home=home.path))
+        with ServerOwner(home, host, port) as owner, closing(connection), granting_wishes(connection):
             if ready is not None:
                 ready(owner.address.url)
             while not stop.wait(LOOK_INTERVAL):

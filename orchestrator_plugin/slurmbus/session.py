@@ -8,6 +8,7 @@ import logging
 from functools import cached_property
 from typing import Any, Self
 
+from slurmbus.outbox import Outbox, SignedRequest
 from slurmbus.settings import ConnectionSettings
 from slurmbus_protocol.bus import RETRY_DELAYS, Bus
 from slurmbus_protocol.errors import BusUnreachable, SlurmbusError
@@ -32,11 +33,13 @@ class Session:
         self.settings = settings
         self.bus_id = ""
         """The id of the bus that was last set up; another one means that its streams started anew."""
+        self.outbox = Outbox()
         self._sites: set[str] = set()
         self._bus: Bus | None = None
         self._blobs: Bus | None = None
         self._opening = asyncio.Lock()
         self._set_up_done = asyncio.Event()
+        self._set_up_problem = ""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stack = contextlib.AsyncExitStack()
 
@@ -51,6 +54,11 @@ class Session:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._bus = self._blobs = None
         await self._stack.aclose()
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the bus, as far as it is known."""
+        return (self._bus.problem if self._bus is not None else "") or self._set_up_problem
 
     def adopt(self, task: asyncio.Task[Any]) -> None:
         """Let a task that uses the bus end before the bus is closed."""
@@ -75,8 +83,11 @@ class Session:
                     bus = await self._connected(stack)
                     seen = bus.connections
                     await self._set_up(bus)
-                    keeper = asyncio.create_task(self._keep_set_up(bus, seen), name="bus set-up")
-                    stack.push_async_callback(_end, keeper)
+                    for name, work in (
+                        ("bus set-up", self._keep_set_up(bus, seen)),
+                        ("requests for a new bus", self._keep_published(bus, self.bus_id)),
+                    ):
+                        stack.push_async_callback(_end, asyncio.create_task(work, name=name))
                     await self._stack.enter_async_context(stack.pop_all())
                 self._bus = bus
             return self._bus
@@ -127,16 +138,50 @@ class Session:
                     seen = await bus.next_connection(seen)
             except TimeoutError:
                 if not bus.connected and not self.settings.servers:
-                    bus.settings = self.settings.bus_settings()  # the home's server may have moved to another port
+                    for one in (bus, self._blobs or bus):
+                        one.settings = self.settings.bus_settings()  # the home's server may have moved to another port
                 continue
             try:
                 await self._set_up(bus)
-                attempt = 0
+                attempt, self._set_up_problem = 0, ""
             except SlurmbusError as error:
-                log.log(logging.WARNING if attempt else logging.DEBUG, "the bus couldn't be set up: %s", error)
+                self._set_up_problem = error.message
+                log.log(logging.WARNING if attempt == 1 else logging.DEBUG, "the bus couldn't be set up: %s", error)
                 await asyncio.sleep(RETRY_DELAYS[min(attempt, len(RETRY_DELAYS) - 1)])
                 attempt += 1
                 seen -= 1  # try again with this connection
+
+    async def _keep_published(self, bus: Bus, seen: str) -> None:
+        """Publish again, on each bus that starts anew, what no agent is known to have made durable."""
+        while True:
+            seen = await self.another_bus(seen)
+            for request in self.outbox.all():
+                await self._publish_again(bus, request)
+
+    async def _publish_again(self, bus: Bus, request: SignedRequest) -> None:
+        attempt = 0
+        while self.outbox.holds(request):
+            try:
+                await self.outbox.publish(request, bus, self.blobs)
+            except SlurmbusError as error:
+                log.log(
+                    logging.WARNING if attempt == 1 else logging.DEBUG,
+                    "%s isn't published again: %s",
+                    request.subject,
+                    error,
+                )
+                if not error.retryable:
+                    return
+                await asyncio.sleep(RETRY_DELAYS[min(attempt, len(RETRY_DELAYS) - 1)])
+                attempt += 1
+            else:
+                return
+
+    async def publish_again(self, site: str, key: str) -> None:
+        """Publish what is kept for one job, unless the bus has it; BusUnreachable or BusFull when that fails."""
+        bus = await self.bus()
+        for request in self.outbox.of_job(site, key):
+            await self.outbox.publish(request, bus, self.blobs)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -14,6 +14,8 @@ from slurmbus_protocol.bus import BusSettings
 from slurmbus_protocol.errors import InvalidSetting
 from slurmbus_protocol.signing import Signer
 
+PROBE_INTERVAL = 3.0
+"""A link that is half open is noticed within this and the probe's 3 s; here a message every 3 s costs nothing."""
 _SCHEMES = ("nats://", "tls://", "ws://", "wss://")
 
 
@@ -106,7 +108,13 @@ class ConnectionSettings:
             if self.home is None:
                 raise InvalidSetting("there are neither servers nor a home")
             servers = (Home(self.home).bus_url(),)
-        return BusSettings(servers=servers, nkey_seed=seed, ca_file=self.ca_file, name="slurmbus-client")
+        return BusSettings(
+            servers=servers,
+            nkey_seed=seed,
+            ca_file=self.ca_file,
+            name="slurmbus-client",
+            probe_interval=PROBE_INTERVAL,
+        )
 
     def signer(self) -> Signer:
         """Read the key that signs requests; InvalidSetting when there is none."""

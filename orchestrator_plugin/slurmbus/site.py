@@ -4,41 +4,57 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import logging
 import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from functools import cache
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from slurmbus.errors import AmbiguousJob, UnknownJob
 from slurmbus.events import AgentStatus, Cursor, Event
 from slurmbus.following import Follower
+from slurmbus.outbox import SignedRequest
 from slurmbus.session import Session
 from slurmbus.snapshot import latest
 from slurmbus_protocol import blobs, codec, subjects
-from slurmbus_protocol.bus import RETRY_DELAYS, Bus, Stored
+from slurmbus_protocol.bus import RETRY_DELAYS, Bus, Stored, parse_time
 from slurmbus_protocol.errors import (
-    BusFull,
+    BadMessage,
     BusUnreachable,
     InvalidSetting,
     SiteUnreachable,
     SlurmbusError,
 )
-from slurmbus_protocol.messages import Cancel, Chunk, FileRef, Heartbeat, JobSpec, Message, Problem, Record, Submit
+from slurmbus_protocol.messages import (
+    Cancel,
+    Chunk,
+    FileRef,
+    Heartbeat,
+    JobSpec,
+    Message,
+    Problem,
+    Record,
+    Submit,
+)
 from slurmbus_protocol.reading import read
 from slurmbus_protocol.subjects import new_ulid
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
+log = logging.getLogger(__name__)
+
 SUBMIT_PATIENCE = 30.0  # a bus that is restarted is back within seconds
 READ_PATIENCE = 10.0
 CANCEL_VALID_FOR = 7 * 86400.0  # an agent that is away for a weekend shall still find it
 KEY_LENGTH = 26
+EXPECTED_HINT = "the site's agent writes its record when it runs: see 'slurmbus sites'"
 
 
 class Site:
@@ -58,6 +74,7 @@ class Site:
             if executable is None:
                 executable = os.access(path, os.X_OK)
             await self._patiently(lambda: self._put_file(path, digest, size))
+            self.session.outbox.keep_file(digest, path)
         except OSError as error:
             raise InvalidSetting(f"the file {path} can't be read: {error.strerror or error}") from error
         return FileRef(path=target, sha256=digest, size=size, executable=executable)
@@ -69,6 +86,7 @@ class Site:
         """Put bytes on the bus, unless they are there."""
         check_target(target)
         digest = await blobs.put_bytes(await self.session.blobs(), data)
+        self.session.outbox.keep_file(digest, data)
         return FileRef(path=target, sha256=digest, size=len(data), executable=executable)
 
     async def download(self, ref: FileRef, destination: Path) -> Path:
@@ -94,32 +112,33 @@ class Site:
         """Sign and publish a submission until the bus has it durably."""
         key = key or new_ulid()
         message = Submit(key=key, site=self.name, expires_at=time.time() + valid_for, submitter=submitter(), job=job)
-        await self._publish(subjects.request(self.name, key), message)
+        await self._publish(message, SUBMIT_PATIENCE)
         return key
 
-    async def cancel(self, key: str, reason: str = "") -> None:
+    async def cancel(self, key: str, reason: str = "", patience: float = SUBMIT_PATIENCE) -> None:
         """Ask durably for the job's end."""
-        control_id = new_ulid()
         message = Cancel(
-            id=control_id,
+            id=new_ulid(),
             key=key,
             site=self.name,
             expires_at=time.time() + CANCEL_VALID_FOR,
             submitter=submitter(),
             reason=reason,
         )
-        await self._publish(subjects.control(self.name, key, control_id), message)
+        await self._publish(message, patience)
 
-    async def _publish(self, subject: str, message: Message) -> None:
-        body = codec.encode(message)
-        headers = self.session.signer.headers(subject, body)
+    async def _publish(self, message: Submit | Cancel, patience: float) -> None:
+        request = SignedRequest.of(message, self.session.signer)
         bus = await self._bus()
+        outbox = self.session.outbox
+        before = outbox.keep(request)  # already now: the bus may start anew while it says yes
         try:
-            await bus.publish_until_acknowledged(
-                subject, body, headers=headers, expected_last=0, patience=SUBMIT_PATIENCE
-            )
-        except BusFull as error:
-            raise BusFull("the bus is full and takes no new requests") from error
+            await request.publish(bus, patience)
+        except BaseException:  # the caller knows that it failed, and won't expect it to happen after all
+            outbox.drop(request)
+            if before is not None:
+                outbox.keep(before)
+            raise
 
     async def record(self, key: str, task: int = 0) -> Record | None:
         """Read a job's record, or None when no agent has taken it yet."""
@@ -136,7 +155,15 @@ class Site:
         pattern = f"{subjects.PREFIX}.{self.name}.job.*.*.state"
         found, _ = await self._patiently(lambda: self._latest(subjects.STATES, [pattern]))
         found.sort(key=lambda item: item.subject, reverse=True)  # ULIDs sort by the time they were made
-        return [codec.decode_as(item.data, Record) for item in found[:limit]]
+        return list(islice(_records(found), limit))
+
+    async def is_expected(self, key: str) -> bool:
+        """Tell whether a job without a record may get one: its request waits, or the bus is younger than the job."""
+        if await self._patiently(lambda: self._last(subjects.REQUESTS, subjects.request(self.name, key))) is not None:
+            return True
+        bus = await self._bus()
+        info = await self._patiently(lambda: bus.api(f"STREAM.INFO.{subjects.REQUESTS}"))
+        return parse_time(str(info["created"])) > subjects.ulid_time(key)
 
     async def find(self, text: str) -> Record:
         """Find the job whose key is or begins with ``text``, or whose Slurm id it is."""
@@ -144,7 +171,8 @@ class Site:
         if len(wanted) == KEY_LENGTH:
             record = await self.record(subjects.check_key(wanted))
             if record is None:
-                raise UnknownJob(f"site {self.name} has no job {wanted}")
+                hint = EXPECTED_HINT if await self.is_expected(wanted) else None
+                raise UnknownJob(f"site {self.name} has no job {wanted}", hint=hint)
             return record
         records = await self.records()
         fitting = [record for record in records if record.key.startswith(wanted)]
@@ -203,7 +231,7 @@ class Site:
         lease = subjects.lease(self.name)
         found, now = await self._latest(f"KV_{subjects.AGENTS_BUCKET}", [lease, f"{lease}.*"])
         found.sort(key=lambda item: item.subject)
-        return [AgentStatus(codec.decode_as(item.data, Heartbeat), max(0.0, now - item.time)) for item in found]
+        return list(_agents(found, now))
 
     async def _latest(self, stream: str, filters: Sequence[str]) -> tuple[list[Stored], float]:
         return await latest(await self._bus(), stream, filters)
@@ -246,6 +274,23 @@ class Site:
                 if time.monotonic() + delay > deadline:
                     raise
                 await asyncio.sleep(delay)
+
+
+def _records(found: Iterable[Stored]) -> Iterator[Record]:
+    """Give the records that this version can read: one of a newer agent doesn't hide the others."""
+    for item in found:
+        try:
+            yield codec.decode_as(item.data, Record)
+        except BadMessage as error:
+            log.warning("the record on %s is left out: %s", item.subject, error)
+
+
+def _agents(found: Iterable[Stored], now: float) -> Iterator[AgentStatus]:
+    for item in found:
+        try:
+            yield AgentStatus(codec.decode_as(item.data, Heartbeat), max(0.0, now - item.time))
+        except BadMessage as error:
+            log.warning("the heartbeat on %s is left out: %s", item.subject, error)
 
 
 def submitter() -> str:

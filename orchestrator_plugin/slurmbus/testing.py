@@ -117,10 +117,14 @@ class ScriptedAgent:
         await self._publish(subjects.STATES, subjects.state(self.site, key, 0), codec.encode(record))
         return record
 
-    async def chunk(self, key: str, stream: Stream, offset: int, data: bytes, *, start: int = 0) -> None:
-        """Publish a byte range of a stream."""
+    async def chunk(
+        self, key: str, stream: Stream, offset: int, data: bytes, *, start: int = 0, skipped: int = 0
+    ) -> None:
+        """Publish a byte range of a stream; ``skipped`` bytes right before it were left out on purpose."""
         kept_in = subjects.MESSAGES if stream is Stream.MESSAGES else subjects.LOGS
-        await self._publish(kept_in, subjects.stream(self.site, key, 0, start, stream), codec.chunk(offset, data))
+        await self._publish(
+            kept_in, subjects.stream(self.site, key, 0, start, stream), codec.chunk(offset, data, skipped)
+        )
 
     async def _publish(self, stream: str, subject: str, data: bytes) -> None:
         expected = self._sequences.get(subject)

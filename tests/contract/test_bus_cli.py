@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import subprocess
@@ -16,11 +17,12 @@ import pytest
 
 from contract.bus_site import JOB, SITE, BusSite, bus_site
 from slurmbus.cli import main
+from slurmbus.commands import follow
 from slurmbus.testing import ScriptedAgent, ended_start
 from slurmbus_protocol import blobs
 from slurmbus_protocol.messages import Cancel, FileRef, Submit
 from slurmbus_protocol.states import JobState
-from slurmbus_protocol.subjects import Stream
+from slurmbus_protocol.subjects import Stream, new_ulid
 
 Capture = pytest.CaptureFixture[str]
 
@@ -159,7 +161,9 @@ def test_json_lines(site: BusSite, capfd: Capture) -> None:
     assert outputs["stderr"]["base64"] == "/w=="
 
 
-def test_jobs_logs_and_cancel_by_key_prefix_and_id(site: BusSite, capfd: Capture) -> None:
+def test_jobs_logs_and_cancel_by_key_prefix_and_id(
+    site: BusSite, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = site.client.submit(JOB)
 
     async def scenario(agent: ScriptedAgent) -> None:
@@ -184,7 +188,9 @@ def test_jobs_logs_and_cancel_by_key_prefix_and_id(site: BusSite, capfd: Capture
     assert main(["logs", "0"]) == 2
     assert "fits" in capfd.readouterr().err
     assert main(["logs", "no-such-job"]) == 2
+    monkeypatch.setattr(follow, "ACCEPT_PATIENCE", 0.2)
     assert main(["cancel", "--reason", "enough", "4711"]) == 0
+    assert "takes it as soon as it can" in capfd.readouterr().err
 
     async def end(agent: ScriptedAgent) -> None:
         request = await agent.request()
@@ -203,6 +209,38 @@ def test_jobs_logs_and_cancel_by_key_prefix_and_id(site: BusSite, capfd: Capture
     assert "already ended" in capfd.readouterr().err
 
 
+def test_logs_of_an_ended_job_come_from_the_spool_when_the_bus_has_none(site: BusSite, capfd: Capture) -> None:
+    """As on a bus that started anew."""
+    key = new_ulid()
+
+    async def serve(agent: ScriptedAgent) -> None:
+        agent.spool[key, 0, Stream.STDOUT] = b"from the spool\n"
+        await agent.record(key, JobState.COMPLETED, starts=(ended_start(sizes={Stream.STDOUT: 15}),))
+        assert await asyncio.to_thread(main, ["logs", key]) == 0
+
+    site.play(serve)
+    assert capfd.readouterr().out == "from the spool\n"
+
+
+def test_logs_wait_for_the_record_of_a_job_that_is_expected(site: BusSite, capfd: Capture) -> None:
+    """Its request is on the bus; or the bus is younger than the job, and the agent brings the record back."""
+    submitted = site.client.submit(JOB)
+    from_an_older_bus = f"01JD{submitted[4:]}"
+
+    async def serve(agent: ScriptedAgent) -> None:
+        for key in (submitted, from_an_older_bus):
+            showing = asyncio.create_task(asyncio.to_thread(main, ["logs", "-f", key]))
+            await asyncio.sleep(0)
+            await agent.chunk(key, Stream.STDOUT, 0, b"out\n")
+            await agent.record(key, JobState.COMPLETED, starts=(ended_start(sizes={Stream.STDOUT: 4}),))
+            assert await showing == 0
+
+    site.play(serve)
+    assert capfd.readouterr().out == "out\nout\n"
+    assert main(["logs", "-f", new_ulid()]) == 2
+    assert main(["logs", submitted[:-1] + ("0" if submitted[-1] != "0" else "1")]) == 2
+
+
 def test_sites_show_how_the_agents_are(site: BusSite, capfd: Capture) -> None:
     async def beat(agent: ScriptedAgent) -> None:
         await agent.heartbeat(host="login1", alarms=("disk is full",))
@@ -218,12 +256,59 @@ def test_sites_show_how_the_agents_are(site: BusSite, capfd: Capture) -> None:
     assert described["agents"][0]["host"] == "login1"
 
 
-def test_no_follow_prints_the_key(site: BusSite, capfd: Capture) -> None:
+def test_no_follow_prints_the_key(site: BusSite, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "ACCEPT_PATIENCE", 0.2)
     assert main(["submit", "--no-follow", "true"]) == 0
     key = capfd.readouterr().out.strip()
     assert main(["cancel", key]) == 0  # no agent has taken it yet; the cancel waits for one
     assert main(["submit", "--no-follow", "--json", "true"]) == 0
     assert json.loads(capfd.readouterr().out)["site"] == SITE
+
+
+def test_no_follow_tells_what_the_agent_says(site: BusSite, capfd: Capture) -> None:
+    async def accept(agent: ScriptedAgent, request: Submit) -> None:
+        await agent.record(request.key, JobState.ACCEPTED)
+
+    async def reject(agent: ScriptedAgent, request: Submit) -> None:
+        await agent.record(request.key, JobState.REJECTED, reason="no such partition", hint="see sinfo")
+
+    async def drain(agent: ScriptedAgent) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                while True:
+                    await agent.request()
+
+    site.play(drain)
+    assert with_agent(site, accept, "--no-follow", "--", "true") == 0
+    assert capfd.readouterr().err == ""
+    assert with_agent(site, reject, "--no-follow", "--", "true") == 4
+    said = capfd.readouterr()
+    assert "REJECTED, no such partition" in said.err
+    assert "see sinfo" in said.err
+    assert len(said.out.strip()) == 26
+
+
+def test_no_follow_tells_why_nobody_takes_the_job(
+    site: BusSite, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "ACCEPT_PATIENCE", 2.0)
+
+    async def full(agent: ScriptedAgent) -> None:
+        await agent.heartbeat(alarms=("the bus takes no more records",))
+
+    async def gone(agent: ScriptedAgent) -> None:
+        await agent.heartbeat(lease_seconds=0.0)
+
+    site.play(full)
+    assert main(["submit", "--no-follow", "true"]) == 0
+    said = capfd.readouterr().err
+    assert "the agent of site scripted reports: the bus takes no more records" in said
+    assert "the request is kept on the bus" in said
+    site.play(gone)
+    assert main(["submit", "--no-follow", "true"]) == 0
+    said = capfd.readouterr().err
+    assert "has been silent for" in said
+    assert "the request is kept on the bus" in said
 
 
 def test_ctrl_c_detaches_and_says_how_to_go_on(site: BusSite) -> None:

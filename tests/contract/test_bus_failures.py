@@ -7,8 +7,10 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from contract.bus_site import JOB, SITE, BusSite, bus_site, joined, next_news, states, wait_until
@@ -20,7 +22,8 @@ from slurmbus.owner import ServerOwner
 from slurmbus.settings import ConnectionSettings
 from slurmbus.site import Site
 from slurmbus.testing import ScriptedAgent, ended_start
-from slurmbus_protocol.errors import BusFull, BusUnreachable, SiteUnreachable, TooLarge
+from slurmbus_protocol import subjects
+from slurmbus_protocol.errors import BusFull, BusRefused, BusUnreachable, SiteUnreachable, TooLarge
 from slurmbus_protocol.messages import Ping, Pong, Submit
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.streams import BusLimits
@@ -198,6 +201,73 @@ def test_nobody_there(site: BusSite) -> None:
     fresh.close()
 
 
+def test_what_a_cancel_waits_for_is_told_and_it_can_be_interrupted(site: BusSite) -> None:
+    site.client.records()
+    site.owner.server.kill()
+    said: list[str] = []
+    with pytest.raises(BusUnreachable):
+        site.client.cancel(new_ulid(), patience=3.0, tell=said.append)
+    assert len(said) == 1
+    assert "hasn't acknowledged the request yet (no connection to nats://" in said[0]
+
+    def interrupt(_: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        site.client.cancel(new_ulid(), patience=600.0, tell=interrupt)
+
+
+def test_one_record_that_cannot_be_read_hides_no_other(site: BusSite, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(agent: ScriptedAgent) -> None:
+        good, newer = new_ulid(), new_ulid()
+        await agent.record(good, JobState.RUNNING)
+        await agent.bus.publish(subjects.state(SITE, newer, 0), msgspec.msgpack.encode(["record", 99, {}]))
+        await agent.bus.publish(subjects.standby(SITE, "newer"), msgspec.msgpack.encode(["heartbeat", 99, {}]))
+        await agent.heartbeat()
+        assert [record.key for record in await asyncio.to_thread(site.client.records)] == [good]
+        assert len(await asyncio.to_thread(site.client.heartbeats)) == 1
+        assert f"{newer}.0.state is left out" in caplog.text
+
+    site.play(scenario)
+
+
+def test_a_removed_user_is_told_so(site: BusSite) -> None:
+    """The client's key isn't the server's any more: a follower waits and says why, a request is refused at once."""
+    server = site.owner.server
+    users = server.users
+    with site.client.follow(new_ulid(), patience=0.2) as events:
+        assert isinstance(next(events), Waiting)
+        server.set_users(users[1:])
+        said = next(event for event in events if isinstance(event, Waiting) and not event.bus_reachable)
+        while "authorization" not in said.problem.lower():
+            said = next(event for event in events if isinstance(event, Waiting))
+        with pytest.raises(BusRefused, match=r"(?i)authorization.*doesn't know this key"):
+            site.client.submit(JOB)
+        server.set_users(users)
+        while not said.bus_reachable:
+            said = next(event for event in events if isinstance(event, Waiting))
+    assert site.client.submit(JOB)
+
+
+def test_a_user_with_too_few_permissions_is_told_which(site: BusSite) -> None:
+    server = site.owner.server
+    client, *agents = server.users
+    allowed = ["$JS.API.>", "_INBOX.>", "blob.>"]
+    server.set_users([replace(client, permissions={"publish": {"allow": allowed}}), *agents])
+
+    refusals: list[str] = []
+
+    def refused() -> bool:
+        try:
+            site.client.submit(JOB)
+        except BusRefused as error:
+            refusals.append(error.message)
+        return bool(refusals)
+
+    wait_until(refused, "the server to take over the permissions")
+    assert f"publish to slurmbus.v1.{SITE}.req." in refusals[0]
+
+
 def test_evicted_logs_come_from_the_spool(tmp_path: Path) -> None:
     """The log stream holds 1 MiB and the job writes 8: what the slow reader misses is asked for."""
     with bus_site(tmp_path, limits=BusLimits(logs=1024**2)) as site:
@@ -228,7 +298,7 @@ def test_a_full_bus_refuses_new_requests_clearly(tmp_path: Path) -> None:
         fitting = 64 * 1024 // 20_000
         for _ in range(fitting):
             site.client.submit(large)
-        with pytest.raises(BusFull, match="takes no new requests"):
+        with pytest.raises(BusFull, match=r"stream REQUESTS .* is full and takes no new requests .*max-bytes"):
             site.client.submit(large)
         with pytest.raises(TooLarge):
             site.client.submit(type(JOB)(name=JOB.name, plan=JOB.plan, env={"LARGE": "x" * 1_000_000}))

@@ -100,6 +100,92 @@ def test_log_bytes_that_nobody_has_become_a_marked_gap(site: BusSite) -> None:
     site.play(scenario)
 
 
+LONG = b"".join(b"%03d\n" % number for number in range(100))
+SPOOL = "/scratch/spool/job"
+
+
+async def publish_samples(agent: ScriptedAgent, key: str) -> None:
+    """Stream 100 bytes in full, then two samples and the end: 100 to 199, 220 to 299 and 320 to 395 are left out."""
+    await agent.record(key, JobState.RUNNING, spool=SPOOL)
+    await agent.chunk(key, Stream.STDOUT, 0, LONG[:100])
+    for skipped, begin, end in [(100, 200, 220), (80, 300, 320), (76, 396, 400)]:
+        await agent.chunk(key, Stream.STDOUT, begin, LONG[begin:end], skipped=skipped)
+
+
+def pieces(events: list[Event]) -> list[tuple[str, int, int]]:
+    return [
+        ("output", event.offset, event.offset + len(event.data))
+        if isinstance(event, Output)
+        else ("left out" if event.over_limit else "lost", event.offset, event.offset + event.length)
+        for event in events
+        if isinstance(event, Output | Gap)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cursor", "first"),
+    [
+        (0, [("output", 0, 100), ("left out", 100, 200), ("output", 200, 220)]),
+        (60, [("output", 60, 100), ("left out", 100, 200), ("output", 200, 220)]),
+        (100, [("left out", 100, 200), ("output", 200, 220)]),
+        (150, [("left out", 150, 200), ("output", 200, 220)]),
+        (200, [("output", 200, 220)]),
+        (210, [("output", 210, 220)]),
+        (220, []),
+    ],
+)
+def test_what_was_left_out_is_marked_and_not_asked_for(
+    site: BusSite, cursor: int, first: list[tuple[str, int, int]]
+) -> None:
+    async def scenario(agent: ScriptedAgent) -> None:
+        key = new_ulid()
+        agent.spool[key, 0, Stream.STDOUT] = LONG
+        await publish_samples(agent, key)
+        await agent.record(
+            key, JobState.COMPLETED, spool=SPOOL, starts=(ended_start(sizes={Stream.STDOUT: len(LONG)}),)
+        )
+        seen = await site.follow(key, after={(0, Stream.STDOUT): cursor})
+        rest = [("left out", 220, 300), ("output", 300, 320), ("left out", 320, 396), ("output", 396, 400)]
+        assert pieces(seen) == first + rest
+        assert {event.path for event in seen if isinstance(event, Gap)} == {f"{SPOOL}/0.stdout"}
+        assert isinstance(seen[-1], Finished)
+
+    site.play(scenario)
+
+
+def test_what_was_evicted_before_something_left_out_is_asked_for(site: BusSite) -> None:
+    async def scenario(agent: ScriptedAgent) -> None:
+        key = new_ulid()
+        agent.spool[key, 0, Stream.STDOUT] = LONG
+        await agent.chunk(key, Stream.STDOUT, 300, LONG[300:320], skipped=100)
+        await finish(agent, key, stdout=320)
+        seen = pieces(await site.follow(key))
+        assert seen == [("output", 0, 200), ("left out", 200, 300), ("output", 300, 320)]
+        seen = pieces(await site.follow(key, after={(0, Stream.STDOUT): 50}))
+        assert seen == [("output", 50, 200), ("left out", 200, 300), ("output", 300, 320)]
+
+    site.play(scenario)
+
+
+def test_evicted_bytes_beyond_the_limit_stay_in_the_spool(site: BusSite) -> None:
+    """Samples that the bus has evicted aren't fetched one by one: there may be gigabytes between them."""
+
+    async def scenario(agent: ScriptedAgent) -> None:
+        key = await asyncio.to_thread(site.client.submit, structs.replace(JOB, stream_limit=100))
+        while (await agent.request()).key != key:
+            pass
+        agent.spool[key, 0, Stream.STDOUT] = LONG
+        await agent.record(key, JobState.RUNNING, spool=SPOOL)
+        await agent.chunk(key, Stream.STDOUT, 300, LONG[300:320], skipped=10)
+        start = ended_start(sizes={Stream.STDOUT: len(LONG)})
+        await agent.record(key, JobState.COMPLETED, spool=SPOOL, starts=(start,))
+        seen = pieces(await site.follow(key))
+        assert seen[:2] == [("output", 0, 100), ("left out", 100, 290)]
+        assert seen[2:] == [("left out", 290, 300), ("output", 300, 320), ("left out", 320, 400)]
+
+    site.play(scenario)
+
+
 @pytest.mark.parametrize("published", [3, 0])
 def test_missing_messages_are_an_error(site: BusSite, published: int) -> None:
     async def scenario(agent: ScriptedAgent) -> None:
@@ -250,8 +336,8 @@ def test_an_absent_agent_is_waited_for_when_messages_are_missing(
     site: BusSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Logs are given up after a while, because a person reads them; messages never are."""
-    monkeypatch.setattr("slurmbus.following.LOG_PATIENCE", 0.0)
-    monkeypatch.setattr("slurmbus.following._RETRY", 0.01)
+    monkeypatch.setattr("slurmbus.spooled.LOG_PATIENCE", 0.0)
+    monkeypatch.setattr("slurmbus.spooled._RETRY", 0.01)
     keys = {Stream.STDOUT: new_ulid(), Stream.MESSAGES: new_ulid()}
 
     async def publish(agent: ScriptedAgent) -> None:

@@ -18,6 +18,7 @@ import dagster_pipes
 import pytest
 
 from runner_lab import SECRET, Lab, Sink, lab, payload_bytes, serving, until
+from slurmbus_agent import budgets
 from slurmbus_agent.link import LinkServer
 from slurmbus_agent.spool import Claim, JobDir, LinkAddress
 from slurmbus_protocol.messages import Start
@@ -47,6 +48,19 @@ def assert_all_arrived(sink: Sink, job: JobDir, start: int = 0) -> None:
         written = payload_bytes(job, start, stream)
         assert sink.of(start, stream) == written
         assert end.sizes[stream] == len(written)
+
+
+class Sampled(Sink):
+    """Keeps the chunks of stdout as they come, holes included."""
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.pieces: list[tuple[int, bytes]] = []
+
+    async def chunk(self, _key: str, _task: int, _start: int, stream: Stream, offset: int, data: bytes) -> int:
+        if stream is Stream.STDOUT:
+            self.pieces.append((offset, data))
+        return offset + len(data)
 
 
 def memory_of(pid: int) -> int:
@@ -119,6 +133,44 @@ def test_200_000_lines_at_full_speed(place: Lab) -> None:
             assert sink.of(0, Stream.STDERR).count(b"\n") == 200_000
             assert_all_arrived(sink, job)
             assert sink.largest <= 256 * 1024
+
+    asyncio.run(scenario())
+
+
+def test_beyond_its_limit_a_stream_is_only_sampled(place: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 MB at full speed, then ten lines that come slowly: the link carries the first MiB and some lines."""
+    monkeypatch.setattr(budgets, "SAMPLE_EVERY", 0.2)
+    limit, line = 1_000_003, 100
+
+    async def scenario() -> None:
+        sink = Sampled(limits={"stdout": limit})
+        async with serving(sink, place.spool):
+            fifo = place.home / "go"
+            os.mkfifo(fifo)
+            script = textwrap.dedent(f"""
+                import os, sys
+                for i in range(1000): os.write(1, b"".join(b"%098d\\n\\n" % (i * 1000 + j) for j in range(1000)))
+                open({str(fifo)!r}).read()
+                os.write(1, b"end")
+                """)
+            job = place.job(sys.executable, "-c", script)
+            process = place.start(job)
+            size = 1000 * 1000 * line
+            await until(lambda: sink.pieces and sink.pieces[-1][0] + len(sink.pieces[-1][1]) == size, "the newest")
+            fifo.write_text("")
+            assert await place.ended(process) == 0
+            await until(lambda: sink.ends and not sink.connected, "the end")
+        written = payload_bytes(job, 0, Stream.STDOUT)
+        assert sink.ends[0].sizes["stdout"] == len(written) == size + 3
+        in_full = b"".join(data for offset, data in sink.pieces if offset < limit)
+        assert in_full == written[:limit]
+        samples = [(offset, data) for offset, data in sink.pieces if offset >= limit]
+        assert samples
+        for offset, data in samples:
+            assert written[offset : offset + len(data)] == data
+            assert len(data) <= budgets.SAMPLE_BYTES
+            assert data.endswith(b"\n")
+        assert all(written[offset - 1 : offset] == b"\n" for offset, _ in samples[1:])
 
     asyncio.run(scenario())
 
@@ -198,11 +250,12 @@ def test_without_inotify_files_are_looked_at(place: Lab) -> None:
     async def scenario() -> None:
         sink = Sink()
         async with serving(sink, place.spool):
-            fifo = place.home / "go"
-            os.mkfifo(fifo)
-            job = place.job("bash", "-c", f"echo first; read go <{fifo}; echo second; read go <{fifo}")
+            fifos = [place.home / "go", place.home / "go on"]  # a writer that closes late would end the next read, too
+            for fifo in fifos:
+                os.mkfifo(fifo)
+            job = place.job("bash", "-c", f"echo first; read go <'{fifos[0]}'; echo second; read go <'{fifos[1]}'")
             process = place.start(job, inside=namespace)
-            for expected in (b"first\n", b"first\nsecond\n"):
+            for fifo, expected in zip(fifos, (b"first\n", b"first\nsecond\n"), strict=True):
                 await until(lambda expected=expected: sink.of(0, Stream.STDOUT) == expected, "the line")
                 assert not any("anon_inode:inotify" in os.readlink(path) for path in descriptors(process.pid))
                 fifo.write_text("\n")
@@ -433,7 +486,7 @@ class TestClaims:
     def test_a_requeueable_job_starts_again(self, place: Lab) -> None:
         job = place.job("bash", "-c", 'echo "start $SLURMBUS_START"; exit $SLURMBUS_START', requeue=True)
         for start in range(3):
-            assert place.run(job) == start
+            assert place.run(job, job_id=7) == start
             assert payload_bytes(job, start, Stream.STDOUT) == b"start %d\n" % start
             report = job.report(start)
             assert report is not None
@@ -446,9 +499,9 @@ class TestClaims:
             sink = Sink()
             async with serving(sink, place.spool) as server:
                 job = place.job("bash", "-c", "trap '' TERM; echo $$; sleep 100", requeue=True)
-                first = place.start(job)
+                first = place.start(job, job_id=7)
                 await until(lambda: sink.of(0, Stream.STDOUT), "the first start")
-                second = place.start(job)
+                second = place.start(job, job_id=7)
                 await until(lambda: sink.of(1, Stream.STDOUT), "the second start")
                 assert first.poll() is None
                 [old] = [wire for name, wire in wires(server).items() if name == 0]

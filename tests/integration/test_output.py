@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-import pytest
-
 from integration.jobs import spec
 from slurmbus.client import SiteClient
 from slurmbus.connection import Connection, ConnectionSettings
@@ -105,20 +103,11 @@ def test_the_first_bytes_a_marked_gap_the_newest_lines_and_the_end(alice: SiteCl
 
 def test_the_same_by_the_spool_alone(cluster: Cluster, home: Home) -> None:
     """The link's address can't be reached, so the agent follows the spool."""
-    site = "alice-output"
-    home.add_site(site, scheduler="native", slurm_conf="/etc/slurm/slurm.conf", spool="/home/alice/output")
-    bundle = home.bundle_path(site)
-    text = bundle.read_text()
-    bundle.write_text(text.replace("site =", 'link_host = "192.0.2.1"\nsite =', 1))
-    with AgentProcess(cluster, site, bundle, user="alice"):
+    site = "cluster-spooled"
+    home.add_site(site, scheduler="native", slurm_conf="/etc/slurm/slurm.conf", link_host="192.0.2.1")
+    with AgentProcess(cluster, site, home.bundle_path(site)):
         connection = Connection.get(ConnectionSettings.of_site(home, site))
         try:
-            shown = flood(SiteClient(connection, site), 50, pause=6.0)
-            check(shown, cluster, 50)
+            check(flood(SiteClient(connection, site), 50, pause=6.0), cluster, 50)
         finally:
             connection.close()
-
-
-@pytest.mark.skip(reason="5 GB: run by hand")
-def test_five_gigabytes(alice: SiteClient, cluster: Cluster) -> None:
-    check(flood(alice, 5000, pause=1.0), cluster, 5000)

@@ -470,7 +470,7 @@ def test_submits_dont_keep_a_question_for_all_from_being_asked(child: Child) -> 
             with pytest.raises(Unavailable, match="budget"):
                 await scheduler.jobs()
 
-    run(test)
+    asyncio.run(test())
 
 
 def test_accounting_that_does_not_answer_leaves_the_controller_alone(child: Child) -> None:

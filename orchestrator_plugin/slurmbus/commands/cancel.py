@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from slurmbus.commands.console import note
+from slurmbus.commands.follow import tell_waiting, wait_for_agent
 from slurmbus.commands.options import open_site, site_options
 from slurmbus.errors import UnknownJob
 from slurmbus.site import KEY_LENGTH
@@ -33,5 +34,6 @@ def command(site: str | None, *, local: bool, reason: str, job: str) -> None:
         if record.state.is_final:
             note(f"{key} has already ended: {record.state}")
             return
-    client.cancel(key, reason)
+    client.cancel(key, reason, tell=tell_waiting)
     note(f"asked site {client.site} to end {key}")
+    wait_for_agent(client, key, lambda record: record.cancel is not None)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from slurmbus.client import SiteClient
 from slurmbus.commands.console import note
 from slurmbus.commands.options import site_argument
 from slurmbus.commands.view import JobView
-from slurmbus.events import Finished
+from slurmbus.events import Finished, StateChanged, Waiting
 from slurmbus.exits import INTERRUPTED, JOB_FAILED, REFUSED, SUCCESS
 from slurmbus.site import check_target
 from slurmbus_protocol.messages import Record
 from slurmbus_protocol.states import JobState
+
+ACCEPT_PATIENCE = 10.0
+"""Seconds that a command waits for an agent to take a request; usually it takes milliseconds."""
 
 
 def follow_job(client: SiteClient, key: str, view: JobView) -> Record | None:
@@ -28,6 +33,31 @@ def follow_job(client: SiteClient, key: str, view: JobView) -> Record | None:
         note(f"\nThe job goes on. Follow it again: slurmbus logs -f {site} {key}")
         note(f"                 End it:          slurmbus cancel {site} {key}")
     return None
+
+
+def wait_for_agent(client: SiteClient, key: str, accepted: Callable[[Record], bool]) -> Record | None:
+    """Wait until the site's agent has made a request durable, and give the record that shows it.
+
+    None, and a word about why, when there is no agent or it doesn't do so within ACCEPT_PATIENCE seconds.
+    """
+    view = JobView(client.site)
+    deadline = time.monotonic() + ACCEPT_PATIENCE
+    with client.follow(key, streams=False, patience=ACCEPT_PATIENCE / 10) as events:
+        while (left := deadline - time.monotonic()) > 0:
+            event = events.wait(left)
+            if isinstance(event, Finished) or (isinstance(event, StateChanged) and accepted(event.record)):
+                return event.record
+            if isinstance(event, Waiting):
+                view.show(event)
+                if event.bus_reachable and (event.agent is None or not event.agent.alive):
+                    break
+    note(f"slurmbus: the request is kept on the bus; the agent of site {client.site} takes it as soon as it can")
+    return None
+
+
+def tell_waiting(text: str) -> None:
+    """Tell what the command is waiting for."""
+    note(f"slurmbus: waiting: {text}", colour="yellow")
 
 
 def finish(client: SiteClient, record: Record | None, folder: Path, *, quiet: bool) -> int:

@@ -12,8 +12,11 @@ from slurmbus.commands.console import show_json
 from slurmbus.commands.follow import follow_job, job_exit_code
 from slurmbus.commands.options import json_option, open_site, site_options
 from slurmbus.commands.view import JobView, record_json
-from slurmbus.events import Finished, Gap, Output
+from slurmbus.errors import UnknownJob
+from slurmbus.events import Finished, Gap, Output, Waiting
 from slurmbus.exits import INTERRUPTED, SUCCESS
+from slurmbus.site import KEY_LENGTH
+from slurmbus_protocol.messages import Record
 from slurmbus_protocol.subjects import Stream
 
 
@@ -29,31 +32,45 @@ def command(site: str | None, *, local: bool, follow: bool, only_stderr: bool, a
     The job is named by its key, by the beginning of its key or by its Slurm id.
     """
     client = open_site(site, local=local)
-    record = client.find(job)
+    record = _find(client, job, wait=follow)
+    key = record.key if record is not None else job.strip().upper()
     view = JobView(client.site, as_json=as_json, quiet=not follow)
     if only_stderr:
         view.streams = {Stream.STDERR: sys.stdout.buffer}
     if follow:
-        ended = follow_job(client, record.key, view)
+        ended = follow_job(client, key, view)
         return INTERRUPTED if ended is None else job_exit_code(ended)
-    if as_json:
+    if record is not None and as_json:
         show_json({"event": "state", "state": record.state, "record": record_json(record)})
-    _show_present(client, record.key, view)
+    _show_present(client, key, view, whole=record is not None and record.state.is_final)
     return SUCCESS
 
 
-def _show_present(client: SiteClient, key: str, view: JobView) -> None:
-    """Show what the bus holds at this moment, or everything when the job has ended."""
+def _find(client: SiteClient, job: str, *, wait: bool) -> Record | None:
+    """Find the job; None when its record isn't there yet and somebody will wait for it."""
+    try:
+        return client.find(job)
+    except UnknownJob:
+        key = job.strip().upper()
+        if wait and len(key) == KEY_LENGTH and client.is_expected(key):
+            return None
+        raise
+
+
+def _show_present(client: SiteClient, key: str, view: JobView, *, whole: bool) -> None:
+    """Show what the bus holds at this moment, or the whole of a job that has ended, from the spool if need be."""
     wanted: Mapping[tuple[int, Stream], int] = client.ends(key)
     heads: dict[tuple[int, Stream], int] = {}
     with client.follow(key) as events:
         while True:
-            if client_has_all(heads, wanted):
+            if not whole and client_has_all(heads, wanted):
                 return
             event = next(events)
             if isinstance(event, Finished):
                 return
-            if isinstance(event, Output | Gap):
+            if isinstance(event, Waiting):
+                view.show(event)
+            elif isinstance(event, Output | Gap):
                 view.show(event)
                 length = len(event.data) if isinstance(event, Output) else event.length
                 heads[event.start, event.stream] = event.offset + length

@@ -11,12 +11,15 @@ import click
 
 from slurmbus.client import SiteClient
 from slurmbus.commands.console import note, show_json
-from slurmbus.commands.follow import finish, follow_job
+from slurmbus.commands.follow import finish, follow_job, tell_waiting, wait_for_agent
 from slurmbus.commands.options import json_option, open_site, site_options
 from slurmbus.commands.view import JobView
+from slurmbus.events import Finished, StateChanged
+from slurmbus.exits import REFUSED, SUCCESS
 from slurmbus.units import parse_memory_mib, parse_time_minutes
 from slurmbus_protocol.errors import InvalidSetting
 from slurmbus_protocol.messages import CommandPlan, FileRef, JobOptions, JobSpec
+from slurmbus_protocol.states import JobState
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -69,19 +72,30 @@ def command(
         files=_upload(client, sources),
         outputs=request["outputs"],
     )
-    key = client.submit(job)
+    key = client.submit(job, tell=tell_waiting)
     if not follow:
         if as_json:
             show_json({"key": key, "site": client.site})
         else:
             click.echo(key)
-        return 0
+        return _accepted(client, key)
     if as_json:
         show_json({"event": "submitted", "key": key, "site": client.site})
     else:
         note(f"submitted {key} to {client.site}", bold=True)
     record = follow_job(client, key, JobView(client.site, as_json=as_json))
     return finish(client, record, Path(), quiet=as_json)
+
+
+def _accepted(client: SiteClient, key: str) -> int:
+    """Wait for the agent's yes or no, as far as it comes soon, and give the exit code."""
+    record = wait_for_agent(client, key, lambda _: True)
+    if record is None or record.state is not JobState.REJECTED:
+        return SUCCESS
+    view = JobView(client.site)
+    view.show(StateChanged(record))
+    view.show(Finished(record))
+    return REFUSED
 
 
 def _options(request: dict[str, Any]) -> JobOptions:

@@ -39,6 +39,7 @@ class JobView:
     )
     quiet: bool = False
     _said: tuple[object, ...] = ()
+    _over_limit: set[tuple[int, Stream]] = field(default_factory=set)
 
     def show(self, event: Event) -> None:
         """Show one event."""
@@ -50,7 +51,8 @@ class JobView:
         elif isinstance(event, StateChanged):
             self._state(event.record)
         elif isinstance(event, Gap):
-            note(f"[{event.length:,} bytes of {event.stream} are missing: {event.reason}]", colour="red")
+            if event.stream in self.streams:
+                self._gap(event)
         elif isinstance(event, Waiting):
             self._waiting(event)
         elif event.record.hint and not self.quiet:
@@ -68,6 +70,16 @@ class JobView:
         file.write(event.data)
         file.flush()
 
+    def _gap(self, gap: Gap) -> None:
+        if not gap.over_limit:
+            note(f"[{gap.length:,} bytes of {gap.stream} are missing: {gap.reason}]", colour="red")
+            return
+        if (gap.start, gap.stream) not in self._over_limit:
+            self._over_limit.add((gap.start, gap.stream))
+            where = f"; all of it lies on the site in {gap.path}" if gap.path else ""
+            note(f"[{gap.stream} is very long: from here on only the newest lines are shown{where}]", colour="yellow")
+        note(f"[… {gap.length:,} bytes left out …]", colour="yellow")
+
     def _as_json(self, event: StateChanged | Gap | Waiting | Finished) -> None:
         if isinstance(event, StateChanged):
             show_json({"event": "state", "state": event.record.state, "record": event.record})
@@ -75,7 +87,8 @@ class JobView:
             show_json({"event": "finished", "state": event.record.state, "record": event.record})
         elif isinstance(event, Gap):
             where = {"start": event.start, "stream": event.stream, "offset": event.offset, "length": event.length}
-            show_json({"event": "gap", **where, "reason": event.reason})
+            why = {"reason": event.reason, "over_limit": event.over_limit, "path": event.path}
+            show_json({"event": "gap", **where, **why})
         else:
             agent = event.agent
             show_json(
@@ -85,6 +98,9 @@ class JobView:
                     "bus_reachable": event.bus_reachable,
                     "agent_alive": agent.alive if agent else False,
                     "agent_age": agent.age if agent else None,
+                    "alarms": agent.heartbeat.alarms if agent else (),
+                    "bus_is_new": event.bus_is_new,
+                    "problem": event.problem,
                 }
             )
 
@@ -98,19 +114,29 @@ class JobView:
             note(": ".join(said), colour=state_colour(record.state))
 
     def _waiting(self, event: Waiting) -> None:
-        said = (event.bus_reachable, event.agent.alive if event.agent else None, event.record is None)
-        if self.quiet or said == self._said:
+        alive, alarms = (event.agent.alive, event.agent.heartbeat.alarms) if event.agent else (None, ())
+        said = (event.bus_reachable, alive, alarms, event.problem, event.record is None, event.bus_is_new)
+        if said == self._said:
             return
         since = time.strftime("%H:%M:%S", time.localtime(event.since))
         if not event.bus_reachable:
-            text = f"the bus hasn't answered since {since}; the job isn't touched by that"
+            why = f" ({event.problem})" if event.problem else ""
+            text = f"the bus hasn't answered since {since}{why}; the job isn't touched by that"
+        elif event.problem:
+            text = event.problem
+        elif event.bus_is_new:
+            text = f"the bus started anew; the agent of site {self.site} will write the job's record there again"
         elif event.agent is None:
             text = f"no agent has ever answered for site {self.site}: start it with 'slurmbus-agent run'"
         elif not event.agent.alive:
             silent = duration(event.agent.age)
             text = f"the agent of site {self.site} ({event.agent.heartbeat.host}) has been silent for {silent}"
+            if alarms:
+                text += f"; its last report: {'; '.join(alarms)}"
         elif not event.agent.heartbeat.scheduler.responding:
             text = f"Slurm on {event.agent.heartbeat.host} doesn't answer: {event.agent.heartbeat.scheduler.error}"
+        elif alarms:
+            text = f"the agent of site {self.site} reports: {'; '.join(alarms)}"
         else:
             return
         self._said = said
