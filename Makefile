@@ -5,6 +5,7 @@ PYTHON ?= python3
 UV := .uv/bin/uv
 RUN := $(UV) run --frozen --all-packages
 MODE ?= auto
+SECONDS ?= 120
 
 .PHONY: help sync demo dev test check format engine image bench chaos clean
 
@@ -52,6 +53,10 @@ image: sync  ## build the cluster's image
 
 bench: sync  ## what Slurmbus adds to a job, side by side with bare Slurm
 	@$(RUN) pytest tests/bench -o python_files="bench_*.py" -s
+
+chaos: sync  ## break everything at random; SEED=… repeats a run, SECONDS=600 is long, MODE=points or newbus
+	@PYTHONPATH=containers:tests $(RUN) python -m chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(filter points,$(MODE)),--mode points) $(if $(filter newbus,$(MODE)),--new-bus) $(ARGS)
 
 clean:  ## remove what was installed into this folder
 	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

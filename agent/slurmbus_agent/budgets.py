@@ -99,6 +99,10 @@ STAGING_AT_ONCE = 8
 """Jobs whose files are fetched and written at the same time."""
 
 # ---- retrying
+BLOB_PATIENCE = 30.0
+"""Seconds for which a file of a request may be missing: a client notices within seconds that a bus started anew."""
+OUTPUTS_AGAIN = 3600.0
+"""A bus that started anew gets the outputs of jobs that ended this recently once more; somebody may wait for them."""
 BUS_RETRY = (0.1, 0.2, 0.5, 1.0, 2.0)
 FULL_RETRY = 5.0
 """A full stream is somebody's work to empty; until then the bytes wait in the spool."""

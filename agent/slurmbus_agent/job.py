@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from slurmbus_agent.spool import AGENT_NODE, Claim, EndReport, JobDir, SpoolErro
 from slurmbus_agent.staging import Stager
 from slurmbus_agent.tasks import spawn
 from slurmbus_agent.watcher import Watcher
-from slurmbus_protocol.errors import BusFull, BusUnreachable, SlurmbusError
+from slurmbus_protocol.errors import BlobMissing, BusFull, BusUnreachable, SlurmbusError
 from slurmbus_protocol.messages import CancelAsked, JobSpec, Record, Start
 from slurmbus_protocol.subjects import Stream
 
@@ -170,13 +171,24 @@ class Job:
 
     async def _stage(self, _: events.Stage) -> None:
         try:
-            work_dir = await self._tools.stager.stage(self.folder, self.record, self.spec)
+            work_dir = await self._stage_when_complete()
         except BusUnreachable:
             raise
         except SlurmbusError as error:
             self.post(events.StagingFailed(code=error.code, message=error.message, hint=error.hint))
         else:
             self.post(events.Staged(spool=str(self.folder.path), work_dir=str(work_dir)))
+
+    async def _stage_when_complete(self) -> Path:
+        """Stage; a file that is missing may be on its way: its client puts it on a bus that started anew once more."""
+        deadline = time.monotonic() + budgets.BLOB_PATIENCE
+        while True:
+            try:
+                return await self._tools.stager.stage(self.folder, self.record, self.spec)
+            except BlobMissing:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(RETRY_AFTER)
 
     async def _submit(self, _: events.SubmitJob) -> None:
         batch = self._batch_job()
@@ -302,6 +314,8 @@ class Job:
             sizes = await asyncio.to_thread(self.folder.final_sizes, instruction.start)
         for stream in Stream:
             await self.catch_up(instruction.start, stream, sizes.get(stream, 0), ended=True)
+            relayed = await self._tools.relay.offset(self.record.key, self.record.task, instruction.start, stream)
+            sizes[stream.value] = max(sizes.get(stream, 0), relayed)  # a size that was read elsewhere may be stale
         self.post(events.Drained(start=instruction.start, sizes=sizes))
 
     def limit(self, stream: Stream) -> int | None:

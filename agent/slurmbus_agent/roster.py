@@ -121,6 +121,8 @@ class Roster:
         if kept is not None and kept.state.is_final:
             if new_bus:
                 await self._tools.records.take_over(*name, self._epoch, kept)
+                if kept.outputs and time.time() - kept.updated_at < budgets.OUTPUTS_AGAIN:
+                    spawn(self._group, self._give_outputs_back(folder, kept))
             self._finished.add(name)
             return None
         request = await asyncio.to_thread(folder.read_request)
@@ -136,6 +138,15 @@ class Roster:
             self._finished.add(name)
             return None
         return Job(record, submit.job, folder, self._tools)
+
+    async def _give_outputs_back(self, folder: JobDir, record: Record) -> None:
+        """Put the outputs of a finished job on a bus that has lost them."""
+        try:
+            request = await asyncio.to_thread(folder.read_request)
+            if request is not None:
+                await self._tools.stager.collect(record, codec.decode_as(request.data, Submit).job)
+        except (SlurmbusError, OSError) as error:
+            log.warning("the outputs of job %s can't be given back: %s", record.key, error)
 
     def _rebuild(self, submit: Submit, request: bytes, folder: JobDir, kept: Record | None) -> Record:
         """Make the record of a job that the bus knows nothing of; its claims, Slurm and accounting tell the rest."""

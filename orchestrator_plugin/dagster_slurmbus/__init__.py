@@ -8,6 +8,8 @@ from dagster_slurmbus.launchers import BashLauncher, ComputeLauncher
 from dagster_slurmbus.outcomes import CompletedJob
 from dagster_slurmbus.pipes import PipesSlurmClient
 from dagster_slurmbus.queue_config import SlurmQueueConfig
+from dagster_slurmbus.reattach import OnChangedRequest
+from dagster_slurmbus.reconcile import slurmbus_reconcile_sensor
 from dagster_slurmbus.resources import ComputeResource, ExecutionMode, SlurmResource
 from dagster_slurmbus.run_config import SlurmRunConfig
 
@@ -20,10 +22,12 @@ __all__ = [
     "ComputeLauncher",
     "ComputeResource",
     "ExecutionMode",
+    "OnChangedRequest",
     "PipesSlurmClient",
     "SlurmQueueConfig",
     "SlurmResource",
     "SlurmRunConfig",
+    "slurmbus_reconcile_sensor",
 ]
 
 DagsterLibraryRegistry.register("dagster-slurmbus", __version__, is_dagster_package=False)

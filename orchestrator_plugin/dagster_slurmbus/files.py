@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dagster_slurmbus.values import inside, wrong
+from slurmbus_protocol import blobs
+from slurmbus_protocol.messages import FileRef
 
 StrPath = str | os.PathLike[str]
 Files = Iterable[StrPath] | Mapping[str, StrPath]
@@ -21,6 +23,11 @@ class LocalFile:
     path: Path
     target: str
     """Relative to the job's working directory."""
+
+    def ref(self) -> FileRef:
+        """Give what a request says of the file, without uploading it."""
+        digest, size = blobs.hash_file(self.path)
+        return FileRef(path=self.target, sha256=digest, size=size, executable=os.access(self.path, os.X_OK))
 
 
 def local_file(path: StrPath, field: str, target: str | None = None) -> LocalFile:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import dagster_pipes
-import msgspec
 
 from dagster_slurmbus import _compat
 from dagster_slurmbus.failures import failure, from_error
 from dagster_slurmbus.files import LocalFile
-from dagster_slurmbus.forwarding import Forwarder
 from dagster_slurmbus.messages import RelayedMessageReader, RequestContextInjector
-from dagster_slurmbus.narrator import Narrator
 from dagster_slurmbus.outcomes import (
     CompletedJob,
     Metadata,
@@ -31,21 +28,36 @@ from dagster_slurmbus.outcomes import (
     success_metadata,
 )
 from dagster_slurmbus.provenance import CommitLookup, provenance_metadata, versions
-from dagster_slurmbus.values import inside
-from slurmbus.client import Following, SiteClient
-from slurmbus.events import Event, Finished, Gap, Output, StateChanged, Waiting
-from slurmbus_protocol.errors import SlurmbusError
+from dagster_slurmbus.reattach import (
+    Choice,
+    Found,
+    Launches,
+    OnChangedRequest,
+    choose,
+    launch_client,
+    request_hash,
+    request_parts,
+)
+from dagster_slurmbus.values import inside, wrong
+from dagster_slurmbus.watching import INTERRUPTS, Conduct, Watching
+from slurmbus.client import SiteClient
+from slurmbus_protocol.errors import RequestExpired, SlurmbusError
 from slurmbus_protocol.messages import CommandPlan, FileRef, JobOptions, JobSpec, Record
-from slurmbus_protocol.subjects import Stream, new_ulid
+from slurmbus_protocol.subjects import new_ulid
 
 OUTPUTS_LIMIT = 64 * 1024**2
 ACCOUNTING_PATIENCE = 5.0
 """Seconds that a finished job of several tasks waits for accounting's figures; its step is done either way."""
 PIPES_MODULE = "dagster_pipes.py"
+RUN_LABEL = "dagster_run"
+DEPLOYMENT_LABEL = "dagster_deployment"
+"""Says whose jobs these are: several Dagster deployments may share a site."""
+
+Connect = Callable[[str | None], SiteClient]
+"""Gives the client of a site; of the configured one for None."""
 
 _LIVE = {"PYTHONUNBUFFERED": "1"}
 """Without it a Python payload keeps its output back until 8 KiB have come together. Source: python(1), ``-u``."""
-_INTERRUPTS = (KeyboardInterrupt, dg.DagsterExecutionInterruptedError)
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 _NAME_LENGTH = 64
 _LABEL_LENGTH = 200
@@ -66,6 +78,7 @@ class Request:
     work_base: str | None = None
     extras: Mapping[str, Any] | None = None
     ship_pipes_module: bool = True
+    reattach_key: str | None = None
 
     @property
     def code_folder(self) -> Path | None:
@@ -73,91 +86,129 @@ class Request:
         return self.files[0].path.resolve().parent if self.files else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conduct:
-    """How ``run()`` behaves while the job is under way."""
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A job that was followed to its end."""
 
-    forward_stdio: bool = True
-    forward_termination: bool = True
-    termination_timeout_seconds: float = 20.0
+    client: SiteClient
+    record: Record
+    stderr: Tail
+    files: list[FileRef]
+    """What it ran, where that is known."""
+    reattached: bool = False
 
 
 class Invocation:
-    """One job on behalf of one step.
+    """One ``run()`` on behalf of one step.
 
     Args:
         context: of the step.
-        connect: gives the site's client; called when everything was checked.
+        connect: gives a site's client; called when everything was checked.
         request: what shall run.
         conduct: how to behave meanwhile.
     """
 
-    def __init__(
-        self, context: _compat.Context, connect: Callable[[], SiteClient], request: Request, conduct: Conduct
-    ) -> None:
+    def __init__(self, context: _compat.Context, connect: Connect, request: Request, conduct: Conduct) -> None:
         self._context = _compat.op_context(context)
         self._connect = connect
         self._request = request
         self._conduct = conduct
-        self._key = new_ulid()
-        self._reader = RelayedMessageReader(context.log.warning)
+        self._reader = RelayedMessageReader(context.log.warning, partial(_compat.times_logged, self._context))
         self._injector = RequestContextInjector()
-        self._forwarder = Forwarder()
-        self._stderr = Tail()
-        self._last: Record | None = None
+        self._call = ""
+        self._watching: Watching | None = None
         self._begun = time.monotonic()
 
     def run(self) -> CompletedJob:
-        """Submit the job, follow it to its end, and give its results.
+        """Submit the job, or find the one of an earlier attempt; follow it to its end, and give its results.
 
         Raises:
             dagster.Failure: the job failed, or something between here and the agent did.
         """
         try:
             with CommitLookup(self._request.code_folder) as lookup:
-                return self._run(self._connect(), lookup)
+                return self._run(lookup)
         except SlurmbusError as error:
             raise from_error(error, self._whereabouts()) from error
-        except _INTERRUPTS as interrupt:
-            if not _compat.has_retry_policy(self._context):
+        except INTERRUPTS as interrupt:
+            # Dagster runs an interrupted step that has a retry policy again. After a redeploy that is right: it finds
+            # its job. After a Terminate it would submit another one.
+            if not (_compat.has_retry_policy(self._context) and _compat.ends_for_good(self._context)):
                 raise
-            # Dagster's in-process executor runs an interrupted step that has a retry policy again.
-            raise dg.Failure(
-                f"the run was interrupted during job {self._key}",
-                metadata=self._whereabouts(),
-                allow_retries=False,
-            ) from interrupt
+            raise dg.Failure("the run was terminated", metadata=self._whereabouts(), allow_retries=False) from interrupt
 
-    def _run(self, client: SiteClient, lookup: CommitLookup) -> CompletedJob:
+    def _run(self, lookup: CommitLookup) -> CompletedJob:
         with dg.open_pipes_session(self._context, self._injector, self._reader, self._request.extras) as session:
-            files = [client.upload(file.path, file.target) for file in self._request.files]
-            record = self._run_job(client, self._spec(client, files))
-            self._reader.finish(record.starts[-1].number if record.starts else 0)
-        record = _with_accounting(client, record)
+            client = self._connect(None)
+            self._call = launch_client(self._context, self._request.reattach_key)
+            launches = Launches.of(self._context)
+            files = self._hashed() if launches else self._uploaded(client)
+            parts = self._parts(self._spec(files))
+            found = launches.take(self._call, client.site, parts)
+            if found is not None:
+                done = self._go_on(client, found, parts)
+            else:
+                done = self._submit(client, new_ulid(), files if not launches else None)
+            self._reader.finish(done.record.starts[-1].number if done.record.starts else 0)
+        record = _with_accounting(done.client, done.record)
         if not succeeded(record):
-            raise failure(record, self._stderr, self._reader.payload_exception)
-        outputs = self._fetch_outputs(client, record)
+            raise failure(record, done.stderr, self._reader.payload_exception)
+        outputs = self._fetch_outputs(done.client, record)
         metadata: Metadata = {
             **success_metadata(record),
             **outputs_metadata(outputs),
-            **prefixed({"added_seconds": self._added_seconds(record)}),
-            **provenance_metadata(files, lookup.result(), versions(agent=_agent_version(client))),
+            **prefixed(self._about_this_attempt(record, reattached=done.reattached)),
+            **provenance_metadata(
+                done.files, lookup.result() if done.files else None, versions(agent=_agent_version(done.client))
+            ),
         }
         return CompletedJob(session, record=record, outputs=outputs, metadata=metadata)
 
-    def _added_seconds(self, record: Record) -> dg.MetadataValue[Any] | None:
+    def _about_this_attempt(self, record: Record, *, reattached: bool) -> dict[str, dg.MetadataValue[Any] | None]:
         """Give the time of this ``run()`` without that from Slurm's yes to the end of the payload."""
+        if reattached:
+            return {"reattached": dg.MetadataValue.bool(True)}
         try:
             with_slurm = record.timings["ended"] - record.timings["submitted"]
         except KeyError:
-            return None
-        return dg.MetadataValue.float(max(0.0, time.monotonic() - self._begun - with_slurm))
+            return {}
+        return {"added_seconds": dg.MetadataValue.float(max(0.0, time.monotonic() - self._begun - with_slurm))}
 
-    def _spec(self, client: SiteClient, files: list[FileRef]) -> JobSpec:
+    # ------------------------------------------------------------------ a new job
+
+    def _submit(self, client: SiteClient, key: str, files: list[FileRef] | None = None) -> Done:
+        """Submit and follow; the launch handle is written before anything is published."""
+        files = self._uploaded(client) if files is None else files
+        spec = self._spec(files, self._pipes_module(client))
+        parts = self._parts(spec)
+        _compat.record_launch(
+            self._context,
+            client=self._call,
+            key=key,
+            extras={"site": client.site, "request": request_hash(parts), "parts": parts},
+        )
+        self._watching = watching = self._watch(client, key)
+        record = watching.follow(lambda: client.submit(spec, key=key))
+        return Done(client, record, watching.stderr, files)
+
+    def _watch(self, client: SiteClient, key: str) -> Watching:
+        return Watching(self._context, client, key, self._conduct, self._reader)
+
+    def _uploaded(self, client: SiteClient) -> list[FileRef]:
+        return [client.upload(file.path, file.target) for file in self._request.files]
+
+    def _hashed(self) -> list[FileRef]:
+        """Give the files without uploading them: perhaps nothing has to be submitted."""
+        return [file.ref() for file in self._request.files]
+
+    def _pipes_module(self, client: SiteClient) -> FileRef | None:
         request = self._request
-        module = None
-        if request.ship_pipes_module and all(file.path != PIPES_MODULE for file in files):
-            module = client.upload(Path(dagster_pipes.__file__), PIPES_MODULE, executable=False)
+        if not request.ship_pipes_module or any(file.target == PIPES_MODULE for file in request.files):
+            return None
+        return client.upload(Path(dagster_pipes.__file__), PIPES_MODULE, executable=False)
+
+    def _spec(self, files: list[FileRef], pipes_module: FileRef | None = None) -> JobSpec:
+        request = self._request
         return JobSpec(
             name=_NOT_IN_A_NAME.sub("_", _compat.step_key(self._context))[:_NAME_LENGTH],
             plan=request.plan,
@@ -169,87 +220,92 @@ class Invocation:
             outputs=request.outputs,
             outputs_limit=request.outputs_limit,
             pipes_context=self._injector.data,
-            pipes_module=module,
+            pipes_module=pipes_module,
             labels=self._labels(),
         )
+
+    def _parts(self, spec: JobSpec) -> dict[str, str]:
+        return request_parts(spec, self._context.run_id, _compat.partition(self._context))
 
     def _labels(self) -> dict[str, str]:
         context = self._injector.context
         labels = {
-            "dagster_run": context["run_id"],
+            RUN_LABEL: context["run_id"],
             "dagster_job": context["job_name"],
             "dagster_step": _compat.step_key(self._context),
             "dagster_assets": ",".join(context["asset_keys"] or ()),
-            "dagster_partition": context["partition_key"],
+            "dagster_partition": " to ".join(_compat.partition(self._context).values()),
+            # Jobs that a Terminate leaves alone are nobody else's business either.
+            DEPLOYMENT_LABEL: _compat.deployment_id(self._context) if self._conduct.forward_termination else None,
         }
         return {name: value[:_LABEL_LENGTH] for name, value in labels.items() if value}
 
-    def _run_job(self, client: SiteClient, spec: JobSpec) -> Record:
-        call = _compat.next_call(self._context)
-        _compat.record_launch(
-            self._context,
-            client=launch_client(call),
-            key=self._key,
-            extras={"site": client.site, "call": call, "request": request_hash(spec, self._context.run_id)},
-        )
-        narrator = Narrator(client.site, self._key, info=self._context.log.info, warning=self._context.log.warning)
-        with client.follow(self._key) as following:
-            try:
-                client.submit(spec, key=self._key)
-                for event in following:
-                    if isinstance(event, Finished):
-                        narrator.state(event.record)
-                        return event.record
-                    self._take(event, narrator)
-            except _INTERRUPTS:
-                with _compat.capture_interrupts():
-                    self._leave(client, following, narrator)
-                raise
-        raise RuntimeError(f"following job {self._key} ended without its final record")
+    # ------------------------------------------------------------------ a job of an earlier attempt
 
-    def _take(self, event: Event, narrator: Narrator) -> None:
-        match event:
-            case Output(start=start, stream=Stream.MESSAGES, data=data):
-                self._reader.feed(start, data)
-            case Output(stream=stream, data=data):
-                if stream is Stream.STDERR:
-                    self._stderr.feed(data)
-                if self._conduct.forward_stdio:
-                    self._forwarder.write(stream, data)
-            case StateChanged(record=record) | Finished(record=record):
-                self._last = record
-                narrator.state(record)
-            case Gap():
-                narrator.gap(event)
-            case Waiting():
-                narrator.waiting(event)
-
-    def _leave(self, client: SiteClient, following: Following, narrator: Narrator) -> None:
-        """Cancel the job when its run was terminated; otherwise only stop following it."""
-        log, job = self._context.log, f"job {self._key} on site {client.site}"
-        if not (self._conduct.forward_termination and _compat.ends_for_good(self._context)):
-            log.warning(
-                "this step was interrupted and stops following its job, but %s goes on. "
-                "See it with 'slurmbus logs -f %s', end it with 'slurmbus cancel %s'",
-                job,
-                self._key,
-                self._key,
-            )
-            return
-        log.info("the run was terminated: cancelling %s", job)
+    def _go_on(self, client: SiteClient, found: Found, parts: Mapping[str, str]) -> Done:
+        """Do with the job of an earlier attempt what is right; see ``reattach.choose``."""
+        same = (found.site, found.request) == (client.site, request_hash(parts))
+        on_changed = self._conduct.on_changed_request
         try:
-            client.cancel(self._key, reason=f"Dagster run {self._context.run_id} was terminated")
-            deadline = time.monotonic() + self._conduct.termination_timeout_seconds
-            while (left := deadline - time.monotonic()) > 0:
-                event = following.wait(left)
-                if event is not None:
-                    self._take(event, narrator)
-                if isinstance(event, Finished):
-                    return
+            there = client if found.site == client.site else self._connect(found.site)
+            record = there.record(found.key)
         except SlurmbusError as error:
-            log.warning("%s couldn't be cancelled: %s. Do it with 'slurmbus cancel %s'", job, error, self._key)
-        else:
-            log.warning("%s has been told to end and hasn't yet; its agent goes on trying", job)
+            if found.site == client.site or on_changed is not OnChangedRequest.RESUBMIT:
+                raise
+            self._context.log.warning(
+                "an earlier attempt's job %s went to site %s, which can't be asked from here (%s). It isn't followed "
+                "any more; end it with 'slurmbus cancel --site %s %s'",
+                found.key,
+                found.site,
+                error,
+                found.site,
+                found.key,
+            )
+            return self._submit(client, new_ulid())
+        choice = choose(record, same=same, on_changed=on_changed)
+        changes = found.changes(client.site, parts)
+        self._say(choice, found, record, changes)
+        if choice is Choice.REFUSE:
+            raise wrong(
+                f"an earlier attempt of this step submitted job {found.key} on site {found.site}, which is "
+                f"{record.state if record else 'not known there yet'}, and the request has changed ({changes}); "
+                f"on_changed_request='fail' leaves the choice to you: set it to 'resubmit' or 'reattach', or "
+                "re-execute all steps"
+            )
+        if choice is Choice.FOLLOW and record is not None:
+            return self._reattach(there, found, record, self._hashed() if same else [])
+        if choice is Choice.REPEAT:
+            done = self._submit(there, found.key)
+            if done.record.error_code != RequestExpired.code:
+                return done
+        if choice is Choice.REPLACE:
+            self._watch(there, found.key).end(f"Dagster run {self._context.run_id} asks for another job instead")
+        return self._submit(client, new_ulid())
+
+    def _say(self, choice: Choice, found: Found, record: Record | None, changes: str) -> None:
+        """Tell what becomes of the job; that it is followed is told where it is."""
+        log, job = self._context.log, f"job {found.key} of an earlier attempt"
+        if changes and choice in {Choice.FOLLOW, Choice.REPEAT}:
+            log.warning(
+                "the request has changed (%s); %s is followed all the same, as on_changed_request says", changes, job
+            )
+        elif choice is Choice.REPLACE and record is not None and record.cancel is not None:
+            log.info("%s is being cancelled: another one is submitted when it has ended", job)
+        elif choice is Choice.REPLACE:
+            log.warning("the request has changed (%s): %s is cancelled, another one follows its end", changes, job)
+        elif choice is Choice.SUBMIT and record is not None and succeeded(record):
+            log.warning("the request has changed (%s): %s has completed, another one is submitted", changes, job)
+        elif choice is Choice.SUBMIT and record is not None:
+            log.info("%s is %s: another one is submitted", job, record.state)
+
+    def _reattach(self, client: SiteClient, found: Found, record: Record, files: list[FileRef]) -> Done:
+        _compat.record_reattach(self._context, found.launch, client=self._call)
+        self._watching = watching = self._watch(client, found.key)
+        whose = "this run" if found.launch.run_id == self._context.run_id else f"run {found.launch.run_id}"
+        watching.narrator.found(record, what=f"which an earlier attempt in {whose} submitted")
+        return Done(client, watching.follow(), watching.stderr, files, reattached=True)
+
+    # ------------------------------------------------------------------ what came of it
 
     def _fetch_outputs(self, client: SiteClient, record: Record) -> dict[str, Path]:
         if record.outputs_error:
@@ -257,41 +313,26 @@ class Invocation:
         if not record.outputs:
             return {}
         step = _NOT_IN_A_NAME.sub("_", _compat.step_key(self._context))
-        folder = self._request.outputs_dir or (_compat.files_directory(self._context) / "slurmbus" / step / self._key)
+        own = _compat.files_directory(self._context) / "slurmbus" / step / record.key
+        folder = self._request.outputs_dir or own
         return {
             ref.path: client.download(ref, folder / inside(ref.path, "the agent's outputs")) for ref in record.outputs
         }
 
     def _whereabouts(self) -> Metadata:
         """Say where to look for the job, for failures that aren't the job's."""
-        last = self._last
+        watching = self._watching
+        if watching is None:
+            return {}
+        last = watching.last
         return prefixed(
             {
-                "key": dg.MetadataValue.text(self._key),
+                "key": dg.MetadataValue.text(watching.key),
                 "job_id": dg.MetadataValue.int(last.job_id) if last and last.job_id is not None else None,
                 "state": dg.MetadataValue.text(last.state.value) if last else None,
                 "spool": dg.MetadataValue.text(last.spool) if last and last.spool else None,
             }
         )
-
-
-def launch_client(call: int) -> str:
-    """Give the client name in Dagster's launch handle.
-
-    Dagster's own lookup finds the newest handle of a client name, so each call in a step has a name of its own.
-    """
-    return f"slurmbus:{call}"
-
-
-def request_hash(spec: JobSpec, run_id: str) -> str:
-    """Hash what a job asks for, so that a later attempt can tell whether it asks for the same.
-
-    What differs between attempts by itself is left out: the Pipes context, the labels, and the run's id wherever it
-    stands in arguments and environment.
-    """
-    same = msgspec.structs.replace(spec, pipes_context=None, pipes_module=None, labels={})
-    data = msgspec.json.encode(same, order="sorted")
-    return hashlib.sha256(data.replace(run_id.encode(), b"{run_id}")).hexdigest()
 
 
 def _with_accounting(client: SiteClient, record: Record) -> Record:

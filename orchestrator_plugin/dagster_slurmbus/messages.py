@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -11,9 +12,12 @@ import dagster as dg
 from dagster_pipes import PipesContextData, PipesMessage, PipesParams
 
 from dagster_slurmbus._compat import is_log_level
+from dagster_slurmbus.shown import Shown
 from dagster_slurmbus.values import wrong
+from slurmbus_protocol.subjects import Stream
 
-_AT_ONCE = frozenset({"opened", "log", "log_external_stream"})
+_OPENED = "opened"
+_LOGS = frozenset({"log", "log_external_stream"})
 _HELD = frozenset({"report_asset_materialization", "report_asset_check", "report_custom_message"})
 _CLOSED = "closed"
 _EXCERPT = 200
@@ -75,13 +79,22 @@ class RelayedMessageReader(dg.PipesMessageReader):
 
     Args:
         warn: where warnings go, e.g. ``context.log.warning``.
+        times_logged: tells how often this run's log has a line; asked when an attempt was killed while it logged.
     """
 
-    def __init__(self, warn: Callable[[str], None]) -> None:
+    def __init__(self, warn: Callable[[str], None], times_logged: Callable[[str], int] = lambda _: 0) -> None:
         self.payload_exception: str | None = None
         """What the payload's last start closed its session with, as Python prints it."""
+        self.shown = Shown(None)
+        """What this run's log shows already of a job that is read again; set before anything is fed."""
         self._handler: dg.PipesMessageHandler | None = None
         self._warn = warn
+        self._times_logged = times_logged
+        self._read = 0
+        """Bytes of this start's messages, up to the end of the line that is handled."""
+        self._seen = False
+        """This run's log has what comes of this line from an earlier attempt."""
+        self._texts: Counter[str] = Counter()
         self._bad = 0
         self._start = 0
         self._lines = Lines()
@@ -111,13 +124,14 @@ class RelayedMessageReader(dg.PipesMessageReader):
         if start != self._start:
             self._begin(start)
         for line in self._lines.feed(data):
-            self._take(line)
+            self._next(line, len(line) + 1)
 
     def finish(self, last_start: int) -> None:
         """Hand over the results of the job's last start; nothing may be fed afterwards."""
         rest = self._lines.take_rest()
         if rest:
-            self._take(rest)
+            self._next(rest, len(rest))
+        self._seen = False
         if last_start != self._start:
             self._begin(last_start)
         for message in self._held:
@@ -134,10 +148,17 @@ class RelayedMessageReader(dg.PipesMessageReader):
                 f"[pipes] start {self._start} was superseded by start {start}: its {dropped} results don't count."
             )
         self._start = start
+        self._read = 0
+        self._texts.clear()
         self._lines.take_rest()
         self._held.clear()
         self._closed = None
         self.payload_exception = None
+
+    def _next(self, line: bytes, length: int) -> None:
+        self._read += length
+        self._seen = self._read <= self.shown.until(self._start, Stream.MESSAGES)
+        self._take(line)
 
     def _take(self, line: bytes) -> None:
         if not line.strip():
@@ -163,10 +184,29 @@ class RelayedMessageReader(dg.PipesMessageReader):
             self._close(message)
         elif method in _HELD:
             self._held.append(message)
-        elif method in _AT_ONCE:
-            self._deliver(_with_known_level(message) if method == "log" else message)
+        elif method == _OPENED:
+            self._deliver(message)
+        elif method in _LOGS:
+            self._log(_with_known_level(message) if method == "log" else message)
         else:
             self._complain(f"has the unknown method {method[:50]!r}", line)
+
+    def _log(self, message: PipesMessage) -> None:
+        """Pass a line on, unless this run's log has it from an earlier attempt."""
+        start, read = self._start, self._read
+        params = message.get("params")
+        text = str(params.get("message")) if isinstance(params, Mapping) else ""
+        doubt = self.shown.doubt(start, Stream.MESSAGES)
+        if doubt is not None:
+            self._texts[text] += 1
+            if doubt.until == read and self._times_logged(text) >= self._texts[text]:
+                self.shown.end(start, Stream.MESSAGES, read)
+                return
+        if self._seen:
+            return
+        self.shown.begin(start, Stream.MESSAGES, read)
+        self._deliver(message)
+        self.shown.end(start, Stream.MESSAGES, read)
 
     def _close(self, message: PipesMessage) -> None:
         """Keep one ``closed``: a payload of several processes may send several, Dagster expects one, the last."""
@@ -188,10 +228,11 @@ class RelayedMessageReader(dg.PipesMessageReader):
 
     def _complain(self, what: str, line: bytes) -> None:
         self._bad += 1
-        if self._bad > MAX_WARNINGS:
+        if self._bad > MAX_WARNINGS or self._seen:
             return
         excerpt = line[:_EXCERPT].decode(errors="replace") + ("…" if len(line) > _EXCERPT else "")
         self._warn(f"[pipes] a message of {len(line):,} bytes {what}: {excerpt}")
+        self.shown.end(self._start, Stream.MESSAGES, max(self._read, self.shown.until(self._start, Stream.MESSAGES)))
 
 
 def _with_known_level(message: PipesMessage) -> PipesMessage:

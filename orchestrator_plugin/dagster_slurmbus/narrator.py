@@ -30,9 +30,19 @@ class Narrator:
         self._info = info
         self._warning = warning
         self._told: tuple[object, ...] = ()
+        self._known_until = 0.0
+        self._over_limit: set[tuple[int, str]] = set()
+
+    def found(self, record: Record, *, what: str) -> None:
+        """Tell that a job of an earlier attempt is followed; what happened to it before isn't told again."""
+        self._known_until = record.updated_at
+        where = f" on {record.node_list}" if record.node_list else ""
+        self._info(f"going on with {self._name(record)}{where}, {what}: it is {record.state}")
 
     def state(self, record: Record) -> None:
         """Tell what the record says, if it is news."""
+        if record.updated_at <= self._known_until:
+            return
         pending = record.state is JobState.PENDING
         shown = record.slurm_state if record.slurm_state not in {None, record.state.value} else None
         reason = record.reason if pending and record.reason not in _NO_REASON else None
@@ -40,8 +50,7 @@ class Narrator:
         if news == self._told:
             return
         self._told = news
-        name = f"Slurm job {record.job_id}" if record.scheduler != "local" else f"local job {record.job_id}"
-        text = f"{name if record.job_id is not None else f'job {self._key}'} is {record.state}"
+        text = f"{self._name(record)} is {record.state}"
         if shown and not record.state.is_final:
             text += f" (Slurm says {shown})"
         if reason:
@@ -73,9 +82,22 @@ class Narrator:
             self._warning(f"waiting: the agent of site {self._site} hasn't taken the job yet, {silence}")
 
     def gap(self, gap: Gap) -> None:
-        """Tell that some output is gone."""
-        why = gap.reason or "nobody has them"
-        self._warning(f"{gap.length:,} bytes of {gap.stream} are missing after byte {gap.offset:,}: {why}")
+        """Tell that some output doesn't come: each loss, and once that the rest of a stream lies in the spool."""
+        if not gap.over_limit:
+            why = gap.reason or "nobody has them"
+            self._warning(f"{gap.length:,} bytes of {gap.stream} are missing after byte {gap.offset:,}: {why}")
+        elif (gap.start, gap.stream) not in self._over_limit:
+            self._over_limit.add((gap.start, gap.stream))
+            where = f"in {gap.path} on the site" if gap.path else "in the job's spool"
+            self._warning(
+                f"{gap.stream} is over its limit after byte {gap.offset:,}: from here on only the newest lines are "
+                f"shown; all of it lies {where}"
+            )
+
+    def _name(self, record: Record) -> str:
+        if record.job_id is None:
+            return f"job {self._key}"
+        return f"Slurm job {record.job_id}" if record.scheduler != "local" else f"local job {record.job_id}"
 
 
 def clock(at: float) -> str:

@@ -14,11 +14,14 @@ import dagster as dg
 from dagster_slurmbus._compat import Context, TreatAsResourceParam
 from dagster_slurmbus.bus import BusResource, local_client
 from dagster_slurmbus.files import Files, StrPath, local_files, without_duplicates
-from dagster_slurmbus.invocation import OUTPUTS_LIMIT, Conduct, Invocation, Request
+from dagster_slurmbus.invocation import OUTPUTS_LIMIT, Invocation, Request
 from dagster_slurmbus.outcomes import CompletedJob
 from dagster_slurmbus.queue_config import Options, merge
+from dagster_slurmbus.reattach import OnChangedRequest
 from dagster_slurmbus.values import absolute, environment, inside, resolved, wrong
+from dagster_slurmbus.watching import Conduct
 from slurmbus.client import SiteClient
+from slurmbus.local import LOCAL_SITE
 from slurmbus_protocol.messages import CommandPlan
 
 
@@ -39,6 +42,9 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         bus: how to reach it; by default what ``SLURMBUS_…`` variables and this machine's sites say.
         queue: what every job asks Slurm for; ``run(options=…)`` goes over it.
         remote_base: an absolute folder on the site under which working directories are made; by default the spool.
+        on_changed_request: what a retried step does with the job of an earlier attempt when it asks for another one
+            now (other code, other resources): ``resubmit`` ends that job and submits a new one, ``reattach`` follows
+            it all the same, ``fail`` fails the step.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         bus: BusResource | None = None,
         queue: Options | None = None,
         remote_base: str | None = None,
+        on_changed_request: str = "resubmit",
     ) -> None:
         for name, given in (("context_injector", context_injector), ("message_reader", message_reader)):
             if given is not None:
@@ -68,6 +75,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             forward_stdio=forward_stdio,
             forward_termination=forward_termination,
             termination_timeout_seconds=termination_timeout_seconds,
+            on_changed_request=OnChangedRequest.of(on_changed_request),
         )
         self.site = site
         self.bus = bus
@@ -78,7 +86,12 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
 
     @classmethod
     def local(
-        cls, *, home: StrPath | None = None, env: Mapping[str, str] | None = None, cwd: str | None = None
+        cls,
+        *,
+        home: StrPath | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        on_changed_request: str = "resubmit",
     ) -> Self:
         """Give a client that runs jobs as processes of this machine, with nothing else to configure.
 
@@ -86,8 +99,9 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             home: where the local helper keeps its things; by default this user's own folder.
             env: environment variables of every job.
             cwd: an absolute folder to run in.
+            on_changed_request: as above.
         """
-        client = cls(env=env, cwd=cwd)
+        client = cls(env=env, cwd=cwd, on_changed_request=on_changed_request)
         client._local = True
         client._home = Path(home) if home is not None else None
         return client
@@ -106,8 +120,9 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         outputs_limit: int = OUTPUTS_LIMIT,
         options: Options | None = None,
         ship_pipes_module: bool = True,
+        reattach_key: str | None = None,
     ) -> CompletedJob:
-        """Run a command as one job and wait for its end.
+        """Run a command as one job and wait for its end; when this step is a retry, go on with the job that it has.
 
         Args:
             context: of the executing step.
@@ -122,6 +137,8 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             outputs_limit: how many bytes may come back in all.
             options: what this job asks Slurm for, over the client's ``queue``.
             ship_pipes_module: put the ``dagster_pipes`` module beside the payload.
+            reattach_key: a name of this call within the step, by which a retry finds its job; by default calls are told
+                apart by what they ask for and by their order.
 
         Raises:
             dagster.Failure: the job failed or couldn't be submitted; the message says why and what to do.
@@ -143,6 +160,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             work_base=absolute(resolved(self.remote_base, "remote_base"), "remote_base"),
             extras=extras,
             ship_pipes_module=ship_pipes_module,
+            reattach_key=reattach_key,
         )
         return self.invoke(context, request)
 
@@ -150,11 +168,15 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         """Run what was already put together; ``run`` and ``ComputeResource.run`` end here."""
         return Invocation(context, self.connect, request, self.conduct).run()
 
-    def connect(self) -> SiteClient:
-        """Give the site's client; the bus is connected to at its first use, once per process."""
-        if self._local:
+    def connect(self, site: str | None = None) -> SiteClient:
+        """Give the client of a site, by default the configured one; the bus is connected to at its first use.
+
+        Args:
+            site: another one, to which an earlier attempt submitted.
+        """
+        if self._local if site is None else site == LOCAL_SITE:
             return local_client(self._home)
-        site = resolved(self.site, "site")
+        site = site or resolved(self.site, "site")
         if not site:
             raise wrong(
                 "PipesSlurmClient: site isn't set; name the site whose agent takes the jobs, "

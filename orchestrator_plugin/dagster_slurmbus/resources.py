@@ -18,6 +18,7 @@ from dagster_slurmbus.launchers import BashLauncher, ComputeLauncher
 from dagster_slurmbus.outcomes import CompletedJob
 from dagster_slurmbus.pipes import PipesSlurmClient
 from dagster_slurmbus.queue_config import Options, SlurmQueueConfig, merge
+from dagster_slurmbus.reattach import OnChangedRequest
 from dagster_slurmbus.values import absolute, environment, inside, resolved, wrong
 from slurmbus_protocol.errors import InvalidName
 from slurmbus_protocol.subjects import check_token
@@ -77,6 +78,7 @@ class SlurmResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gener
         forward_termination: bool = True,
         forward_stdio: bool = True,
         termination_timeout_seconds: float = 20,
+        on_changed_request: str = "resubmit",
     ) -> PipesSlurmClient:
         """Give a Pipes client of this site, for commands instead of payloads; its arguments are explained there."""
         return PipesSlurmClient(
@@ -89,6 +91,7 @@ class SlurmResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gener
             bus=self.bus,
             queue=self.queue,
             remote_base=self.remote_base,
+            on_changed_request=on_changed_request,
         )
 
 
@@ -99,6 +102,11 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
     slurm: SlurmResource | None = Field(default=None, description="The site; needed when mode is slurm.")
     default_launcher: ComputeLauncher | None = Field(
         default=None, description="How payloads are started; BashLauncher when nothing is said."
+    )
+    on_changed_request: str = Field(
+        default=OnChangedRequest.RESUBMIT.value,
+        description="What a retried step does with the job of an earlier attempt when it asks for another one now "
+        "(other code, other resources): resubmit (end it and submit anew), reattach (follow it all the same) or fail.",
     )
 
     @field_validator("mode", mode="before")
@@ -113,6 +121,11 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         if mode not in _OFFERED:
             raise ValueError(f"{mode.value!r} isn't in this version: use {' or '.join(_OFFERED)}")
         return mode.value
+
+    @field_validator("on_changed_request", mode="before")
+    @classmethod
+    def _change_is_handled(cls, value: Any) -> Any:
+        return value if is_env_var(value) else OnChangedRequest.of(value).value
 
     def run(
         self,
@@ -129,8 +142,9 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         options: Options | None = None,
         launcher: ComputeLauncher | None = None,
         ship_pipes_module: bool = True,
+        reattach_key: str | None = None,
     ) -> CompletedJob:
-        """Run a payload as one job and wait for its end.
+        """Run a payload as one job and wait for its end; when this step is a retry, go on with the job that it has.
 
         Args:
             context: of the executing step.
@@ -145,6 +159,8 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             options: what this job asks Slurm for, over the resource's queue.
             launcher: instead of the resource's default one.
             ship_pipes_module: put the ``dagster_pipes`` module beside the payload.
+            reattach_key: a name of this call within the step, by which a retry finds its job; by default calls are told
+                apart by what they ask for and by their order.
 
         Raises:
             dagster.Failure: the job failed or couldn't be submitted; the message says why and what to do.
@@ -163,13 +179,14 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             work_base=absolute(resolved(client.remote_base, "slurm.remote_base"), "slurm.remote_base"),
             extras=extras,
             ship_pipes_module=ship_pipes_module,
+            reattach_key=reattach_key,
         )
         return client.invoke(context, request)
 
     def pipes_client(self) -> PipesSlurmClient:
         """Give the Pipes client behind the mode."""
         if self.mode == ExecutionMode.LOCAL:
-            return PipesSlurmClient.local()
+            return PipesSlurmClient.local(on_changed_request=self.on_changed_request)
         if self.slurm is None:
             raise wrong("ComputeResource: mode is 'slurm', but the field slurm isn't set; give it a SlurmResource")
-        return self.slurm.pipes_client()
+        return self.slurm.pipes_client(on_changed_request=self.on_changed_request)

@@ -11,16 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from nats.aio.msg import Msg
 
 from slurmbus_agent.job import Job, Tools
 from slurmbus_agent.relay import Relay
 from slurmbus_agent.spool import Spool
+from slurmbus_agent.spool_files import Report
 from slurmbus_protocol import codec, subjects
 from slurmbus_protocol.bus import Bus, BusSettings
 from slurmbus_protocol.embedded import BusUser, EmbeddedServer, new_user_seed, public_key
 from slurmbus_protocol.errors import BusUnreachable
-from slurmbus_protocol.messages import Chunk, CommandPlan, JobSpec, Record
+from slurmbus_protocol.messages import Chunk, CommandPlan, JobSpec, Record, Start
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.streams import ensure_streams
 from slurmbus_protocol.subjects import Stream
@@ -50,8 +52,21 @@ class Place:
         folder = self.spool.job(key, 0)
         folder.create(b"request", "subject", {})
         (folder.path / "0.stdout").write_bytes(content)
+        start = Start(number=0, job_id=1, node="c1", nonce="n")
+        report = Report(
+            start=0, job_id=1, node="c1", nonce="n", reported_at=1, sizes={Stream.STDOUT.value: len(content)}
+        )
+        (folder.path / "0.report").write_bytes(msgspec.json.encode(report))
         record = Record(
-            key=key, site=SITE, epoch=1, state=JobState.RUNNING, name="x", submitter="me", created_at=1, updated_at=1
+            key=key,
+            site=SITE,
+            epoch=1,
+            state=JobState.RUNNING,
+            name="x",
+            submitter="me",
+            created_at=1,
+            updated_at=1,
+            starts=(start,),
         )
         spec = JobSpec(name="x", plan=CommandPlan(argv=("true",)), stream_limit=limit)
         nothing: Any = None

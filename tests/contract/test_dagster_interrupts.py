@@ -16,6 +16,7 @@ from contract.test_dagster_jobs import (  # noqa: F401 - fixtures
     handles_of,
     instance,
     log_of,
+    output_of,
     site,
 )
 from dagster_slurmbus import PipesSlurmClient
@@ -27,12 +28,19 @@ class Interrupted:
     """A run that is interrupted while its job runs; as signals go to the main thread, the run is in this process."""
 
     def __init__(
-        self, site: DagsterSite, instance: dg.DagsterInstance, *, terminate: bool, stubborn: bool = False
+        self,
+        site: DagsterSite,
+        instance: dg.DagsterInstance,
+        *,
+        terminate: bool,
+        stubborn: bool = False,
+        ends_when_found_again: bool = False,
     ) -> None:
         self.site = site
         self.instance = instance
         self.terminate = terminate
         self.stubborn = stubborn
+        self.ends_when_found_again = ends_when_found_again
         self.over = asyncio.Event()
         site.script = self.script
 
@@ -45,6 +53,12 @@ class Interrupted:
             assert run is not None
             self.instance.report_run_canceling(run)
         os.kill(os.getpid(), signal.SIGINT)
+        if self.ends_when_found_again:
+            while len(handles_of(self.instance, run_id)) < 2:
+                await asyncio.sleep(0.05)
+            await job.write(Stream.STDOUT, b"worked\n")
+            await job.end()
+            return
         waiting = [asyncio.create_task(self.over.wait())]
         if not self.stubborn:
             waiting.append(asyncio.create_task(job.cancelled.wait()))
@@ -99,13 +113,18 @@ def test_a_redeploy_only_detaches_and_says_how_to_find_the_job(
     assert [handle.external_run_id for handle in handles_of(instance, result.run_id)] == [job.submit.key]
 
 
-def test_a_detached_step_with_a_retry_policy_does_not_submit_again(
+def test_a_detached_step_with_a_retry_policy_goes_on_with_its_job(
     site: DagsterSite,
     instance: dg.DagsterInstance,
 ) -> None:
-    Interrupted(site, instance, terminate=False).run(site.client, dg.RetryPolicy(max_retries=2))
-    assert len(site.jobs) == 1
-    assert site.jobs[0].cancel is None
+    result = Interrupted(site, instance, terminate=False, ends_when_found_again=True).run(
+        site.client, dg.RetryPolicy(max_retries=2)
+    )
+    assert result.success
+    (job,) = site.jobs
+    assert job.cancel is None
+    assert [handle.external_run_id for handle in handles_of(instance, result.run_id)] == [job.submit.key] * 2
+    assert output_of(result, instance)[0] == b"working\nworked\n"
 
 
 def test_a_client_may_leave_jobs_alone(site: DagsterSite, instance: dg.DagsterInstance) -> None:

@@ -29,7 +29,7 @@ from dagster_slurmbus import (
     SlurmResource,
     SlurmRunConfig,
 )
-from dagster_slurmbus.invocation import request_hash
+from dagster_slurmbus.reattach import request_hash, request_parts
 from slurmbus.home import Home
 from slurmbus.testing import ScriptedAgent
 from slurmbus_protocol import blobs
@@ -542,10 +542,9 @@ def test_two_calls_in_one_step_are_two_jobs_each_found_again(site: DagsterSite, 
     handles = handles_of(instance, result.run_id)
     assert [handle.external_run_id for handle in handles] == keys
     assert [handle.client_name for handle in handles] == ["slurmbus:0", "slurmbus:1"]
-    assert [handle.extras["call"] for handle in handles] == [0, 1]
     assert [handle.extras["site"] for handle in handles] == [SITE, SITE]
     assert [handle.extras["request"] for handle in handles] == [
-        request_hash(job.spec, result.run_id) for job in site.jobs
+        request_hash(request_parts(job.spec, result.run_id, {})) for job in site.jobs
     ]
     for handle, job in zip(handles, site.jobs, strict=True):
         assert handle.launched_at <= job.seen_at

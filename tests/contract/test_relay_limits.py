@@ -10,6 +10,8 @@ import pytest
 
 from contract.relay_site import SITE, Place, chunks_on, relay_place
 from slurmbus_agent import budgets
+from slurmbus_agent.events import Drain, Drained
+from slurmbus_agent.follower import SpoolFollower
 from slurmbus_agent.linking import JobLinks
 from slurmbus_agent.relay import Relay
 from slurmbus_protocol import subjects
@@ -101,6 +103,20 @@ def test_what_was_evicted_is_streamed_once_more_at_most(place: Place) -> None:
         again = await chunks_on(bus, key)
         assert again[0].offset == 0
         assert sum(len(chunk.data) for chunk in again) <= LIMIT + budgets.LAST_BYTES
+
+    place.run(test)
+
+
+def test_a_size_that_is_stale_doesnt_cut_off_what_was_relayed(place: Place) -> None:
+    async def test(bus: Bus) -> None:
+        key = new_ulid()
+        relay = Relay(bus, SITE)
+        job = place.job(key, relay, limit=LIMIT, content=b"what this host sees\n")
+        await relay.put(key, 0, 0, Stream.STDOUT, 0, b"what this host sees\nand what the runner has sent\n")
+        await job._drain(Drain(start=0))
+        told, _ = job._inbox.get_nowait()
+        assert isinstance(told, Drained)
+        assert told.sizes == {"stdout": 49, "stderr": 0, "messages": 0}
 
     place.run(test)
 
@@ -226,6 +242,25 @@ class SlowBus:
             self.under_way += 1
             await self.gate.wait()
         return await self._bus.publish(subject, data, **options)
+
+
+def test_one_jobs_flood_in_the_spool_doesnt_hold_up_the_next_job(place: Place) -> None:
+    async def test(bus: Bus) -> None:
+        slow = SlowBus(bus)
+        relay = Relay(slow, SITE)  # type: ignore[arg-type]
+        quiet = new_ulid()
+        jobs = [place.job(new_ulid(), relay, limit=10**9, content=LINES) for _ in range(3)]
+        jobs.append(place.job(quiet, relay, limit=10**9, content=b"a line\n"))
+        following = asyncio.create_task(SpoolFollower(lambda: jobs).run())
+        await until(lambda: slow.under_way == 3, "the floods that are under way")
+        while await relay.offset(quiet, 0, 0, Stream.STDOUT) < 7:
+            await asyncio.sleep(0.01)
+        assert not slow.gate.is_set()
+        slow.gate.set()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+    place.run(test)
 
 
 def test_one_jobs_flood_doesnt_hold_up_the_lines_and_messages_of_others(place: Place) -> None:
