@@ -61,6 +61,7 @@ JOBS = "jobs"
 FORGOTTEN = "forgotten"
 TRASH = "trash"
 _HEX_OF_NAME = 12
+_link_decoder = msgspec.json.Decoder(LinkAddress)
 
 
 class Spool:
@@ -125,7 +126,7 @@ class Spool:
         """Give the epoch of the last agent that led here, 0 when there was none or nobody can tell."""
         with typed(self.link):
             try:
-                return msgspec.json.decode(self.link.read_bytes(), type=LinkAddress).epoch
+                return _link_decoder.decode(self.link.read_bytes()).epoch
             except (FileNotFoundError, msgspec.DecodeError):
                 return 0
 

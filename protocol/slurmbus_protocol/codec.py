@@ -6,7 +6,6 @@ decoded by its known type. Fields that this side doesn't know are ignored, so th
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TypeVar
 
 import msgspec
@@ -45,9 +44,8 @@ class _Envelope(msgspec.Struct, array_like=True, frozen=True):
 _envelope_decoder = msgspec.msgpack.Decoder(_Envelope)
 
 
-@cache
-def _decoder(message_type: type[Message]) -> msgspec.msgpack.Decoder[Message]:
-    return msgspec.msgpack.Decoder(message_type)
+_decoders = {message: msgspec.msgpack.Decoder(message) for message in MESSAGE_TYPES}
+"""Made here, once: two threads that make the first decoder of a type at the same moment crash msgspec 0.22."""
 
 
 def encode(message: Message) -> bytes:
@@ -81,7 +79,7 @@ def decode(data: bytes) -> Message:
             f"{envelope.type} version {envelope.version} can't be read here, only {message_type.VERSION}"
         )
     try:
-        return _decoder(message_type).decode(envelope.body)
+        return _decoders[message_type].decode(envelope.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidBody(f"{envelope.type}: {error}") from error
 

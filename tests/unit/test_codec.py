@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -107,3 +109,32 @@ def test_decoding_as_another_type_is_refused() -> None:
     cancel = Cancel(id=KEY, key=KEY, site="a", expires_at=1.0, submitter="me")
     with pytest.raises(UnknownType):
         codec.decode_as(codec.encode(cancel), Ping)
+
+
+_FIRST_IN_THREADS = """
+import sys, threading
+from slurmbus_protocol import codec
+from slurmbus_protocol.messages import Ping
+data = codec.encode(Ping(sent_at=1.0))
+sys.setswitchinterval(1e-6)
+barrier = threading.Barrier(8)
+def decode():
+    barrier.wait()
+    for name in codec.MESSAGE_TYPES:
+        try:
+            codec._decoders[name].decode(b"\\x80")
+        except Exception:
+            pass
+    assert codec.decode(data) == Ping(sent_at=1.0)
+threads = [threading.Thread(target=decode) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_the_first_messages_may_be_read_in_several_threads_at_once() -> None:
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", _FIRST_IN_THREADS], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
