@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,8 +20,6 @@ from slurmbus_protocol.states import JobState
 
 BEGIN = 'echo "$SLURM_JOB_ID $SLURMD_NODENAME" >>$HOME/ran.$MARK; '
 """The payload's own word that it runs, independent of claims and reports."""
-LOST_WITHIN = 200.0
-"""Seconds; a claimed job counts as lost after two minutes without a final word."""
 
 
 def submit(client: SiteClient, mark: str, text: str, options: JobOptions | None = None) -> str:
@@ -362,13 +359,11 @@ def test_on_a_site_without_accounting_a_forgotten_job_is_lost_and_others_are_wel
         story = run(alice, "echo", "well")
         assert (story.record.state, story.stdout) == (JobState.COMPLETED, "well\n")
         key = forget_while_away(alice, alice_agent, cluster, "nobody", "echo done")
-        begun = time.monotonic()
         alice_agent.start()
         story = follow(alice, key)
         assert story.record.state is JobState.LOST, "the runner's own word is no proof"
         assert "exit code 0" in (story.record.reason or "")
         assert story.stdout == "begun\ndone\n"
-        assert time.monotonic() - begun < LOST_WITHIN
     alice_agent.stop()
     alice_agent.start()
     assert run(alice, "true").record.state is JobState.COMPLETED

@@ -18,6 +18,7 @@ from typing import Any
 from slurmbus_agent.scheduler.base import (
     AccountingRow,
     BatchJob,
+    NoAccounting,
     Observation,
     OutcomeUnknown,
     Refused,
@@ -260,7 +261,7 @@ class ChildScheduler:
             return
         try:
             call.end(result_of(call.kind, await self._exchange(channel, call)))
-        except Refused as error:
+        except (Refused, NoAccounting) as error:  # an answer
             call.fail(error)
         except SchedulerError as error:
             call.fail(error)
