@@ -66,6 +66,7 @@ __all__ = [
     "record_reattach",
     "related_runs",
     "shown_path",
+    "status_of_ended_run",
     "step_key",
     "times_logged",
     "unfinished_runs",
@@ -136,6 +137,14 @@ def partition(context: dg.OpExecutionContext) -> dict[str, str]:
     return named | ({"partitions": serialize_value(subset)} if subset is not None else {})
 
 
+def status_of_ended_run(context: dg.OpExecutionContext) -> str | None:
+    """Give the status of this step's run when it is over: its worker was lost, and this process has outlived it."""
+    if is_invoked_directly(context):
+        return None
+    run = context.instance.get_run_by_id(context.run_id)
+    return run.status.value if run is not None and run.is_finished else None
+
+
 def ends_for_good(context: dg.OpExecutionContext) -> bool:
     """Tell whether an interrupt means that somebody ended the run, so that nobody will come back for its jobs.
 
@@ -154,11 +163,19 @@ class Attempt:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._calls = itertools.count()
+        self._names: set[str] = set()
         self._kept: dict[str, Any] = {}
 
     def next_call(self) -> int:
         """Count the jobs of this attempt, from 0."""
         return next(self._calls)
+
+    def is_new(self, name: str) -> bool:
+        """Tell whether no call of this attempt has this name yet, and give it to the caller."""
+        with self._lock:
+            new = name not in self._names
+            self._names.add(name)
+            return new
 
     def kept(self, name: str, make: Callable[[], T]) -> T:
         """Give what was made under this name, making it once."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import dagster as dg
 import dagster_pipes
+import msgspec
 
 from dagster_slurmbus import _compat
 from dagster_slurmbus.failures import failure, from_error
@@ -41,7 +42,7 @@ from dagster_slurmbus.reattach import (
 from dagster_slurmbus.values import inside, wrong
 from dagster_slurmbus.watching import INTERRUPTS, Conduct, Watching
 from slurmbus.client import SiteClient
-from slurmbus_protocol.errors import RequestExpired, SlurmbusError
+from slurmbus_protocol.errors import BlobMissing, RequestExpired, SlurmbusError
 from slurmbus_protocol.messages import CommandPlan, FileRef, JobOptions, JobSpec, Record
 from slurmbus_protocol.subjects import new_ulid
 
@@ -178,9 +179,13 @@ class Invocation:
 
     def _submit(self, client: SiteClient, key: str, files: list[FileRef] | None = None) -> Done:
         """Submit and follow; the launch handle is written before anything is published."""
+        over = _compat.status_of_ended_run(self._context)
+        if over is not None:  # nobody would see what comes of it
+            raise wrong(f"run {self._context.run_id} is over ({over}): this step submits nothing any more")
         files = self._uploaded(client) if files is None else files
-        spec = self._spec(files, self._pipes_module(client))
-        parts = self._parts(spec)
+        plain = self._spec(files)
+        parts = self._parts(plain)
+        spec = msgspec.structs.replace(plain, pipes_module=self._pipes_module(client), labels=self._labels())
         _compat.record_launch(
             self._context,
             client=self._call,
@@ -207,7 +212,8 @@ class Invocation:
             return None
         return client.upload(Path(dagster_pipes.__file__), PIPES_MODULE, executable=False)
 
-    def _spec(self, files: list[FileRef], pipes_module: FileRef | None = None) -> JobSpec:
+    def _spec(self, files: list[FileRef]) -> JobSpec:
+        """Put together what the user asks for."""
         request = self._request
         return JobSpec(
             name=_NOT_IN_A_NAME.sub("_", _compat.step_key(self._context))[:_NAME_LENGTH],
@@ -220,8 +226,6 @@ class Invocation:
             outputs=request.outputs,
             outputs_limit=request.outputs_limit,
             pipes_context=self._injector.data,
-            pipes_module=pipes_module,
-            labels=self._labels(),
         )
 
     def _parts(self, spec: JobSpec) -> dict[str, str]:
@@ -315,9 +319,16 @@ class Invocation:
         step = _NOT_IN_A_NAME.sub("_", _compat.step_key(self._context))
         own = _compat.files_directory(self._context) / "slurmbus" / step / record.key
         folder = self._request.outputs_dir or own
-        return {
-            ref.path: client.download(ref, folder / inside(ref.path, "the agent's outputs")) for ref in record.outputs
-        }
+        try:
+            return {
+                ref.path: client.download(ref, folder / inside(ref.path, "the agent's outputs"))
+                for ref in record.outputs
+            }
+        except BlobMissing as error:
+            raise wrong(
+                f"job {record.key} has completed, but the bus no longer holds its outputs ({error.message}): "
+                "re-execute all steps to run it again"
+            ) from error
 
     def _whereabouts(self) -> Metadata:
         """Say where to look for the job, for failures that aren't the job's."""

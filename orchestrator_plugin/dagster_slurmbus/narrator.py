@@ -31,6 +31,7 @@ class Narrator:
         self._warning = warning
         self._told: tuple[object, ...] = ()
         self._known_until = 0.0
+        self._twins = 0
         self._over_limit: set[tuple[int, str]] = set()
 
     def found(self, record: Record, *, what: str) -> None:
@@ -43,6 +44,7 @@ class Narrator:
         """Tell what the record says, if it is news."""
         if record.updated_at <= self._known_until:
             return
+        self._twin(record)
         pending = record.state is JobState.PENDING
         shown = record.slurm_state if record.slurm_state not in {None, record.state.value} else None
         reason = record.reason if pending and record.reason not in _NO_REASON else None
@@ -62,6 +64,12 @@ class Narrator:
         if record.state is JobState.ACCEPTED:
             text += f" by the agent of site {self._site}"
         self._info(text)
+
+    def _twin(self, record: Record) -> None:
+        """Tell that Slurm had a second job for this request; it ended, or was ended, without running anything."""
+        for job_id in record.twins[self._twins :]:
+            self._warning(f"Slurm job {job_id} is a twin of {self._name(record)}: it ends without running anything")
+        self._twins = len(record.twins)
 
     def waiting(self, event: Waiting) -> None:
         """Tell why nothing has happened for a while, if that isn't the job's own business."""

@@ -192,12 +192,10 @@ def launch_client(context: dg.OpExecutionContext, reattach_key: str | None) -> s
     attempt = _compat.attempt(context)
     if reattach_key is None:
         return f"{CLIENT}{attempt.next_call()}"
-    used: set[str] = attempt.kept("reattach_keys", set)
     if not isinstance(reattach_key, str) or not reattach_key:
         raise wrong(f"reattach_key={reattach_key!r} isn't a text; nothing was submitted")
-    if reattach_key in used:
+    if not attempt.is_new(reattach_key):
         raise wrong(f"reattach_key={reattach_key!r} was given to two calls of this step; give each its own")
-    used.add(reattach_key)
     return f"{CLIENT}key:{reattach_key}"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 
-from chaos.faults import confuses_controller
+from chaos.faults import confuses_controller, may_double_a_submit
 from chaos.history import Execution, FaultHistory, JobHistory, RunHistory, SlurmRow
 from chaos.measures import SEVERAL, delays
 from chaos.payload import LINE, OUTPUT_LINES
@@ -412,7 +412,7 @@ def _check_twins(job: JobHistory, run: RunHistory) -> Iterator[Breach]:
         times = [row.submit for row in job.rows if row.submit is not None]
         first, last = min(times, default=0.0), max(times, default=0.0)
         disturbed = any(
-            confuses_controller(fault.kind) and fault.begin - FORGETFUL <= last and fault.end + BUSY >= first
+            may_double_a_submit(fault.kind) and fault.begin - FORGETFUL <= last and fault.end + BUSY >= first
             for fault in run.faults
         )
         if not disturbed:

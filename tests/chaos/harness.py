@@ -95,15 +95,17 @@ class Run:
             payload = await site.upload_bytes((Path(__file__).parent / "payload.py").read_bytes(), "payload.py")
             await asyncio.to_thread(self._rig.start_agents)
             watching = asyncio.create_task(self._watch_lease(site))
-            supervising = asyncio.create_task(self._supervise())
+            minding = [asyncio.create_task(work()) for work in (self._supervise, self._mind_nodes)]
             try:
                 await self._await_leader()
                 with self._steps if self._schedule.steps else contextlib.nullcontext():
                     await self._disturb(site, payload)
             finally:
-                for task in (watching, supervising):
+                for task in (watching, *minding):
                     task.cancel()
-                await asyncio.gather(watching, supervising, return_exceptions=True)
+                for result in await asyncio.gather(watching, *minding, return_exceptions=True):
+                    if not isinstance(result, asyncio.CancelledError):
+                        self._history.problems.append(f"watching ended: {result!r}")
             self._history.faults = self.saboteur.done
             self._history.end = time.time()
             await self._hear_witnesses(session)
@@ -241,6 +243,15 @@ class Run:
                     tail = " / ".join(agent.log.splitlines()[-30:])
                     self._history.deaths.append(f"on {host} with code {code} at {time.time():.2f}: {tail}")
                     await asyncio.to_thread(agent.start)
+
+    async def _mind_nodes(self) -> None:
+        """Put nodes back to work that the controller took out of it, as the site's administrator would.
+
+        It does so when a node refuses a job: one that runs there already and that the controller had forgotten.
+        """
+        while True:
+            await asyncio.sleep(3.0)
+            await asyncio.to_thread(self._rig.resume_nodes)
 
     # ------------------------------------------------------------------ afterwards
 

@@ -32,6 +32,8 @@ CLOCKS = "/home/alice/clocks"
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 MIN_JOB_AGE = 10
 """Seconds after which the controller forgets a finished job: short, so that many are forgotten while nobody looks."""
+REASON = "chaos"
+"""Why nodes are drained that shall stay so."""
 POINTED = "/opt/chaos"
 """Where the agent that stops at points is installed."""
 
@@ -226,8 +228,16 @@ class Rig:
 
     def set_nodes(self, nodes: str, state: str) -> None:
         """Keep jobs from starting on nodes (`drain`), or let them (`resume`)."""
-        command = ["scontrol", "update", f"nodename={nodes}", f"state={state}", "reason=chaos"]
+        command = ["scontrol", "update", f"nodename={nodes}", f"state={state}", f"reason={REASON}"]
         self.cluster.exec("ctld", command, check=False)
+
+    def resume_nodes(self) -> None:
+        """Let jobs start again on nodes that were drained by anybody but us."""
+        drained = self.cluster.exec("ctld", ["sinfo", "-R", "-h", "-o", "%n %E"], check=False).stdout
+        for line in drained.splitlines():
+            node, _, reason = line.partition(" ")
+            if reason != REASON:
+                self.set_nodes(node, "resume")
 
     def await_save(self, seconds: float = 15.0) -> None:
         """Wait until the controller has saved what it knows now; it saves every 5 s at most, after a change."""

@@ -550,6 +550,17 @@ def test_two_calls_in_one_step_are_two_jobs_each_found_again(site: DagsterSite, 
         assert handle.launched_at <= job.seen_at
 
 
+def test_two_calls_may_not_have_the_same_name(site: DagsterSite) -> None:
+    @dg.asset
+    def twice(context: dg.AssetExecutionContext, slurm: PipesSlurmClient):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        slurm.run(context=context, command="echo one", reattach_key="it")
+        return slurm.run(context=context, command="echo two", reattach_key="it").get_materialize_result()
+
+    words, _ = failure_of(dg.materialize([twice], resources={"slurm": site.client}, raise_on_error=False))
+    assert words == "reattach_key='it' was given to two calls of this step; give each its own"
+    assert len(site.jobs) == 1
+
+
 def test_calls_may_come_from_several_threads(site: DagsterSite) -> None:
     @dg.op
     def fan_out(context: dg.OpExecutionContext, slurm: PipesSlurmClient) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 import pytest
@@ -33,6 +33,7 @@ DEFINITIONS = Path(__file__).parent / "payloads" / "reattached.py"
 PAYLOAD = DEFINITIONS.with_name("patient.py")
 FIRST = b"".join(b"line %d\n" % number for number in range(1000))
 REST = b"".join(b"line %d\n" % number for number in range(1000, 2000))
+KILLS = 40
 
 WORKER = """
 import json, sys
@@ -177,10 +178,13 @@ class Desk:
         return run.status
 
 
+D = TypeVar("D", bound=Desk)
+
+
 @contextmanager
-def desk_at(folder: Path, client: SiteClient) -> Iterator[Desk]:
+def desk_at(folder: Path, client: SiteClient, kind: type[D]) -> Iterator[D]:
     with dg.DagsterInstance.local_temp(str(folder)) as instance:
-        desk = Desk(folder, instance, client)
+        desk = kind(folder, instance, client)
         try:
             yield desk
         finally:
@@ -191,7 +195,7 @@ def desk_at(folder: Path, client: SiteClient) -> Iterator[Desk]:
 
 @pytest.fixture
 def desk(home: Path, tmp_path: Path) -> Iterator[Desk]:
-    with desk_at(tmp_path, local_client(home)) as desk:
+    with desk_at(tmp_path, local_client(home), Desk) as desk:
         yield desk
 
 
@@ -293,6 +297,27 @@ def test_killed_at_a_moment(desk: Desk, moment: str) -> None:
     lines = log_of(desk.instance, run.run_id)
     assert [lines.count(text) for text in ("said early", "said late")] == [1, 1]
     assert desk.output(run.run_id, kind="stderr").count(b"a warning") == 1
+
+
+def test_killed_again_and_again_while_it_never_stops_talking(desk: Desk) -> None:
+    desk.payload.write_bytes(PAYLOAD.with_name("chatty.py").read_bytes())
+    worker = desk.start("chatty")
+    wait_until(lambda: desk.payloads or worker.poll() is not None, "the payload to run", 60)
+    run_id = desk.last_run.run_id
+    for attempt in range(KILLS):
+        before = len(desk.output(run_id))
+        wait_until(lambda at=attempt: len(desk.step_processes(run_id)) > at, "the next attempt", 60)
+        wait_until(lambda more=before: len(desk.output(run_id)) > more, "more output", 60)
+        os.kill(desk.step_processes(run_id)[-1], signal.SIGKILL)
+    wait_until(lambda: len(desk.step_processes(run_id)) == KILLS + 1, "the last attempt", 60)
+    desk.go()
+    assert worker.wait(120) == 0
+    assert desk.status(run_id) is dg.DagsterRunStatus.SUCCESS
+    said = int((desk.folder / "said").read_text())
+    assert desk.payloads == ["ran"]
+    assert desk.output(run_id) == b"".join(b"line %d %s\n" % (one, b"x" * (one % 500)) for one in range(said))
+    lines = [line for line in log_of(desk.instance, run_id) if line.startswith("said ")]
+    assert lines == [f"said {number}" for number in range(0, said, 100)]
 
 
 def test_a_killed_run_worker_leaves_its_job_to_the_reexecution(desk: Desk) -> None:

@@ -21,6 +21,7 @@ from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RESUME_RETRY_TAG, ROOT
 from dagster._core.test_utils import create_run_for_test
 
 from contract.bus_site import wait_until
+from contract.test_dagster_jobs import failure_of, handles_of
 from contract.test_dagster_reattach import DEFINITIONS, Desk, desk, home  # noqa: F401 - fixtures
 from dagster_slurmbus import BusResource, ComputeResource, PipesSlurmClient, SlurmResource, slurmbus_reconcile_sensor
 from dagster_slurmbus._compat import instance_id
@@ -103,7 +104,7 @@ def test_the_job_of_a_failed_run_waits_for_a_reexecution(desk: Desk) -> None:
     assert f"is left running: run {run.run_id} failed" in told
     assert "a re-execution from failure goes on with the job" in told
     worker = desk.start(parent=run.run_id, how="tagged")
-    wait_until(lambda: desk.last_run.status is Status.STARTED and desk.last_run.run_id != run.run_id, "its start", 60)
+    wait_until(lambda: desk.last_run.run_id != run.run_id and handles_of(desk.instance, desk.last_run.run_id), "it", 60)
     assert tick(desk.instance, cancel_failed_after=0.0) == "no job has lost its run"
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait(60)
@@ -111,6 +112,19 @@ def test_the_job_of_a_failed_run_waits_for_a_reexecution(desk: Desk) -> None:
     desk.instance.report_run_failed(again)
     wait_until(lambda: "was cancelled" in tick(desk.instance, cancel_failed_after=0.0), "the cancel")
     assert ended(desk, job).state is JobState.CANCELLED
+
+
+def test_a_step_that_outlives_its_run_submits_nothing(desk: Desk) -> None:
+    @dg.asset
+    def thing(context: dg.AssetExecutionContext, slurm: PipesSlurmClient):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        context.instance.report_run_failed(context.run)
+        return slurm.run(context=context, command="true").get_materialize_result()
+
+    result = dg.materialize(
+        [thing], instance=desk.instance, resources={"slurm": PipesSlurmClient.local()}, raise_on_error=False
+    )
+    assert failure_of(result)[0] == f"run {result.run_id} is over (FAILURE): this step submits nothing any more"
+    assert desk.jobs == []
 
 
 def test_jobs_of_others_are_left_alone(desk: Desk, tmp_path: Path) -> None:

@@ -140,3 +140,11 @@ def test_a_quiet_job_is_nobodys_business(log: Log) -> None:
 def test_missing_output_is_said(log: Log) -> None:
     log.narrator.gap(Gap(0, Stream.STDOUT, 1000, 5000, "evicted"))
     assert log.lines == ["! 5,000 bytes of stdout are missing after byte 1,000: evicted"]
+
+
+def test_a_twin_is_told_once(log: Log) -> None:
+    log.tell(JobState.RUNNING, job_id=17, node_list="c1", starts=(start(0),))
+    log.tell(JobState.RUNNING, job_id=17, node_list="c1", starts=(start(0),), twins=(18,))
+    log.tell(JobState.COMPLETED, job_id=17, node_list="c1", starts=(start(0),), twins=(18,))
+    assert log.lines[1] == "! Slurm job 18 is a twin of Slurm job 17: it ends without running anything"
+    assert len([line for line in log.lines if "twin" in line]) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from dagster_slurmbus import ComputeResource, PipesSlurmClient, slurmbus_reconcile_sensor
+from dagster_slurmbus import ComputeResource, PipesSlurmClient, SlurmResource, slurmbus_reconcile_sensor
 from dagster_slurmbus.forwarding import Forwarder, _position
 from dagster_slurmbus.shown import Shown
 from slurmbus.client import SiteClient
@@ -61,11 +61,16 @@ between(Shown, "end", lambda args: f"after {streams[args[1]]}", lambda _: None)
 
 
 def run(context, name="", **options):
-    compute = ComputeResource(on_changed_request=os.environ.get("ON_CHANGED", "resubmit"))
+    site = os.environ.get("SITE")
+    compute = ComputeResource(
+        mode="slurm" if site else "local",
+        slurm=SlurmResource(site=site) if site else None,
+        on_changed_request=os.environ.get("ON_CHANGED", "resubmit"),
+    )
     return compute.run(
         context=context,
         payload_path=DESK / "payload.py",
-        extra_env={"DESK": str(DESK), "FAIL": os.environ.get("FAIL", ""), "NAME": name},
+        extra_env={"DESK": os.environ.get("THERE", str(DESK)), "FAIL": os.environ.get("FAIL", ""), "NAME": name},
         options={"cpus": int(os.environ.get("CPUS", "1"))},
         **options,
     )
@@ -81,6 +86,11 @@ def retried(context: dg.AssetExecutionContext):
     done = run(context)
     die("before return")
     return done.get_materialize_result()
+
+
+@dg.asset(retry_policy=dg.RetryPolicy(max_retries=100))
+def chatty(context: dg.AssetExecutionContext):
+    return run(context).get_materialize_result()
 
 
 @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["a", "b"]))
@@ -145,9 +155,9 @@ defs = dg.Definitions(
     sensors=[slurmbus_reconcile_sensor("slurm", minimum_interval_seconds=1)],
     resources={"slurm": PipesSlurmClient.local()},
 )
-one, retried, partitioned, single_run, threads, named = (
+one, retried, chatty, partitioned, single_run, threads, named = (
     dg.Definitions(
         assets=[asset], jobs=[dg.define_asset_job(f"{asset.key.to_user_string()}_job", [asset])]
     ).resolve_job_def(f"{asset.key.to_user_string()}_job")
-    for asset in (one, retried, partitioned, single_run, threads, named)
+    for asset in (one, retried, chatty, partitioned, single_run, threads, named)
 )
