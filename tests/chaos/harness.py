@@ -15,7 +15,7 @@ from chaos import witnesses
 from chaos.faults import COMMON, PlannedFault, Saboteur, plan_faults
 from chaos.history import JobHistory, LeaseSighting, MissingPiece, Piece, RunHistory
 from chaos.rig import LOGINS, SITE, USER, Rig
-from chaos.steps import Plan, Steps, plan_steps
+from chaos.steps import Plan, Steps, judge_jobs, plan_steps
 from chaos.workload import PlannedJob, plan_jobs
 from slurmbus.events import AgentStatus, Finished, Gap, Output, StateChanged
 from slurmbus.session import Session
@@ -259,7 +259,7 @@ class Run:
         history = self._history
         by_key = {job.key: job for job in history.jobs if job.key}
         self._progress("asking the witnesses")
-        await witnesses.read_bus(await session.bus(), SITE, by_key)
+        history.others = await witnesses.read_bus(await session.bus(), SITE, by_key)
         executions = await asyncio.to_thread(witnesses.executions, self._rig)
         rows = await asyncio.to_thread(witnesses.slurm_rows, self._rig)
         for job in history.jobs:
@@ -269,9 +269,7 @@ class Run:
         if self._schedule.steps:
             history.steps = await asyncio.to_thread(self._steps.histories)
             for step in history.steps:
-                runs = executions.get(step.id, [])
-                if len(runs) != 1 and not step.problem:
-                    step.problem = f"its payload ran {len(runs)} times"
+                step.problem = step.problem or judge_jobs(step, history.others, executions.get(step.id, []))
 
 
 async def _until_taken(action: Callable[[], object]) -> None:

@@ -162,7 +162,7 @@ class StepHistory:
     messages: list[str]
     materializations: list[dict[str, str]]
     keys: list[str]
-    """The jobs that it submitted or found."""
+    """The jobs that it submitted or found, in this order."""
     problem: str = ""
 
 
@@ -174,6 +174,8 @@ class RunHistory:
     begin: float
     end: float = 0.0
     jobs: list[JobHistory] = field(default_factory=list)
+    others: dict[str, JobState] = field(default_factory=dict)
+    """The last states of the jobs that weren't submitted by the harness but by Dagster steps, by key."""
     faults: list[FaultHistory] = field(default_factory=list)
     leases: list[LeaseSighting] = field(default_factory=list)
     steps: list[StepHistory] = field(default_factory=list)

@@ -96,7 +96,7 @@ def _takeover(run: RunHistory, fault: FaultHistory) -> float | None:
         other is not fault
         and other.begin < after.time
         and other.end > fault.begin
-        and other.kind.startswith(("bus", "login"))
+        and other.kind.startswith(("bus", "login", "agent", "both"))
         for other in run.faults
     )
     return None if disturbed else after.time - fault.begin

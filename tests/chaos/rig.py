@@ -232,12 +232,16 @@ class Rig:
         self.cluster.exec("ctld", command, check=False)
 
     def resume_nodes(self) -> None:
-        """Let jobs start again on nodes that were drained by anybody but us."""
+        """Let jobs start again on nodes that were drained by anybody but us, and those that the controller holds."""
         drained = self.cluster.exec("ctld", ["sinfo", "-R", "-h", "-o", "%n %E"], check=False).stdout
         for line in drained.splitlines():
             node, _, reason = line.partition(" ")
             if reason != REASON:
                 self.set_nodes(node, "resume")
+        waiting = self.cluster.exec("ctld", ["squeue", "-h", "-t", "PD", "-o", "%A %r"], check=False).stdout
+        held = [line.partition(" ")[0] for line in waiting.splitlines() if "held" in line.lower()]
+        if held:
+            self.cluster.exec("ctld", ["scontrol", "release", ",".join(held)], check=False)
 
     def await_save(self, seconds: float = 15.0) -> None:
         """Wait until the controller has saved what it knows now; it saves every 5 s at most, after a change."""

@@ -11,21 +11,23 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from chaos.history import StepHistory
+from chaos.history import Execution, StepHistory
 from chaos.payload import pattern
 from chaos.rig import SITE
 from chaos.workload import RUNS
 from slurmbus.home import Home
+from slurmbus_protocol.states import JobState
 
 AT_ONCE = 2
 PATIENCE = 20.0
 """Seconds to wait for a step that can be killed."""
 _PID = re.compile(r"\(pid: (\d+)\)")
+_KEY = re.compile(r"job ([0-7][0-9A-HJKMNP-TV-Z]{25}) is ")
 _OVER = {"STEP_SUCCESS", "STEP_FAILURE", "STEP_UP_FOR_RETRY"}
 Plan = dict[str, Any]
 
@@ -162,7 +164,7 @@ class Steps:
             stdout=_captured(instance, run_id, entries, name),
             messages=words,
             materializations=made,
-            keys=sorted({one["slurmbus/key"] for one in made if "slurmbus/key" in one}),
+            keys=list(dict.fromkeys(found[1] for entry in own if (found := _KEY.search(entry.user_message)))),
         )
         step.problem = judge(step, plan)
         return step
@@ -177,14 +179,39 @@ def judge(step: StepHistory, plan: Plan) -> str:
     if step.materializations[0].get("said_by") != plan["id"]:
         return f"the materialization is another one's: {step.materializations[0]}"
     expected = [f"{plan['id']} says {piece}" for piece in range(plan["pieces"])]
-    if step.messages != expected:
+    if not one_after_the_other(step.messages, expected, len(step.keys)):
         return f"{len(step.messages)} messages instead of {len(expected)}, or in another order: {step.messages}"
-    stdout = pattern(plan["id"], "stdout", 0, plan["stdout"])
+    whole = pattern(plan["id"], "stdout", 0, plan["stdout"]).splitlines(keepends=True)
     lines = [
         line for line in step.stdout.splitlines(keepends=True) if line.startswith(f"{plan['id']} stdout ".encode())
     ]
-    if b"".join(lines) != stdout:
+    if not one_after_the_other(lines, whole, len(step.keys)):
         return f"{len(lines)} lines of stdout instead of {plan['stdout']}, or in another order"
+    return ""
+
+
+def one_after_the_other(found: Sequence[Any], whole: Sequence[Any], most: int) -> bool:
+    """Tell whether `found` is the whole, after the beginnings that up to `most` - 1 jobs before the last one said."""
+    parts = 1 + sum(item == whole[0] for item in found[1:]) if whole else 1
+    if parts > most:
+        return False
+    at = 0
+    for item in found:
+        if item == whole[0]:
+            at = 0
+        if at >= len(whole) or item != whole[at]:
+            return False
+        at += 1
+    return at == len(whole)
+
+
+def judge_jobs(step: StepHistory, states: Mapping[str, JobState], runs: Sequence[Execution]) -> str:
+    """Say what is wrong about the jobs of a step: another one is submitted only after the one before has failed."""
+    for key in step.keys[:-1]:
+        if states.get(key) in {JobState.COMPLETED, None} or not states[key].is_final:
+            return f"job {key} is {states.get(key)}, and another one was submitted"
+    if len(runs) > len(step.keys):
+        return f"its payload ran {len(runs)} times in {len(step.keys)} jobs"
     return ""
 
 

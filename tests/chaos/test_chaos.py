@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chaos import report
-from chaos.checker import Verdict, check
+from chaos.checker import Promise, Verdict, check
 from chaos.harness import Run, plan
 from chaos.history import RunHistory
 from chaos.pointed_run import PointRun, plan_cases
@@ -23,10 +23,14 @@ CASES = 7
 
 
 def judged(history: RunHistory, folder: Path) -> Verdict:
-    """Check a run; what was broken stands in the failure, and the evidence in the folder."""
+    """Check a run; what was broken stands in the failure, and the evidence in the folder.
+
+    How long it took stands in the report of `make chaos` and isn't judged here: the machine may be busy with others.
+    """
     verdict = check(history)
     path = report.write(history, verdict, folder)
-    assert not verdict.breaches, f"{report.table(history, verdict)}\nevidence: {path.parent}"
+    broken = [breach for breach in verdict.breaches if breach.promise is not Promise.SLOW]
+    assert not broken, f"{report.table(history, verdict)}\nevidence: {path.parent}"
     return verdict
 
 

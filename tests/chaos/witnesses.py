@@ -13,6 +13,7 @@ from slurmbus_protocol import codec, subjects
 from slurmbus_protocol.bus import Bus, Stored
 from slurmbus_protocol.messages import Chunk, Record
 from slurmbus_protocol.reading import create_reader, pull, stored
+from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import Stream
 
 SETTLE_SECONDS = 20.0
@@ -90,13 +91,18 @@ def read_spool(rig: Rig, jobs: dict[str, JobHistory]) -> None:
                 job.spooled.contents[start, stream] = said.encode(errors="surrogateescape")
 
 
-async def read_bus(bus: Bus, site: str, jobs: dict[str, JobHistory]) -> None:
-    """Put down every record and the place of every chunk that the bus holds."""
+async def read_bus(bus: Bus, site: str, jobs: dict[str, JobHistory]) -> dict[str, JobState]:
+    """Put down every record and the place of every chunk that the bus holds; give the last state of all other jobs."""
+    others: dict[str, JobState] = {}
     prefix = f"{subjects.PREFIX}.{site}"
     for item in await _everything(bus, subjects.STATES, f"{prefix}.job.*.*.state"):
-        job = jobs.get(subjects.parse_state(item.subject).key)
-        if job is not None and item.data:
-            job.records.append(StoredRecord(item.sequence, item.time, codec.decode_as(item.data, Record)))
+        if not item.data:
+            continue
+        record = codec.decode_as(item.data, Record)
+        if record.key in jobs:
+            jobs[record.key].records.append(StoredRecord(item.sequence, item.time, record))
+        else:
+            others[record.key] = record.state
     for stream, pattern in ((subjects.MESSAGES, f"{prefix}.msg.*.*.*"), (subjects.LOGS, f"{prefix}.log.*.*.*.*")):
         for item in await _everything(bus, stream, pattern):
             address = subjects.parse_stream(item.subject)
@@ -108,6 +114,7 @@ async def read_bus(bus: Bus, site: str, jobs: dict[str, JobHistory]) -> None:
                         address.start, address.stream, item.sequence, chunk.offset, len(chunk.data), chunk.skipped
                     )
                 )
+    return others
 
 
 async def _everything(bus: Bus, stream: str, pattern: str) -> list[Stored]:

@@ -33,7 +33,7 @@ DEFINITIONS = Path(__file__).parent / "payloads" / "reattached.py"
 PAYLOAD = DEFINITIONS.with_name("patient.py")
 FIRST = b"".join(b"line %d\n" % number for number in range(1000))
 REST = b"".join(b"line %d\n" % number for number in range(1000, 2000))
-KILLS = 40
+KILLS = 4
 
 WORKER = """
 import json, sys
@@ -345,6 +345,21 @@ def test_the_run_worker_is_told_to_stop_by_a_redeploy(desk: Desk) -> None:
     assert any("stops following its job" in line for line in log_of(desk.instance, stopped))
     desk.go()
     assert_one_job_and_all_of_it(desk, desk.run("retried", parent=stopped).run_id)
+
+
+def test_a_terminate_is_not_retried_whatever_the_retry_policy(desk: Desk) -> None:
+    worker = desk.start("retried")
+    wait_until(lambda: desk.payloads, "the payload to run", 60)
+    run = desk.last_run
+    desk.wait_for_output(run.run_id)
+    desk.instance.report_run_canceling(run)
+    worker.terminate()
+    worker.wait(60)
+    assert desk.status(run.run_id) is dg.DagsterRunStatus.CANCELED
+    assert desk.payloads == ["ran"]
+    (job,) = desk.jobs
+    assert job.state is JobState.CANCELLED
+    assert len(desk.step_processes(run.run_id)) == 1
 
 
 # ------------------------------------------------------------------ jobs that aren't followed again

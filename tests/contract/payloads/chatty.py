@@ -15,6 +15,6 @@ with open_dagster_pipes() as pipes:
         print("line", number, "x" * (number % 500))
         if number % 100 == 0:
             pipes.log.info(f"said {number}")
-            time.sleep(0.01)
+            time.sleep(0.1)
         number += 1
     (desk / "said").write_text(str(number))
