@@ -235,6 +235,7 @@ def true_states(job: JobHistory, run: RunHistory) -> set[JobState]:
 def _was_forgotten(job: JobHistory, run: RunHistory) -> bool:
     """Tell whether the controller may have told the job's start or end, forgotten it, and come to another end later."""
     moments = [at for one in job.executions for at in (one.begin, one.over)]
+    moments += [stored.record.end_time for stored in job.records if stored.record.end_time is not None]
     return any(
         confuses_controller(fault.kind) and fault.begin - FORGETFUL <= at <= fault.end + 1
         for fault in run.faults

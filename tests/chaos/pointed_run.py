@@ -86,6 +86,7 @@ class PointRun(Run):
                     await self._carry_out(site, payload, number, case)
                 except Exception as error:  # noqa: BLE001 - the other cases are worth having
                     self._history.problems.append(f"{case} couldn't be carried out: {error!r}")
+            keeping.cancel()
             await asyncio.wait(self._tasks, timeout=CASE_SECONDS * 4)
         finally:
             keeping.cancel()

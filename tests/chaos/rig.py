@@ -17,7 +17,7 @@ from chaos import points
 from chaos.workload import RUNS
 from slurmbus.home import Home
 from slurmbus.owner import ServerOwner
-from slurmbus_cluster import Cluster
+from slurmbus_cluster import Cluster, ClusterError
 from slurmbus_cluster.agents import AGENT, AgentProcess, install_agent
 
 SITE = "chaos-alice"
@@ -132,7 +132,12 @@ class Rig:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        try:
+            for agent in self.agents.by_host.values():
+                with contextlib.suppress(ClusterError):  # it doesn't run
+                    agent.kill()
+        finally:
+            self._stack.close()
 
     def start_agents(self) -> None:
         """Start both; they come up by themselves, one of them as the standby."""

@@ -18,8 +18,8 @@ from chaos.rig import Rig
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("engine")]
 
 SEED = 20
-SECONDS = 40.0
-CASES = 7
+SECONDS = 30.0
+CASES = 5
 
 
 def judged(history: RunHistory, folder: Path) -> Verdict:
