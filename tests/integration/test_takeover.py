@@ -19,6 +19,9 @@ from slurmbus_cluster.agents import AgentProcess
 from slurmbus_protocol.messages import Heartbeat
 from slurmbus_protocol.states import JobState
 
+HEARTBEAT_BUSY = 2.0
+"""Seconds between the heartbeats of an agent that has jobs."""
+
 
 @pytest.fixture
 def standby(cluster: Cluster, home: Home, alice_agent: AgentProcess, alice: SiteClient) -> Iterator[AgentProcess]:
@@ -71,6 +74,16 @@ def test_a_killed_leader_is_followed_by_the_standby_while_a_job_runs(
     assert story.stdout == "".join(f"{number}\n" for number in range(1, 151))
     assert story.record.epoch == before.epoch + 1
     assert len(executions(cluster, "killed")) == 1
+    assert run(alice, "echo", "next").record.state is JobState.COMPLETED
+
+
+def test_an_idle_leader_that_is_killed_is_followed_too(
+    alice: SiteClient, alice_agent: AgentProcess, standby: AgentProcess
+) -> None:
+    until(lambda: leader(alice).interval > HEARTBEAT_BUSY, 30, "the leader is idle")
+    before = leader(alice)
+    alice_agent.kill()
+    print(f"taken over {taken_over(alice, before, 60):.1f} s after the kill")
     assert run(alice, "echo", "next").record.state is JobState.COMPLETED
 
 
