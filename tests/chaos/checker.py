@@ -185,10 +185,10 @@ def _check_record(job: JobHistory, run: RunHistory) -> Iterator[Breach]:
         return
     if job.finished is None and job.accepted is not None and not job.problem:
         yield Breach(Promise.READER, job.plan.id, f"the record is {record.state}, and following it didn't end")
-    allowed = true_states(job, run)
-    if record.state not in allowed:
-        words = f"{record.state}, but {' or '.join(sorted(allowed)) or 'no final state'} is true"
+    words = _wrong_state(job, record, run)
+    if words:
         yield Breach(Promise.WRONG_STATE, job.plan.id, f"{words}; {_rows_told(job.rows)}; {_told(job.executions)}")
+        return
     claims = claims_of(job)
     if claims and record.job_id != claims[-1].job_id and record.state is not JobState.LOST:
         words = f"the record names Slurm job {record.job_id}, the claim {claims[-1].job_id}"
@@ -198,6 +198,18 @@ def _check_record(job: JobHistory, run: RunHistory) -> Iterator[Breach]:
         if done is not None and done.exit_code == job.plan.exit_code:
             words = f"exit code {record.exit_code}, not {job.plan.exit_code}"
             yield Breach(Promise.WRONG_STATE, job.plan.id, words)
+
+
+def _wrong_state(job: JobHistory, record: Record, run: RunHistory) -> str:
+    """Say what is wrong about a final state, or nothing."""
+    if record.state is JobState.CANCELLED and job.cancel_sent is None:
+        return "CANCELLED, and nobody asked for that"
+    if job.plan.requeue and record.exit_code == EXIT_TWIN:
+        return "Slurm's next start of a requeueable job was turned away"
+    allowed = true_states(job, run)
+    if record.state in allowed:
+        return ""
+    return f"{record.state}, but {' or '.join(sorted(allowed)) or 'no final state'} is true"
 
 
 def _rows_told(rows: Iterable[SlurmRow]) -> str:

@@ -178,6 +178,7 @@ class Run:
         await self._cancel(site, job)
 
     async def _cancel(self, site: Site, job: JobHistory) -> None:
+        job.cancel_sent = time.time()
         await _until_taken(lambda: site.cancel(job.key, "chaos"))
         job.cancel_accepted = time.time()
 
@@ -266,6 +267,7 @@ class Run:
             job.executions = executions.get(job.plan.id, [])
             job.rows = rows.get(f"{job.plan.id}.{job.key}", [])
         await asyncio.to_thread(witnesses.read_spool, self._rig, by_key)
+        await asyncio.to_thread(self._rig.keep_logs)
         if self._schedule.steps:
             history.steps = await asyncio.to_thread(self._steps.histories)
             for step in history.steps:

@@ -105,6 +105,7 @@ class JobHistory:
     submit_sent: float | None = None
     accepted: float | None = None
     """When the client had reported the request as accepted by the bus."""
+    cancel_sent: float | None = None
     cancel_accepted: float | None = None
     requeues: list[float] = field(default_factory=list)
     """When `scontrol requeue` was obeyed."""

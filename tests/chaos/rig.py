@@ -248,6 +248,12 @@ class Rig:
         if held:
             self.cluster.exec("ctld", ["scontrol", "release", ",".join(held)], check=False)
 
+    def keep_logs(self) -> None:
+        """Keep what Slurm's daemons said, for whoever looks into a broken promise."""
+        for host in ("ctld", "c1", "c2"):
+            said = self.cluster.exec(host, ["sh", "-c", "tail -n +1 /var/log/slurm/slurm*.log"], check=False).stdout
+            (self.folder / f"slurm-{host}.log").write_text(said, errors="replace")
+
     def await_save(self, seconds: float = 15.0) -> None:
         """Wait until the controller has saved what it knows now; it saves every 5 s at most, after a change."""
         saved = ["stat", "-c", "%Y.%i", "/var/lib/slurm/slurmctld/job_state"]

@@ -157,6 +157,8 @@ class Steps:
             for event in events
             if event.event_type_value == "ASSET_MATERIALIZATION"
         ]
+        told = [found[1] for entry in own if (found := _KEY.search(entry.user_message))]
+        keys = list(dict.fromkeys([*told, *(one["slurmbus/key"] for one in made if "slurmbus/key" in one)]))
         step = StepHistory(
             id=name,
             kills=self.killed[name],
@@ -164,7 +166,7 @@ class Steps:
             stdout=_captured(instance, run_id, entries, name),
             messages=words,
             materializations=made,
-            keys=list(dict.fromkeys(found[1] for entry in own if (found := _KEY.search(entry.user_message)))),
+            keys=keys,
         )
         step.problem = judge(step, plan)
         return step
@@ -173,7 +175,7 @@ class Steps:
 def judge(step: StepHistory, plan: Plan) -> str:
     """Say what Dagster was told wrongly, or nothing."""
     if not step.succeeded:
-        return "the step didn't succeed"
+        return ""  # rightly or not: see judge_jobs
     if len(step.materializations) != 1:
         return f"{len(step.materializations)} materializations"
     if step.materializations[0].get("said_by") != plan["id"]:
@@ -210,6 +212,11 @@ def judge_jobs(step: StepHistory, states: Mapping[str, JobState], runs: Sequence
     for key in step.keys[:-1]:
         if states.get(key) in {JobState.COMPLETED, None} or not states[key].is_final:
             return f"job {key} is {states.get(key)}, and another one was submitted"
+    last = states.get(step.keys[-1]) if step.keys else None
+    if not step.succeeded and (last is None or not last.is_final or last is JobState.COMPLETED):
+        return f"the step didn't succeed, and its job is {last or 'unknown'}"
+    if step.succeeded and last is not JobState.COMPLETED:
+        return f"the step succeeded, and its job is {last or 'unknown'}"
     if len(runs) > len(step.keys):
         return f"its payload ran {len(runs)} times in {len(step.keys)} jobs"
     return ""

@@ -208,13 +208,26 @@ def written_by_an_old_leader(job: JobHistory) -> None:
 
 
 def cancelled_and_went_on(job: JobHistory) -> None:
-    job.cancel_accepted = BEGIN + 0.5
+    job.cancel_sent = job.cancel_accepted = BEGIN + 0.5
     job.executions[0].end = job.executions[0].last_seen = BEGIN + 40
 
 
 def reader_that_failed(job: JobHistory) -> None:
     job.problem = "LostMessages: 5 bytes"
     job.finished = None
+
+
+def cancelled_by_nobody(job: JobHistory) -> None:
+    job.rows = [dataclasses.replace(job.rows[0], state="CANCELLED by 1001")]
+    end_with(job, JobState.CANCELLED)
+
+
+def requeued_start_turned_away(job: JobHistory) -> None:
+    job.plan = dataclasses.replace(job.plan, kind=Kind.REQUEUED)
+    job.rows.append(
+        dataclasses.replace(job.rows[0], state="FAILED", exit_code=EXIT_TWIN, start=BEGIN + 5, end=BEGIN + 5)
+    )
+    end_with(job, JobState.FAILED, exit_code=EXIT_TWIN)
 
 
 PLANTED: list[tuple[Callable[[JobHistory], None], set[Promise]]] = [
@@ -230,6 +243,8 @@ PLANTED: list[tuple[Callable[[JobHistory], None], set[Promise]]] = [
     (hole_on_the_bus, {Promise.MISSING}),
     (failed_instead, {Promise.WRONG_STATE}),
     (lost_instead, {Promise.WRONG_STATE}),
+    (cancelled_by_nobody, {Promise.WRONG_STATE}),
+    (requeued_start_turned_away, {Promise.WRONG_STATE}),
     (success_that_was_none, {Promise.WRONG_STATE}),
     (success_of_a_running_job, {Promise.WRONG_STATE}),
     (success_without_an_execution, {Promise.WRONG_STATE}),
@@ -278,7 +293,7 @@ def test_a_request_is_rejected_rightly_when_the_disk_was_full() -> None:
 
 def cancelled_job() -> JobHistory:
     job = good_job(Kind.CANCELLED, cancel_after=0.5)
-    job.cancel_accepted = BEGIN + 1.5
+    job.cancel_sent = job.cancel_accepted = BEGIN + 1.5
     job.executions[0].end = job.executions[0].exit_code = None
     job.rows = [dataclasses.replace(job.rows[0], state="CANCELLED by 1001", exit_code=0, signal=15)]
     asked = CancelAsked(id=new_ulid(), at=BEGIN + 1.5, submitter="somebody")

@@ -36,7 +36,6 @@ def test_a_step_that_went_well() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"succeeded": False},
         {"materializations": []},
         {"materializations": [{"said_by": "s000"}] * 2},
         {"materializations": [{"said_by": "s001"}]},
@@ -50,6 +49,16 @@ def test_a_step_that_went_well() -> None:
 )
 def test_what_is_told_wrongly_is_found(fields: dict[str, Any]) -> None:
     assert judge(step(**fields), PLAN)
+
+
+def test_a_step_fails_when_its_job_did_and_only_then() -> None:
+    runs = [Execution(1, "c1", 1, 0.0, 1.0, 1.0, 0)]
+    failed = step(succeeded=False, materializations=[])
+    assert judge(failed, PLAN) == ""
+    assert judge_jobs(failed, {"A": JobState.LOST}, runs) == ""
+    assert judge_jobs(failed, {"A": JobState.COMPLETED}, runs)
+    assert judge_jobs(failed, {"A": JobState.RUNNING}, runs)
+    assert judge_jobs(step(), {"A": JobState.FAILED}, runs)
 
 
 def test_a_second_job_after_a_failed_one_says_it_all_again() -> None:
