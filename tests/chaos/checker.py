@@ -241,7 +241,15 @@ def true_states(job: JobHistory, run: RunHistory) -> set[JobState]:
     if done:  # the controller may have said so before it forgot
         states.add(JobState.COMPLETED if done[-1].exit_code == 0 else JobState.FAILED)
     states |= {state for row in rows if (state := _state_of(row)) is not None and state is not JobState.COMPLETED}
-    return states
+    return states | _told_by_the_controller(job)
+
+
+def _told_by_the_controller(job: JobHistory) -> set[JobState]:
+    """Give the failure that the controller told the agent, where accounting never heard of it; never a success."""
+    record = job.last
+    if record is None or record.end_time is None or record.slurm_state not in set(FINAL) - {JobState.COMPLETED}:
+        return set()
+    return {JobState(record.slurm_state)}
 
 
 def _was_forgotten(job: JobHistory, run: RunHistory) -> bool:
