@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -265,7 +265,9 @@ class Dagster:
         environment = {**os.environ, "DAGSTER_HOME": str(self.desk.folder), "DESK": str(self.desk.folder)}
         command = [sys.executable, "-m", "dagster", "dev", "-f", str(DEFINITIONS), "-p", str(self.port)]
         with (self.desk.folder / "dev.log").open("ab") as log:
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.desk.folder)
+            process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, cwd=self.desk.folder, start_new_session=True
+            )
         try:
             wait_until(self.is_up, "Dagster's webserver", 120)
             yield
@@ -273,8 +275,10 @@ class Dagster:
             process.send_signal(signal.SIGINT)
             try:
                 process.wait(60)
-            finally:
-                process.kill()
+            finally:  # its code server waits for run workers, and one of those waits for a step that was killed
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
     def is_up(self) -> bool:
         try:
