@@ -47,6 +47,7 @@ from slurmbus_protocol.messages import CommandPlan, FileRef, JobOptions, JobSpec
 from slurmbus_protocol.subjects import new_ulid
 
 OUTPUTS_LIMIT = 64 * 1024**2
+STREAM_LIMIT = 64 * 1024**2
 ACCOUNTING_PATIENCE = 5.0
 """Seconds that a finished job of several tasks waits for accounting's figures; its step is done either way."""
 PIPES_MODULE = "dagster_pipes.py"
@@ -74,6 +75,7 @@ class Request:
     files: tuple[LocalFile, ...] = ()
     outputs: tuple[str, ...] = ()
     outputs_limit: int = OUTPUTS_LIMIT
+    stream_limit: int = STREAM_LIMIT
     outputs_dir: Path | None = None
     cwd: str | None = None
     work_base: str | None = None
@@ -225,6 +227,7 @@ class Invocation:
             files=tuple(files),
             outputs=request.outputs,
             outputs_limit=request.outputs_limit,
+            stream_limit=request.stream_limit,
             pipes_context=self._injector.data,
         )
 

@@ -14,7 +14,7 @@ import dagster as dg
 from dagster_slurmbus._compat import Context, TreatAsResourceParam
 from dagster_slurmbus.bus import BusResource, local_client
 from dagster_slurmbus.files import Files, StrPath, local_files, without_duplicates
-from dagster_slurmbus.invocation import OUTPUTS_LIMIT, Invocation, Request
+from dagster_slurmbus.invocation import OUTPUTS_LIMIT, STREAM_LIMIT, Invocation, Request
 from dagster_slurmbus.outcomes import CompletedJob
 from dagster_slurmbus.queue_config import Options, merge
 from dagster_slurmbus.reattach import OnChangedRequest
@@ -118,6 +118,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         outputs: Sequence[str] = (),
         outputs_dir: StrPath | None = None,
         outputs_limit: int = OUTPUTS_LIMIT,
+        stream_limit: int = STREAM_LIMIT,
         options: Options | None = None,
         ship_pipes_module: bool = True,
         reattach_key: str | None = None,
@@ -135,6 +136,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             outputs: files in the working directory that come back.
             outputs_dir: the folder here that they come into; by default one of the run in Dagster's storage.
             outputs_limit: how many bytes may come back in all.
+            stream_limit: bytes of stdout and of stderr that each start shows in full; the rest stays on the site.
             options: what this job asks Slurm for, over the client's ``queue``.
             ship_pipes_module: put the ``dagster_pipes`` module beside the payload.
             reattach_key: a name of this call within the step, by which a retry finds its job; by default calls are told
@@ -155,6 +157,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             files=without_duplicates(local_files(files, "files")),
             outputs=tuple(inside(output, "outputs") for output in outputs),
             outputs_limit=outputs_limit,
+            stream_limit=stream_limit,
             outputs_dir=Path(outputs_dir) if outputs_dir is not None else None,
             cwd=absolute(resolved(cwd if cwd is not None else self.cwd, "cwd"), "cwd"),
             work_base=absolute(resolved(self.remote_base, "remote_base"), "remote_base"),

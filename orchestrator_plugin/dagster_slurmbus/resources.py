@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from dagster_slurmbus._compat import Context, is_env_var
 from dagster_slurmbus.bus import BusResource
 from dagster_slurmbus.files import Files, StrPath, local_file, local_files, without_duplicates
-from dagster_slurmbus.invocation import OUTPUTS_LIMIT, Request
+from dagster_slurmbus.invocation import OUTPUTS_LIMIT, STREAM_LIMIT, Request
 from dagster_slurmbus.launchers import BashLauncher, ComputeLauncher
 from dagster_slurmbus.outcomes import CompletedJob
 from dagster_slurmbus.pipes import PipesSlurmClient
@@ -139,6 +139,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         outputs: Sequence[str] = (),
         outputs_dir: StrPath | None = None,
         outputs_limit: int = OUTPUTS_LIMIT,
+        stream_limit: int = STREAM_LIMIT,
         options: Options | None = None,
         launcher: ComputeLauncher | None = None,
         ship_pipes_module: bool = True,
@@ -156,6 +157,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             outputs: files in the working directory that come back; their paths here stand on the result.
             outputs_dir: the folder here that they come into; by default one of the run in Dagster's storage.
             outputs_limit: how many bytes may come back in all.
+            stream_limit: bytes of stdout and of stderr that each start shows in full; the rest stays on the site.
             options: what this job asks Slurm for, over the resource's queue.
             launcher: instead of the resource's default one.
             ship_pipes_module: put the ``dagster_pipes`` module beside the payload.
@@ -175,6 +177,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             files=without_duplicates([payload, *local_files(extra_files, "extra_files")]),
             outputs=tuple(inside(output, "outputs") for output in outputs),
             outputs_limit=outputs_limit,
+            stream_limit=stream_limit,
             outputs_dir=Path(outputs_dir) if outputs_dir is not None else None,
             work_base=absolute(resolved(client.remote_base, "slurm.remote_base"), "slurm.remote_base"),
             extras=extras,
