@@ -202,7 +202,7 @@ def _check_record(job: JobHistory, run: RunHistory) -> Iterator[Breach]:
 
 def _wrong_state(job: JobHistory, record: Record, run: RunHistory) -> str:
     """Say what is wrong about a final state, or nothing."""
-    if record.state is JobState.CANCELLED and job.cancel_sent is None:
+    if record.state is JobState.CANCELLED and job.cancel_sent is None and not _cancelled_by_slurm(job, run):
         return "CANCELLED, and nobody asked for that"
     if job.plan.requeue and record.exit_code == EXIT_TWIN:
         return "Slurm's next start of a requeueable job was turned away"
@@ -242,6 +242,16 @@ def true_states(job: JobHistory, run: RunHistory) -> set[JobState]:
         states.add(JobState.COMPLETED if done[-1].exit_code == 0 else JobState.FAILED)
     states |= {state for row in rows if (state := _state_of(row)) is not None and state is not JobState.COMPLETED}
     return states | _told_by_the_controller(job)
+
+
+def _cancelled_by_slurm(job: JobHistory, run: RunHistory) -> bool:
+    """Tell whether Slurm itself cancelled the job: a controller that forgot its start takes its end for a cancel by root.
+
+    The log then says "_job_complete: JobId=… cancelled by interactive user". Agents never run as root.
+    """
+    claims = claims_of(job)
+    rows = [row for row in job.rows if claims and row.job_id == claims[-1].job_id]
+    return bool(rows) and rows[-1].state == "CANCELLED by 0" and _was_forgotten(job, run)
 
 
 def _told_by_the_controller(job: JobHistory) -> set[JobState]:

@@ -291,6 +291,17 @@ def test_a_request_is_rejected_rightly_when_the_disk_was_full() -> None:
     assert broken(run_of(job, faults=[FaultHistory("disk full", "spool", BEGIN, BEGIN + 2)])) == set()
 
 
+def test_slurm_takes_an_end_for_a_cancel_when_it_forgot_the_start() -> None:
+    job = good_job()
+    job.rows = [dataclasses.replace(job.rows[0], state="CANCELLED by 0")]
+    end_with(job, JobState.CANCELLED)
+    assert broken(run_of(job)) == {Promise.WRONG_STATE}
+    killed = [FaultHistory("controller killed", "slurmctld", BEGIN + 2, BEGIN + 4)]
+    assert broken(run_of(job, faults=killed)) == set()
+    cancelled_by_nobody(job)
+    assert broken(run_of(job, faults=killed)) == {Promise.WRONG_STATE}
+
+
 def cancelled_job() -> JobHistory:
     job = good_job(Kind.CANCELLED, cancel_after=0.5)
     job.cancel_sent = job.cancel_accepted = BEGIN + 1.5
