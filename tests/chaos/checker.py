@@ -245,7 +245,7 @@ def true_states(job: JobHistory, run: RunHistory) -> set[JobState]:
 
 
 def _cancelled_by_slurm(job: JobHistory, run: RunHistory) -> bool:
-    """Tell whether Slurm itself cancelled the job: a controller that forgot its start takes its end for a cancel by root.
+    """Tell whether Slurm itself cancelled the job: a controller that forgot its start takes its end for a cancel.
 
     The log then says "_job_complete: JobId=… cancelled by interactive user". Agents never run as root.
     """
