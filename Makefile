@@ -33,8 +33,8 @@ dev: sync  ## the same, and leave Dagster's UI open
 	@$(RUN) python docs/examples/weather/demo.py --mode $(MODE) --dev
 
 test: sync  ## all tests; those that need a container engine say so and are skipped where there is none
-	@mkdir -p build; echo "The cluster's tests run beside the others; what they say follows at the end."; \
-	  $(RUN) pytest -m cluster >build/cluster-tests.log 2>&1 & cluster=$$!; \
+	@mkdir -p build; echo "The cluster's tests run beside the others, on two clusters; what they say follows at the end."; \
+	  $(RUN) pytest -m cluster -n 2 --dist loadfile >build/cluster-tests.log 2>&1 & cluster=$$!; \
 	  trap 'kill -INT $$cluster' INT TERM; \
 	  others=0; $(RUN) pytest -m "not cluster" || others=$$?; \
 	  wait $$cluster && status=0 || status=$$?; cat build/cluster-tests.log; exit $$((others | status))
