@@ -12,6 +12,7 @@ from dagster_slurmbus.reattach import OnChangedRequest
 from dagster_slurmbus.reconcile import slurmbus_reconcile_sensor
 from dagster_slurmbus.resources import ComputeResource, ExecutionMode, SlurmResource
 from dagster_slurmbus.run_config import SlurmRunConfig
+from dagster_slurmbus.sites import SlurmSite
 
 __version__ = version("dagster-slurmbus")
 
@@ -27,6 +28,7 @@ __all__ = [
     "SlurmQueueConfig",
     "SlurmResource",
     "SlurmRunConfig",
+    "SlurmSite",
     "slurmbus_reconcile_sensor",
 ]
 

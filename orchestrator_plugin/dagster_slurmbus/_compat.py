@@ -65,6 +65,7 @@ __all__ = [
     "record_launch",
     "record_reattach",
     "related_runs",
+    "run_tags",
     "shown_path",
     "status_of_ended_run",
     "step_key",
@@ -119,6 +120,12 @@ def step_key(context: dg.OpExecutionContext) -> str:
     if is_invoked_directly(context):
         return context.op_def.name
     return context.get_step_execution_context().step.key
+
+
+def run_tags(context: Context) -> dict[str, str]:
+    """Give the tags of the run; none when the function was called by hand."""
+    op = op_context(context)
+    return {} if is_invoked_directly(op) else dict(op.run_tags)
 
 
 def partition(context: dg.OpExecutionContext) -> dict[str, str]:

@@ -19,6 +19,7 @@ from dagster_slurmbus.outcomes import CompletedJob
 from dagster_slurmbus.pipes import PipesSlurmClient
 from dagster_slurmbus.queue_config import Options, SlurmQueueConfig, merge
 from dagster_slurmbus.reattach import OnChangedRequest
+from dagster_slurmbus.sites import ENV_OF_A_SITE, SlurmSite, chosen_site, known_now
 from dagster_slurmbus.values import absolute, environment, inside, resolved, wrong
 from slurmbus_protocol.errors import InvalidName
 from slurmbus_protocol.subjects import check_token
@@ -52,6 +53,12 @@ class SlurmResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gener
         default=None,
         description="An absolute folder on the site under which working directories are made; else the agent's spool.",
     )
+    env: dict[str, str] = Field(default_factory=dict, description=ENV_OF_A_SITE)
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _env_is_known_now(cls, value: Any) -> Any:
+        return known_now(value)
 
     @field_validator("site", mode="before")
     @classmethod
@@ -82,7 +89,7 @@ class SlurmResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gener
     ) -> PipesSlurmClient:
         """Give a Pipes client of this site, for commands instead of payloads; its arguments are explained there."""
         return PipesSlurmClient(
-            env=env,
+            env={**self.env, **(env or {})},
             cwd=cwd,
             forward_termination=forward_termination,
             forward_stdio=forward_stdio,
@@ -98,13 +105,26 @@ class SlurmResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gener
 class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # generic over what a resource turns into
     """Runs payloads where ``mode`` says: the same asset on a laptop, in CI and on a cluster."""
 
-    mode: str = Field(default=ExecutionMode.LOCAL.value, description="local or slurm.")
+    # Defaults are made by factories: when the launchpad configures a part of a resource, Dagster puts a plain default over
+    # what the code says.
+    mode: str = Field(default_factory=lambda: ExecutionMode.LOCAL.value, description="local or slurm.")
     slurm: SlurmResource | None = Field(default=None, description="The site; needed when mode is slurm.")
+    other_sites: list[SlurmSite] = Field(
+        default_factory=list, description="Further sites on the same bus, for when the first one is full."
+    )
+    site: str | None = Field(
+        default_factory=lambda: None,
+        description="Which of the sites runs the jobs; the first one (slurm) when nothing is said. "
+        "A run's tag slurmbus/site goes over it.",
+    )
+    local_env: dict[str, str] = Field(
+        default_factory=dict, description="What env is for a site, for jobs on this machine: DATA_DIR=data."
+    )
     default_launcher: ComputeLauncher | None = Field(
         default=None, description="How payloads are started; BashLauncher when nothing is said."
     )
     on_changed_request: str = Field(
-        default=OnChangedRequest.RESUBMIT.value,
+        default_factory=lambda: OnChangedRequest.RESUBMIT.value,
         description="What a retried step does with the job of an earlier attempt when it asks for another one now "
         "(other code, other resources): resubmit (end it and submit anew), reattach (follow it all the same) or fail.",
     )
@@ -121,6 +141,11 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         if mode not in _OFFERED:
             raise ValueError(f"{mode.value!r} isn't in this version: use {' or '.join(_OFFERED)}")
         return mode.value
+
+    @field_validator("local_env", mode="before")
+    @classmethod
+    def _env_is_known_now(cls, value: Any) -> Any:
+        return known_now(value)
 
     @field_validator("on_changed_request", mode="before")
     @classmethod
@@ -167,13 +192,14 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         Raises:
             dagster.Failure: the job failed or couldn't be submitted; the message says why and what to do.
         """
-        client = self.pipes_client()
+        slurm = self.chosen(context)
+        client = self.pipes_client(context)
         payload = local_file(payload_path, "payload_path")
         plan = (launcher or self.default_launcher or BashLauncher()).plan(payload.target, tuple(payload_args))
         request = Request(
             plan=plan,
-            options=merge(self.slurm.queue if self.slurm else None, options),
-            env=environment(extra_env, "extra_env"),
+            options=merge(slurm.queue if slurm else None, options),
+            env={**self.site_env(context), **environment(extra_env, "extra_env")},
             files=without_duplicates([payload, *local_files(extra_files, "extra_files")]),
             outputs=tuple(inside(output, "outputs") for output in outputs),
             outputs_limit=outputs_limit,
@@ -186,10 +212,33 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         )
         return client.invoke(context, request)
 
-    def pipes_client(self) -> PipesSlurmClient:
-        """Give the Pipes client behind the mode."""
+    def pipes_client(self, context: Context | None = None) -> PipesSlurmClient:
+        """Give the Pipes client behind the mode; with a context also the run's own choice of a site counts."""
         if self.mode == ExecutionMode.LOCAL:
             return PipesSlurmClient.local(on_changed_request=self.on_changed_request)
-        if self.slurm is None:
+        slurm = self.chosen(context)
+        if slurm is None:
             raise wrong("ComputeResource: mode is 'slurm', but the field slurm isn't set; give it a SlurmResource")
-        return self.slurm.pipes_client(on_changed_request=self.on_changed_request)
+        return slurm.pipes_client(on_changed_request=self.on_changed_request)
+
+    def site_env(self, context: Context | None = None) -> dict[str, str]:
+        """Give the environment variables that every job gets where it runs, for code that reads the same data here."""
+        if self.mode == ExecutionMode.LOCAL:
+            return environment(self.local_env, "local_env")
+        slurm = self.chosen(context)
+        return environment(slurm.env, "env") if slurm is not None else {}
+
+    def chosen(self, context: Context | None = None) -> SlurmResource | None:
+        """Give the site that runs the jobs.
+
+        Raises:
+            dagster.Failure: the setting ``site``, or the run's tag, names none of this resource's sites.
+        """
+        if self.slurm is None or self.mode == ExecutionMode.LOCAL:
+            return self.slurm
+        other = chosen_site(context, self.site, resolved(self.slurm.site, "slurm.site"), self.other_sites)
+        if other is None:
+            return self.slurm
+        return SlurmResource(
+            site=other.site, bus=self.slurm.bus, queue=other.queue, remote_base=other.remote_base, env=other.env
+        )

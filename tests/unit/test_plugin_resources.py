@@ -25,6 +25,7 @@ from dagster_slurmbus import (
     SlurmQueueConfig,
     SlurmResource,
     SlurmRunConfig,
+    SlurmSite,
 )
 from dagster_slurmbus._compat import DagsterLibraryRegistry
 from dagster_slurmbus.files import local_files, without_duplicates
@@ -67,6 +68,55 @@ def resolve(compute: Any, config: dict[str, Any] | None = None) -> ComputeResour
     finally:
         logging.disable(logging.NOTSET)
     return got[0]
+
+
+# ------------------------------------------------------------------ the site
+
+
+def two_sites(**more: Any) -> ComputeResource:
+    return ComputeResource(
+        mode="slurm",
+        slurm=SlurmResource(site="alpha", bus=BusResource(prefix="TEAM"), env={"DATA": "/a"}),
+        other_sites=[
+            SlurmSite(site="beta", queue=SlurmQueueConfig(partition="gpu"), remote_base="/b", env={"DATA": "/b"})
+        ],
+        on_changed_request="fail",
+        **more,
+    )
+
+
+def test_a_site_is_chosen_with_all_that_belongs_to_it() -> None:
+    assert resolve(two_sites()).chosen() == resolve(two_sites(site="alpha")).slurm
+    compute = resolve(two_sites(site="beta"))
+    client = compute.pipes_client()
+    assert (client.site, client.remote_base, compute.site_env()) == ("beta", "/b", {"DATA": "/b"})
+    assert client.bus is not None
+    assert client.bus.prefix == "TEAM"
+    assert client.queue == SlurmQueueConfig(partition="gpu")
+    assert client.env == {"DATA": "/b"}
+
+
+def test_a_part_of_the_launchpad_s_config_leaves_the_rest_as_it_is() -> None:
+    compute = resolve(two_sites(), {"site": "beta"})
+    assert (compute.mode, compute.on_changed_request, compute.pipes_client().site) == ("slurm", "fail", "beta")
+
+
+def test_an_unknown_site_names_the_known_ones() -> None:
+    with pytest.raises(dg.Failure, match=r"ComputeResource.site names the site 'gamma', .* it has 'alpha', 'beta'"):
+        resolve(two_sites(site="gamma")).pipes_client()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"site": "Two Words"}, "site"),
+        ({"site": dg.EnvVar("SITE")}, r"dg.EnvVar can't stand here: write os.environ\['SITE'\]"),
+        ({"site": "beta", "env": {"DATA": dg.EnvVar("D")}}, r"write os.environ\['D'\]"),
+    ],
+)
+def test_a_site_that_cant_be_used(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        SlurmSite(**fields)
 
 
 # ------------------------------------------------------------------ the mode
