@@ -105,8 +105,8 @@ class SlurmResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gener
 class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # generic over what a resource turns into
     """Runs payloads where ``mode`` says: the same asset on a laptop, in CI and on a cluster."""
 
-    # Defaults are made by factories: when the launchpad configures a part of a resource, Dagster puts a plain default over
-    # what the code says.
+    # Defaults are made by factories: when the launchpad configures a part of a resource, Dagster puts a plain default
+    # over what the code says.
     mode: str = Field(default_factory=lambda: ExecutionMode.LOCAL.value, description="local or slurm.")
     slurm: SlurmResource | None = Field(default=None, description="The site; needed when mode is slurm.")
     other_sites: list[SlurmSite] = Field(
