@@ -166,6 +166,7 @@ class SiteClient:
             tell: called with what is being waited for, should it take long.
 
         Raises:
+            AgentTooOld: the site's agent would overlook a part of the request.
             TooLarge: the request is too big; ship data as files.
             BusFull: the bus takes no new requests.
             BusRefused: the bus doesn't let this user publish requests.

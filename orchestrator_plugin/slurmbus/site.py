@@ -22,7 +22,7 @@ from slurmbus.following import Follower
 from slurmbus.outbox import SignedRequest
 from slurmbus.session import Session
 from slurmbus.snapshot import latest
-from slurmbus_protocol import blobs, codec, subjects
+from slurmbus_protocol import blobs, capabilities, codec, subjects
 from slurmbus_protocol.bus import RETRY_DELAYS, Bus, Stored, parse_time
 from slurmbus_protocol.errors import (
     BadMessage,
@@ -110,10 +110,19 @@ class Site:
 
     async def submit(self, job: JobSpec, *, key: str | None = None, valid_for: float = 86400.0) -> str:
         """Sign and publish a submission until the bus has it durably."""
+        await self._check_agent(job)
         key = key or new_ulid()
         message = Submit(key=key, site=self.name, expires_at=time.time() + valid_for, submitter=submitter(), job=job)
         await self._publish(message, SUBMIT_PATIENCE)
         return key
+
+    async def _check_agent(self, job: JobSpec) -> None:
+        """Refuse what the site's agent would overlook; one that nobody has heard of yet decides for itself."""
+        if not capabilities.needed(job):
+            return
+        agents = await self.heartbeats()
+        if agents:
+            capabilities.check(job, agents[0].heartbeat)
 
     async def cancel(self, key: str, reason: str = "", patience: float = SUBMIT_PATIENCE) -> None:
         """Ask durably for the job's end."""

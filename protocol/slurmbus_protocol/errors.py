@@ -21,6 +21,7 @@
     ├── BusFull                    a stream has reached its limit             (retryable)
     ├── BusMisconfigured           a stream exists with other settings
     ├── SiteUnreachable            no agent answers for the site              (retryable)
+    ├── AgentTooOld                the site's agent doesn't know something that the request needs
     ├── BlobMissing                the bus doesn't hold a file's bytes (any more) (retryable)
     ├── BlobCorrupt                bytes don't hash to their name
     └── LostMessages               bytes of a stream that nobody has any more
@@ -173,6 +174,13 @@ class SiteUnreachable(SlurmbusError):
     code = "site-unreachable"
     retryable = True
     default_hint = "log in to the cluster and start it with 'slurmbus-agent run --site NAME'"
+
+
+class AgentTooOld(SlurmbusError):
+    """The site's agent doesn't know something that the request needs."""
+
+    code = "agent-too-old"
+    default_hint = "upgrade the agent on the site"
 
 
 class BlobMissing(SlurmbusError):
