@@ -143,6 +143,28 @@ class Usage(Value, frozen=True, kw_only=True, omit_defaults=True):
     elapsed: float
 
 
+class Live(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What a running job uses on one node: where its runner is, which sees that node only."""
+
+    at: float
+    node: str
+    cpus: Positive
+    """CPUs that the job has on this node."""
+    cpu_seconds: float
+    """CPU time so far."""
+    cpu_percent: float
+    """CPU time since the last look, of what the CPUs could have given: 0 to 100."""
+    rss: NonNegative
+    """Memory of all processes together, in bytes."""
+    peak_rss: NonNegative
+    processes: NonNegative
+    read_bytes: NonNegative | None = None
+    """Bytes read so far by system calls, from whatever file system."""
+    written_bytes: NonNegative | None = None
+    memory_limit: NonNegative | None = None
+    """Bytes of memory that the job may use on this node, where that is known."""
+
+
 class Start(Value, frozen=True, kw_only=True, omit_defaults=True):
     """One start of a job on a node."""
 
@@ -160,6 +182,50 @@ class Start(Value, frozen=True, kw_only=True, omit_defaults=True):
     sizes: dict[str, int] | None = None
     """Bytes of each stream, known when the start has ended and everything was relayed."""
     usage: Usage | None = None
+    live: Live | None = None
+    """What it used when the runner last looked; the last one stays when it has ended."""
+    facts: dict[str, str] = {}
+    """What the launcher has found out, for people: the address of a dashboard, for example."""
+
+
+class AccountingStep(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """One step of a job in Slurm's accounting. Source of the fields: sacct(1); None is what wasn't recorded."""
+
+    step: str
+    """``batch``, ``extern`` or a number."""
+    name: str
+    state: str
+    exit_code: int = 0
+    signal: int = 0
+    elapsed: float = 0.0
+    tasks: NonNegative | None = None
+    nodes: NonNegative | None = None
+    alloc_cpus: NonNegative | None = None
+    cpu_seconds: float = 0.0
+    """CPU time of all tasks, waited-for processes included (sacct's TotalCPU)."""
+    max_rss: NonNegative | None = None
+    """Memory of the task with most of it, in bytes."""
+    ave_rss: NonNegative | None = None
+    disk_read: NonNegative | None = None
+    """Bytes of all tasks (TRESUsageInTot, fs/disk)."""
+    disk_written: NonNegative | None = None
+    energy_joules: float | None = None
+    gpu_memory: NonNegative | None = None
+    """Bytes of the task with most of it (TRESUsageInMax, gres/gpumem)."""
+    gpu_percent: float | None = None
+    """Mean over the tasks (TRESUsageInAve, gres/gpuutil)."""
+
+
+class Used(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What all steps of a job used together; None is what the cluster doesn't record."""
+
+    disk_read: NonNegative | None = None
+    disk_written: NonNegative | None = None
+    energy_joules: float | None = None
+    gpu_memory: NonNegative | None = None
+    """Bytes of the task with most of it (gres/gpumem)."""
+    gpu_percent: float | None = None
+    """Mean over tasks and steps, by their time (gres/gpuutil)."""
 
 
 class Accounting(Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -174,6 +240,12 @@ class Accounting(Value, frozen=True, kw_only=True, omit_defaults=True):
     max_rss: NonNegative | None = None
     alloc_nodes: NonNegative = 0
     alloc_tres: str = ""
+    used: Used | None = None
+    cancelled_by: str = ""
+    """Who cancelled the job in Slurm: a user name or id."""
+    steps: tuple[AccountingStep, ...] = ()
+    """At most 50: those that failed come before others when there are more, and the order stays."""
+    steps_in_all: NonNegative = 0
 
 
 class CancelAsked(Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -228,6 +300,8 @@ class Record(Message, frozen=True, kw_only=True, omit_defaults=True):
     alloc_cpus: NonNegative | None = None
     submit_time: float | None = None
     start_time: float | None = None
+    estimated_start: float | None = None
+    """While it is pending: when Slurm expects it to start, if it has looked that far."""
     end_time: float | None = None
     exit_code: int | None = None
     signal: int | None = None

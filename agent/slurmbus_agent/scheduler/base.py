@@ -88,6 +88,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     signal: int | None = None
     submit_time: float | None = None
     start_time: float | None = None
+    start_estimate: float | None = None
+    """When the controller expects a pending job to start; a guess."""
     end_time: float | None = None
     restarts: int = 0
 
