@@ -42,7 +42,7 @@ class Scripted:
         self._act("jobs")
         return [Observation(job_id=42, name="job", state="RUNNING", flags=("COMPLETING",))]
 
-    def job(self, job_id: int) -> Observation | None:
+    def job(self, job_id: int, task: int | None = None) -> Observation | None:
         self._act("job", job_id)
         return Observation(job_id=job_id, name="job", state="PENDING", reason="Priority") if job_id == 42 else None
 

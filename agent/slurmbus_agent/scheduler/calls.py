@@ -44,8 +44,8 @@ class Backend(Protocol):
         """Give all jobs of this user."""
         ...
 
-    def job(self, job_id: int) -> Observation | None:
-        """Give one job, or None when the controller doesn't know it."""
+    def job(self, job_id: int, task: int | None = None) -> Observation | None:
+        """Give one job or one task of an array, or None when the controller doesn't know it."""
         ...
 
     def accounting(self, jobs: list[tuple[int, str]], since: float) -> list[AccountingRow]:
@@ -57,7 +57,7 @@ class Backend(Protocol):
         ...
 
     def cancel(self, job_id: int, name: str) -> bool:
-        """Cancel the job if it has this name."""
+        """Cancel the job, or the tasks of an array, if it has this name."""
         ...
 
     def partitions(self) -> list[Partition]:
@@ -76,7 +76,7 @@ KINDS: dict[str, Kind] = {
     "ping": Kind(tuple[()], None),
     "submit": Kind(tuple[BatchJob], int),
     "jobs": Kind(tuple[()], list[Observation]),
-    "job": Kind(tuple[int], Observation | None),
+    "job": Kind(tuple[int, int | None], Observation | None),
     "accounting": Kind(tuple[list[tuple[int, str]], float], list[AccountingRow]),
     "accounting_backlog": Kind(tuple[()], int),
     "cancel": Kind(tuple[int, str], bool),

@@ -121,9 +121,9 @@ class ChildScheduler:
         result: list[Observation] = await self._ask("jobs")
         return result
 
-    async def job(self, job_id: int) -> Observation | None:
-        """Give one job; None is the controller's answer that it doesn't know it."""
-        result: Observation | None = await self._ask("job", job_id)
+    async def job(self, job_id: int, task: int | None = None) -> Observation | None:
+        """Give one job or one task of an array; None is the controller's answer that it doesn't know it."""
+        result: Observation | None = await self._ask("job", job_id, task)
         return result
 
     async def accounting(self, jobs: list[tuple[int, str]], since: float) -> list[AccountingRow]:
