@@ -25,7 +25,7 @@ INPUTS = ("slurm", "slurm-compat")
 """Folders of the context that make the image what it is. The host's CA bundle doesn't."""
 
 RELEASES = {"forky": "26.05", "trixie": "24.11", "bookworm": "22.05"}
-"""Debian's releases and the Slurm that each has. Only the first has pyslurm; see slurm/Dockerfile and Dockerfile.older."""
+"""Debian's releases and the Slurm that each has. Only the first has pyslurm; see slurm/Dockerfile.older."""
 
 DEFAULT_RELEASE = "forky"
 
@@ -117,7 +117,7 @@ def _build(api: docker.APIClient, tag: str, release: str, progress: Callable[[st
 
 def _explain(error: str, release: str, step: str, tail: list[str]) -> str:
     if " FROM " in step:
-        return f"The base image debian:{release} can't be had: {error}\nRun `make engine` as root: it makes the base image."
+        return f"The base image debian:{release} can't be had: {error}\nRun `make engine` as root: it makes base images."
     return f"Building the cluster's image failed: {error}\nThe last lines were:\n" + "\n".join(tail)
 
 

@@ -341,6 +341,8 @@ class SchedulerHealth(Value, frozen=True, kw_only=True, omit_defaults=True):
     calls: dict[str, int] = {}
     """Calls by kind since the agent started."""
     restarts: NonNegative = 0
+    version: str = ""
+    """Slurm's, e.g. ``24.11.5``; nothing for local processes and as long as it isn't known."""
 
 
 class Vitals(Value, frozen=True, kw_only=True, omit_defaults=True):

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
+from contract.commands_site import CommandsSite
 from contract.native_site import NativeSite
 from contract.sites import LocalSite, Site
 
 
-@pytest.fixture(params=["local", pytest.param("native", marks=pytest.mark.cluster)])
+SITES = {
+    "local": "",
+    "native": "cluster",
+    "commands": "cluster",
+    "commands-24.11": "cluster_trixie",
+    "commands-22.05": "cluster_bookworm",
+}
+"""The schedulers, and the fixture of the cluster on which each works."""
+
+
+def params() -> Iterator[ParameterSet]:
+    for name, cluster in SITES.items():
+        yield pytest.param(name, marks=pytest.mark.cluster if cluster else ())
+
+
+@pytest.fixture(params=params())
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
-    if request.param == "local":
+    """One of the schedulers."""
+    cluster = SITES[request.param]
+    if not cluster:
         return LocalSite(tmp_path)
-    return NativeSite(request.getfixturevalue("cluster"))
+    kind = NativeSite if request.param == "native" else CommandsSite
+    return kind(request.getfixturevalue(cluster))

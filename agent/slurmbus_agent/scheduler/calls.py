@@ -1,7 +1,8 @@
 """The calls that cross between the agent and the scheduler's child process.
 
 A frame is four bytes of length, big-endian, and that many bytes of msgpack. The agent writes :class:`Call` frames, the
-child answers each with one :class:`Answer`, in order; its very first answer, with id 0, says whether it could start.
+child answers each with one :class:`Answer`, in order; its very first answer, with id 0, says whether it could start and
+which version of Slurm it knows.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ STARTED = 0
 
 class Backend(Protocol):
     """What the child runs: :class:`slurmbus_agent.scheduler.base.Scheduler` without the waiting."""
+
+    version: str
+    """Slurm's version as its client knows it, e.g. ``24.11.5``; nothing when it doesn't tell."""
 
     def ping(self) -> None:
         """Return when the controller answers."""
@@ -126,10 +130,20 @@ def raw(value: object) -> msgspec.Raw:
 
 def result_of(kind: str, answer: Answer) -> Any:
     """Give the result of a call, or raise what the child raised."""
+    _check(answer)
+    return msgspec.msgpack.decode(answer.result, type=KINDS[kind].result)
+
+
+def version_of(started: Answer) -> str:
+    """Give Slurm's version from a child's first answer, or raise what the child raised."""
+    _check(started)
+    return msgspec.msgpack.decode(started.result, type=str)
+
+
+def _check(answer: Answer) -> None:
     error = ERRORS.get(answer.outcome)
     if error is not None:
         raise error(answer.message, hint=answer.hint)
-    return msgspec.msgpack.decode(answer.result, type=KINDS[kind].result)
 
 
 def failure(call_id: int, error: SchedulerError) -> Answer:

@@ -90,6 +90,7 @@ class NativeBackend:
         self._job_state = libslurm.Field(self._library, self._scratch, "state", 3, "COMPLETED")
         self._job_exit = libslurm.Field(self._library, self._scratch, "exit_code", 37 << 8, 37)
         self._row_exit = libslurm.Field(self._library, pyslurm.db.Job(), "exit_code", 37 << 8, 37)
+        self.version = "{}.{:02}.{}".format(*pyslurm.slurm_api_version())
         self._database: Any = None
         self._storage: str | None = None
 

@@ -95,6 +95,7 @@ class ChildScheduler:
         self._accounting_delay = self._limits.probe_first
         self._since = time.time()
         self._latency: float | None = None
+        self._version = ""
         self._error: str | None = "not asked yet"
         self._calls: Counter[str] = Counter()
         self._restarts = 0
@@ -157,6 +158,7 @@ class ChildScheduler:
             error=self._error,
             calls=dict(self._calls),
             restarts=self._restarts,
+            version=self._version,
         )
 
     async def aclose(self) -> None:
@@ -340,6 +342,7 @@ class ChildScheduler:
             try:
                 self._channel = await Channel.start(self._argv, self._env, self._limits.start)
                 self._started_at = time.monotonic()
+                self._version = self._channel.version
             except SchedulerError as error:
                 self._went_down(error.message)
                 raise

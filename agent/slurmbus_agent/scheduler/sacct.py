@@ -69,6 +69,12 @@ def arguments(jobs: Iterable[tuple[int, str]], since: float) -> list[str]:
     ]
 
 
+def body(text: str) -> str | None:
+    """Give what follows the titles of the columns; None without them: then sacct itself hasn't printed it."""
+    _, titles, rows = text.partition(_DELIMITER.join(_FIELDS) + "\n")
+    return rows if titles else None
+
+
 def rows(text: str) -> list[AccountingRow]:
     """Read what sacct printed: one row a job, its steps in it."""
     jobs: list[tuple[Row, list[AccountingStep]]] = []
