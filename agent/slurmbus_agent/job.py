@@ -17,6 +17,7 @@ from slurmbus_agent.events import Event, Instruction
 from slurmbus_agent.records import RecordStore
 from slurmbus_agent.relay import Relay
 from slurmbus_agent.scheduler.base import BatchJob, OutcomeUnknown, Refused, Scheduler, Unavailable
+from slurmbus_agent.scheduler.comment import compose
 from slurmbus_agent.spool import AGENT_NODE, Claim, EndReport, JobDir, SpoolError
 from slurmbus_agent.staging import Stager
 from slurmbus_agent.tasks import spawn
@@ -204,7 +205,6 @@ class Job:
             self.post(events.Submitted(job_id=job_id))
 
     def _batch_job(self) -> BatchJob:
-        comment = self.record.options.comment or " ".join(f"{k}={v}" for k, v in sorted(self.record.labels.items()))
         return BatchJob(
             name=self.slurm_name,
             script=self._tools.stager.batch_script(self.folder),
@@ -212,7 +212,7 @@ class Job:
             output=str(self.folder.batch_output),
             environment=self._tools.stager.environment(),
             options=self.record.options,
-            comment=comment[:1000],
+            comment=compose(self.record.labels, self.record.options.comment),
         )
 
     async def _look_up(self, _: events.LookUp) -> None:

@@ -73,6 +73,89 @@ class JobOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
     exclusive: bool = False
     requeue: bool = False
     comment: str | None = None
+    """The user's own; it stands after what Slurmbus itself notes there."""
+    nodes_max: Positive | None = None
+    """``nodes`` is then the least that will do."""
+    node_counts: str | None = None
+    """Several numbers of nodes that would do: ``1,3,8`` or ``2-16:2``."""
+    unlimited_time: bool = False
+    all_memory: bool = False
+    """All of each node's memory; excludes the fields that say how much."""
+    mem_per_gpu_mib: MiB | None = None
+    time_min_minutes: Positive | None = None
+    begin: str | None = None
+    deadline: str | None = None
+    delay_boot_minutes: NonNegative | None = None
+    dependency: str | None = None
+    kill_on_invalid_dep: bool | None = None
+    hold: bool = False
+    nice: int | None = None
+    priority: str | None = None
+    signal: str | None = None
+    requeue_expedite: bool = False
+    no_kill: bool = False
+    oom_kill_step: bool | None = None
+    mail_type: str | None = None
+    mail_user: str | None = None
+    wckey: str | None = None
+    mcs_label: str | None = None
+    ntasks_per_core: Positive | None = None
+    ntasks_per_socket: Positive | None = None
+    ntasks_per_gpu: Positive | None = None
+    mincpus: Positive | None = None
+    cpus_per_gpu: Positive | None = None
+    overcommit: bool = False
+    tmp_mib: MiB | None = None
+    mem_bind: str | None = None
+    mem_update: str | None = None
+    gpus: str | None = None
+    gpus_per_task: str | None = None
+    gpus_per_socket: str | None = None
+    gpu_bind: str | None = None
+    gpu_freq: str | None = None
+    gres_flags: str | None = None
+    tres_per_task: str | None = None
+    tres_bind: str | None = None
+    licenses: str | None = None
+    resources: str | None = None
+    bb: str | None = None
+    prefer: str | None = None
+    batch: str | None = None
+    cluster_constraint: str | None = None
+    node_extra: str | None = None
+    exclusive_scope: str | None = None
+    """With whom the nodes aren't shared: ``user``, ``mcs`` or ``topo``."""
+    oversubscribe: bool = False
+    contiguous: bool = False
+    spread_job: bool = False
+    use_min_nodes: bool = False
+    switches: str | None = None
+    segment: Positive | None = None
+    spread_segments: bool = False
+    consolidate_segments: bool = False
+    core_spec: NonNegative | None = None
+    thread_spec: NonNegative | None = None
+    sockets_per_node: Positive | None = None
+    cores_per_socket: Positive | None = None
+    threads_per_core: Positive | None = None
+    hint: str | None = None
+    distribution: str | None = None
+    cpu_freq: str | None = None
+    power: str | None = None
+    reboot: bool = False
+    wait_all_nodes: bool | None = None
+    network: str | None = None
+    resv_ports: str | None = None
+    stepmgr: bool = False
+    propagate: str | None = None
+    profile: str | None = None
+    acctg_freq: str | None = None
+    context: str | None = None
+    container: str | None = None
+    container_id: str | None = None
+    container_type: str | None = None
+    extra: dict[str, str] = {}
+    """Options of sbatch that have no field here, by their long names; an empty value is a flag."""
 
 
 class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,4 +1,8 @@
-"""A batch job in the words of pyslurm's JobSubmitDescription."""
+"""A batch job in the words of pyslurm's JobSubmitDescription.
+
+pyslurm expresses the common options as sbatch does. Others it doesn't know, or means something else by them, or leaves
+out what sbatch adds to the job's environment for them: for those ``beyond`` says so, and sbatch itself submits the job.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,24 @@ from typing import Any
 
 from slurmbus_agent.scheduler.base import BatchJob
 from slurmbus_protocol.messages import JobOptions
+from slurmbus_protocol.options import OPTIONS
+
+
+def beyond(options: JobOptions) -> list[str]:
+    """Name the options of a job that pyslurm can't express."""
+    unset = JobOptions()
+    names = [
+        option.name
+        for option in OPTIONS
+        if not option.native and getattr(options, option.wire) != getattr(unset, option.wire)
+    ]
+    if options.unlimited_time:
+        names.append("time_limit=UNLIMITED")
+    if options.all_memory:
+        names.append("mem=0")
+    # pyslurm takes digits for seconds since 1970, Slurm for a date.
+    names += [name for name in ("begin", "deadline") if (getattr(options, name) or "").isdigit()]
+    return [*names, *options.extra]
 
 
 def description(job: BatchJob) -> dict[str, Any]:
@@ -18,6 +40,14 @@ def description(job: BatchJob) -> dict[str, Any]:
         "qos": options.qos,
         "constraints": options.constraint,
         "time_limit": options.time_limit_minutes,
+        "time_limit_min": options.time_min_minutes,
+        "begin_time": options.begin,
+        "deadline": options.deadline,
+        "dependencies": options.dependency,
+        "priority": 0 if options.hold else None,
+        "nice": options.nice,
+        "wckey": options.wckey,
+        "licenses": _names(options.licenses),
         "ntasks_per_node": options.ntasks_per_node,
         "cpus_per_task": options.cpus_per_task,
         "memory_per_node": options.mem_per_node_mib,
@@ -27,7 +57,7 @@ def description(job: BatchJob) -> dict[str, Any]:
         "reservations": _names(options.reservation),
         "required_nodes": _names(options.nodelist),
         "excluded_nodes": _names(options.exclude),
-        "comment": job.comment or options.comment,
+        "comment": job.comment or None,
         "resource_sharing": "exclusive" if options.exclusive else None,
     }
     return {name: value for name, value in given.items() if value is not None} | {
@@ -42,8 +72,8 @@ def description(job: BatchJob) -> dict[str, Any]:
         "is_requeueable": options.requeue,
         "ntasks": tasks,
         # Without a number pyslurm insists on a single node; sbatch takes the fewest that do, one for each task at most.
-        "nodes": {"min": options.nodes or 1, "max": options.nodes or tasks},
-        "use_min_nodes": options.nodes is None,
+        "nodes": {"min": options.nodes or 1, "max": options.nodes_max or options.nodes or tasks},
+        "use_min_nodes": options.nodes is None and options.nodes_max is None,
     }
 
 
@@ -64,7 +94,7 @@ def _environment(job: BatchJob, tasks: int) -> dict[str, str]:
 
 def _gres(options: JobOptions) -> str | None:
     """Give the generic resources of a node; pyslurm wants a count with each."""
-    asked = [f"gpu:{options.gpus_per_node}"] if options.gpus_per_node else []
+    asked = [f"gpu:{item}" for item in options.gpus_per_node.split(",")] if options.gpus_per_node else []
     asked += options.gres.split(",") if options.gres else []
     counted = (item if item.rpartition(":")[2].isdigit() else f"{item}:1" for item in asked)
     return ",".join(counted) or None
