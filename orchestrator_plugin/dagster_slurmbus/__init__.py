@@ -7,7 +7,7 @@ from dagster_slurmbus.bus import BusResource
 from dagster_slurmbus.launchers import BashLauncher, ComputeLauncher
 from dagster_slurmbus.outcomes import CompletedJob
 from dagster_slurmbus.pipes import PipesSlurmClient
-from dagster_slurmbus.queue_config import SlurmQueueConfig
+from dagster_slurmbus.queue_config import SlurmOptions, SlurmQueueConfig
 from dagster_slurmbus.reattach import OnChangedRequest
 from dagster_slurmbus.reconcile import slurmbus_reconcile_sensor
 from dagster_slurmbus.resources import ComputeResource, ExecutionMode, SlurmResource
@@ -25,6 +25,7 @@ __all__ = [
     "ExecutionMode",
     "OnChangedRequest",
     "PipesSlurmClient",
+    "SlurmOptions",
     "SlurmQueueConfig",
     "SlurmResource",
     "SlurmRunConfig",

@@ -128,6 +128,16 @@ def run_tags(context: Context) -> dict[str, str]:
     return {} if is_invoked_directly(op) else dict(op.run_tags)
 
 
+def assets_metadata(context: Context) -> dict[str, Mapping[str, Any]]:
+    """Give the metadata that the assets of this step were defined with, by asset; nothing for an op without assets."""
+    op = op_context(context)
+    if is_invoked_directly(op) or not op.has_assets_def:
+        return {}
+    metadata = op.assets_def.metadata_by_key
+    keys = {key.to_user_string(): key for key in op.selected_asset_keys}
+    return {name: metadata.get(keys[name]) or {} for name in sorted(keys)}
+
+
 def partition(context: dg.OpExecutionContext) -> dict[str, str]:
     """Give what names the partition, or the range of them, that this run is about; nothing when there is none.
 

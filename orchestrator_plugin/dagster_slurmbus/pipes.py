@@ -15,9 +15,11 @@ from dagster_slurmbus._compat import Context, TreatAsResourceParam
 from dagster_slurmbus.bus import BusResource, local_client
 from dagster_slurmbus.files import Files, StrPath, local_files, without_duplicates
 from dagster_slurmbus.invocation import OUTPUTS_LIMIT, STREAM_LIMIT, Invocation, Request
+from dagster_slurmbus.option_layers import CallOptions
 from dagster_slurmbus.outcomes import CompletedJob
-from dagster_slurmbus.queue_config import Options, merge
+from dagster_slurmbus.queue_config import Options
 from dagster_slurmbus.reattach import OnChangedRequest
+from dagster_slurmbus.run_config import SlurmRunConfig
 from dagster_slurmbus.values import absolute, environment, inside, resolved, wrong
 from dagster_slurmbus.watching import Conduct
 from slurmbus.client import SiteClient
@@ -120,6 +122,8 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         outputs_limit: int = OUTPUTS_LIMIT,
         stream_limit: int = STREAM_LIMIT,
         options: Options | None = None,
+        extra_slurm_opts: Mapping[str, Any] | None = None,
+        run_config: SlurmRunConfig | None = None,
         ship_pipes_module: bool = True,
         reattach_key: str | None = None,
     ) -> CompletedJob:
@@ -137,7 +141,9 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             outputs_dir: the folder here that they come into; by default one of the run in Dagster's storage.
             outputs_limit: how many bytes may come back in all.
             stream_limit: bytes of stdout and of stderr that each start shows in full; the rest stays on the site.
-            options: what this job asks Slurm for, over the client's ``queue``.
+            options: what this job asks Slurm for, over the client's ``queue`` and the asset's metadata.
+            extra_slurm_opts: the same under sbatch's names; what isn't known here is handed to sbatch as it is.
+            run_config: what the launchpad says, over everything else.
             ship_pipes_module: put the ``dagster_pipes`` module beside the payload.
             reattach_key: a name of this call within the step, by which a retry finds its job; by default calls are told
                 apart by what they ask for and by their order.
@@ -152,7 +158,9 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             )
         request = Request(
             plan=CommandPlan(argv=argv),
-            options=merge(self.queue, options),
+            options=CallOptions(options=options, extra_slurm_opts=extra_slurm_opts, run_config=run_config).over(
+                self.queue, context
+            ),
             env={**environment(self.env, "env"), **environment(env, "env")},
             files=without_duplicates(local_files(files, "files")),
             outputs=tuple(inside(output, "outputs") for output in outputs),

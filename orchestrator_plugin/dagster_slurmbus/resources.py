@@ -13,12 +13,15 @@ from pydantic import Field, field_validator
 from dagster_slurmbus._compat import Context, is_env_var
 from dagster_slurmbus.bus import BusResource
 from dagster_slurmbus.files import Files, StrPath, local_file, local_files, without_duplicates
+from dagster_slurmbus.frameworks import launcher_for
 from dagster_slurmbus.invocation import OUTPUTS_LIMIT, STREAM_LIMIT, Request
 from dagster_slurmbus.launchers import BashLauncher, ComputeLauncher
+from dagster_slurmbus.option_layers import CallOptions
 from dagster_slurmbus.outcomes import CompletedJob
 from dagster_slurmbus.pipes import PipesSlurmClient
-from dagster_slurmbus.queue_config import Options, SlurmQueueConfig, merge
+from dagster_slurmbus.queue_config import Options, SlurmQueueConfig
 from dagster_slurmbus.reattach import OnChangedRequest
+from dagster_slurmbus.run_config import SlurmRunConfig
 from dagster_slurmbus.sites import ENV_OF_A_SITE, SlurmSite, chosen_site, known_now
 from dagster_slurmbus.values import absolute, environment, inside, resolved, wrong
 from slurmbus_protocol.errors import InvalidName
@@ -166,6 +169,9 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         outputs_limit: int = OUTPUTS_LIMIT,
         stream_limit: int = STREAM_LIMIT,
         options: Options | None = None,
+        extra_slurm_opts: Mapping[str, Any] | None = None,
+        resource_requirements: Mapping[str, Any] | None = None,
+        run_config: SlurmRunConfig | None = None,
         launcher: ComputeLauncher | None = None,
         ship_pipes_module: bool = True,
         reattach_key: str | None = None,
@@ -183,7 +189,11 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             outputs_dir: the folder here that they come into; by default one of the run in Dagster's storage.
             outputs_limit: how many bytes may come back in all.
             stream_limit: bytes of stdout and of stderr that each start shows in full; the rest stays on the site.
-            options: what this job asks Slurm for, over the resource's queue.
+            options: what this job asks Slurm for, over the resource's queue and the asset's metadata.
+            extra_slurm_opts: the same under sbatch's names; what isn't known here is handed to sbatch as it is.
+            resource_requirements: the same in few words, for each node; the framework chooses the launcher:
+                ``{"framework": "ray", "cpus": 32, "gpus": 1, "memory_gb": 120}``.
+            run_config: what the launchpad says, over everything else.
             launcher: instead of the resource's default one.
             ship_pipes_module: put the ``dagster_pipes`` module beside the payload.
             reattach_key: a name of this call within the step, by which a retry finds its job; by default calls are told
@@ -195,10 +205,17 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         slurm = self.chosen(context)
         client = self.pipes_client(context)
         payload = local_file(payload_path, "payload_path")
-        plan = (launcher or self.default_launcher or BashLauncher()).plan(payload.target, tuple(payload_args))
+        asked = CallOptions(
+            options=options,
+            extra_slurm_opts=extra_slurm_opts,
+            resource_requirements=resource_requirements,
+            run_config=run_config,
+        )
+        launcher = launcher or launcher_for(asked.framework) or self.default_launcher or BashLauncher()
+        plan = launcher.plan(payload.target, tuple(payload_args))
         request = Request(
             plan=plan,
-            options=merge(slurm.queue if slurm else None, options),
+            options=asked.over(slurm.queue if slurm else None, context),
             env={**self.site_env(context), **environment(extra_env, "extra_env")},
             files=without_duplicates([payload, *local_files(extra_files, "extra_files")]),
             outputs=tuple(inside(output, "outputs") for output in outputs),
