@@ -420,9 +420,13 @@ _OTHER: dict[str, Callable[[Any, str], Chosen]] = {
 
 
 def _check_conflicts(chosen: Chosen, where: str) -> None:
-    asked = {option.name for option in OPTIONS if chosen.get(option.wire) not in (None, False)}
+    asked = {option.name for option in OPTIONS if _is_asked(chosen.get(option.wire))}
     if chosen.get("all_memory"):
         asked.add("mem")
     for one, other in CONFLICTS:
         if {one, other} <= asked:
             raise InvalidSetting(f"{where}: {one} and {other} exclude each other", hint="set one of them")
+
+
+def _is_asked(value: Any) -> bool:
+    return value is not None and value is not False

@@ -1,9 +1,9 @@
 """Jobs as processes of this machine, for laptops and quick tests.
 
 A job is looked after by a process of its own (:mod:`slurmbus_agent.scheduler.local_job`), so it goes on when the agent
-ends or is killed. All jobs start at once, however many there are. Of the options ``time_limit_minutes`` is kept, the
-task and CPU counts reach the job's environment and its accounting; the others (partition, memory, GPUs, nodes, …) can't
-be honoured here and are ignored. The folder must be on this machine: its pipes tell whether a job is looked after.
+ends or is killed. All jobs start at once, however many there are; what their options mean here stands in
+:mod:`slurmbus_agent.scheduler.local_options`. The folder must be on this machine: its pipes tell whether a job is
+looked after.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import ParamSpec, TypeVar
 
 import msgspec
 
-from slurmbus_agent.scheduler import local_job
+from slurmbus_agent.scheduler import local_job, local_options
 from slurmbus_agent.scheduler.base import ANY_ID, AccountingRow, BatchJob, Observation, Refused, Unavailable
 from slurmbus_protocol.messages import Accounting, Partition, SchedulerHealth
 
@@ -209,6 +209,7 @@ class LocalScheduler:
             raise Refused("this is no batch script: its first line doesn't start with '#!' and a path")
         if not Path(job.work_dir).is_dir():
             raise Refused(f"the working directory {job.work_dir} isn't there")
+        local_options.check(job.options)
         job_id = self._new_id()
         try:
             return self._start(job_id, job)
@@ -219,11 +220,13 @@ class LocalScheduler:
 
     def _start(self, job_id: int, job: BatchJob) -> int:
         limit = job.options.time_limit_minutes
+        early = local_options.early_signal(job.options)
         spec = {
             "environment": job.environment | self._environment(job_id, job),
             "work_dir": job.work_dir,
             "output": job.output,
             "time_limit": None if limit is None else limit * self._minute,
+            "early_signal": None if early is None else (early.number, early.seconds * self._minute / 60),
             "kill_wait": self._kill_wait,
         }
         state = _State(

@@ -181,15 +181,21 @@ class _Job:
         """Wait for the script's end, or bring it about at a cancel or the time limit; give verdict, status, usage."""
         limit: float | None = self.spec["time_limit"]
         due = None if limit is None else time.monotonic() + limit
+        early = self.spec.get("early_signal") if due is not None else None
+        signal_due = max(0.0, due - early[1]) if due is not None and early else None
         verdict = None
         while True:
             reaped, status, usage = os.wait4(session, os.WNOHANG)
             if reaped:
                 return verdict, status, usage
-            patience = None if due is None else max(0.0, due - time.monotonic())
+            dues = [at for at in (due, signal_due) if at is not None]
+            patience = max(0.0, min(dues) - time.monotonic()) if dues else None
             ready, _, _ = select.select([0, self.wake], [], [], patience)
             for source in ready:
                 os.read(source, 4096)
+            if early and signal_due is not None and time.monotonic() >= signal_due:
+                os.kill(session, early[0])  # not waited for yet: it is still ours
+                signal_due = None
             overdue = due is not None and time.monotonic() >= due
             if verdict is None and (0 in ready or overdue):
                 verdict = "CANCELLED" if 0 in ready else "TIMEOUT"
