@@ -56,7 +56,10 @@ def test_what_is_not_asked_for_is_left_to_slurm() -> None:
         ({"nodes": 3}, 3, (3, 3)),
         ({"nodes": 3, "ntasks_per_node": 4}, 12, (3, 3)),
         ({"nodes": 2, "ntasks": 7}, 7, (2, 2)),
-        ({"ntasks_per_node": 4}, 4, (1, 4)),
+        ({"ntasks_per_node": 4}, 4, (1, 1)),
+        ({"ntasks": 7, "ntasks_per_node": 2}, 7, (4, 4)),
+        ({"nodes": 2, "nodes_max": 4}, 2, (2, 4)),
+        ({"nodes_max": 4}, 1, (1, 4)),
     ],
 )
 def test_tasks_and_nodes_as_sbatch_counts_them(options: dict[str, int], tasks: int, nodes: tuple[int, int]) -> None:
@@ -104,6 +107,8 @@ def test_options() -> None:
         (2014, {"partition": "gpu"}, "partition gpu has 1 nodes with at most 64 CPUs and 512000 MiB each"),
         (2014, {"partition": "a,b"}, "sinfo"),
         (2045, {}, "sacctmgr"),
+        (2038, {}, "afterok"),
+        (2123, {}, "negative nice"),
         (2090, {}, ""),
     ],
 )

@@ -35,6 +35,7 @@ def description(job: BatchJob) -> dict[str, Any]:
     """Give the arguments of pyslurm's JobSubmitDescription."""
     options = job.options
     tasks = options.ntasks or (options.nodes or 1) * (options.ntasks_per_node or 1)
+    least, most = _nodes(options, tasks)
     given = {
         "account": options.account,
         "qos": options.qos,
@@ -71,10 +72,19 @@ def description(job: BatchJob) -> dict[str, Any]:
         "environment": _environment(job, tasks),
         "is_requeueable": options.requeue,
         "ntasks": tasks,
-        # Without a number pyslurm insists on a single node; sbatch takes the fewest that do, one for each task at most.
-        "nodes": {"min": options.nodes or 1, "max": options.nodes_max or options.nodes or tasks},
+        "nodes": {"min": least, "max": most},
         "use_min_nodes": options.nodes is None and options.nodes_max is None,
     }
+
+
+def _nodes(options: JobOptions, tasks: int) -> tuple[int, int]:
+    """Give the fewest and the most nodes. Without them pyslurm insists on one; source: sbatch(1), ``--nodes``."""
+    if options.nodes is not None or options.nodes_max is not None:
+        return options.nodes or 1, options.nodes_max or options.nodes or 1
+    if options.ntasks_per_node is not None:
+        count = -(-tasks // options.ntasks_per_node)
+        return count, count
+    return 1, tasks
 
 
 def _environment(job: BatchJob, tasks: int) -> dict[str, str]:
