@@ -12,6 +12,7 @@ import time
 
 from slurmbus_agent import budgets
 from slurmbus_agent.audit import Audit
+from slurmbus_agent.board import LiveBoard
 from slurmbus_agent.config import AgentConfig
 from slurmbus_agent.follower import SpoolFollower
 from slurmbus_agent.forgetting import Forgetting
@@ -183,8 +184,9 @@ class Agent:
 
     async def _lead(self, bus: Bus, lease: Lease, pulse: Pulse, tools: Tools) -> None:
         local = tools.scheduler.kind == "local"
+        board = LiveBoard()
         links = LinkServer(
-            JobLinks(self._roster.jobs, tools.relay),
+            JobLinks(self._roster.jobs, tools.relay, board),
             self._roster.secret,
             host="127.0.0.1" if local else "0.0.0.0",  # noqa: S104  # compute nodes dial in
             budget_bytes=budgets.LINK_BYTES,
@@ -202,7 +204,8 @@ class Agent:
                 # Only now: a runner that comes back finds its job.
                 await asyncio.to_thread(self.spool.write_link, address)
                 group.create_task(tools.watcher.run())
-                group.create_task(SpoolFollower(lambda: list(self._roster.jobs.values())).run())
+                group.create_task(board.run())
+                group.create_task(SpoolFollower(lambda: list(self._roster.jobs.values()), board).run())
                 group.create_task(self._roster.adopt())
                 group.create_task(self._forget(bus, lease))
                 intake = Intake(

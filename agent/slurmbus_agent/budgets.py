@@ -47,6 +47,11 @@ READ_WAIT = 30.0
 READS_PER_SECOND = 1.0
 """rl_enable's default is 2 a second, shared with the user's own commands."""
 
+# ---- what jobs use while they run
+LIVE_PER_SECOND = 1.0
+"""For all jobs together: a record is 1.2 kB and a fsync on the bus, and costs the agent about a millisecond. Runners
+tell less and less often; when a thousand begin at once, they have to wait for their turn."""
+
 # ---- the spool
 SPOOL_POLL = (0.5, 1.0, 2.0, 4.0, 8.0, 10.0)
 """Without the link the spool is looked at with back-off; it is somebody's NFS server."""

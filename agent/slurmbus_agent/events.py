@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from slurmbus_agent.scheduler.base import AccountingRow, Observation
-from slurmbus_protocol.messages import CancelAsked, FileRef, Start, Usage
+from slurmbus_protocol.messages import CancelAsked, FileRef, Live, Start, Usage
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +121,22 @@ class Ended(Event, frozen=True, kw_only=True):
     usage: Usage | None
     ended_at: float
     error_code: str | None = None
+    live: Live | None = None
+    facts: dict[str, str] = {}
+
+
+class LiveSeen(Event, frozen=True, kw_only=True):
+    """The runner said what the job uses."""
+
+    start: int
+    live: Live
+
+
+class FactsFound(Event, frozen=True, kw_only=True):
+    """The launcher has found something out."""
+
+    start: int
+    facts: dict[str, str]
 
 
 class Drained(Event, frozen=True, kw_only=True):

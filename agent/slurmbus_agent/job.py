@@ -16,6 +16,7 @@ from slurmbus_agent import budgets, events, lifecycle
 from slurmbus_agent.events import Event, Instruction
 from slurmbus_agent.records import RecordStore
 from slurmbus_agent.relay import Relay
+from slurmbus_agent.runner.facts import kept
 from slurmbus_agent.scheduler.base import BatchJob, OutcomeUnknown, Refused, Scheduler, Unavailable
 from slurmbus_agent.scheduler.comment import compose
 from slurmbus_agent.spool import AGENT_NODE, Claim, EndReport, JobDir, SpoolError
@@ -418,6 +419,8 @@ def ended_event(start: int, end: EndReport) -> events.Ended:
         error=end.error,
         error_code=end.error_code,
         usage=end.usage,
+        live=end.live,
+        facts=kept(end.facts),
         ended_at=end.ended_at,
     )
 

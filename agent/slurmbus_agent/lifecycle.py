@@ -29,8 +29,10 @@ from slurmbus_agent.events import (
     Drained,
     Ended,
     Event,
+    FactsFound,
     Instruction,
     Later,
+    LiveSeen,
     Looked,
     LookForTwins,
     LookUp,
@@ -55,6 +57,7 @@ from slurmbus_agent.events import (
 )
 from slurmbus_agent.runner.claims import AGENT_NODE
 from slurmbus_agent.runner.protocol import EXIT_TWIN
+from slurmbus_agent.scheduler.base import Observation
 from slurmbus_protocol.messages import CancelAsked, Record, Start
 from slurmbus_protocol.states import FINAL, JobState, may_follow
 
@@ -72,6 +75,12 @@ FIGURES_PATIENCE = (4.0, 10.0, 30.0, 120.0)
 
 LOOK_AFTER_UNLINKED = (2.0, 5.0, 10.0)
 """Seconds after a runner vanished; the controller hears of a killed job within a few seconds."""
+
+ESTIMATE_WITHIN = 300.0
+"""Seconds by which a job's expected start has to move to be written down again: a record for each guess of the
+scheduler would be a flood."""
+ESTIMATE_SHARE = 0.2
+"""The same as a share of the time from the submit to the expected start."""
 
 _FORGOTTEN = "the controller doesn't know the job any more; asking accounting"
 SLURM_FINAL = FINAL - {JobState.REJECTED, JobState.LOST}
@@ -234,6 +243,7 @@ def _observed(record: Record, event: Observed) -> Result:
         "alloc_cpus": seen.alloc_cpus or record.alloc_cpus,
         "submit_time": seen.submit_time or record.submit_time,
         "start_time": seen.start_time or record.start_time,
+        "estimated_start": _estimate(record, seen),
         "lookups": 0,
     }
     if seen.state == "PENDING":
@@ -250,6 +260,15 @@ def _observed(record: Record, event: Observed) -> Result:
         again: tuple[Instruction, ...] = (ReadClaims(),) if record.requeue else ()
         return _with(record, JobState.COMPLETING, **shown), (*again, Watch(urgent=True))
     return _with(record, JobState.RUNNING, **shown), ()
+
+
+def _estimate(record: Record, seen: Observation) -> float | None:
+    """Give when a pending job may start. The scheduler guesses anew all the time; what changes little is no news."""
+    old, new = record.estimated_start, seen.start_estimate
+    if old is None or new is None:
+        return new
+    waited = old - (seen.submit_time or old)
+    return old if abs(new - old) < max(ESTIMATE_WITHIN, ESTIMATE_SHARE * waited) else new
 
 
 def _judge(record: Record, verdict: JobState, exit_code: int | None, signal: int | None) -> Result:
@@ -418,6 +437,8 @@ def _ended(record: Record, event: Ended) -> Result:
         error=event.error,
         error_code=event.error_code,
         usage=event.usage,
+        live=event.live or start.live,
+        facts=event.facts or start.facts,
     )
     record = _replace_start(record, start)
     instructions: list[Instruction] = [Drain(start=event.start)]
@@ -428,6 +449,22 @@ def _ended(record: Record, event: Ended) -> Result:
         if record.verdict is None:
             instructions.append(Watch(urgent=True))
     return record, tuple(instructions)
+
+
+def _live_seen(record: Record, event: LiveSeen) -> Result:
+    start = _start(record, event.start)
+    if start is None or start.ended_at is not None:
+        return record, ()
+    if start.live is not None and start.live.at >= event.live.at:  # told again on another connection
+        return record, ()
+    return _replace_start(record, msgspec.structs.replace(start, live=event.live)), ()
+
+
+def _facts_found(record: Record, event: FactsFound) -> Result:
+    start = _start(record, event.start)
+    if start is None or start.ended_at is not None or start.facts == event.facts:
+        return record, ()
+    return _replace_start(record, msgspec.structs.replace(start, facts=event.facts)), ()
 
 
 def _drained(record: Record, event: Drained) -> Result:
@@ -535,6 +572,8 @@ _HANDLERS: dict[type[Event], Callable[[Record, Any], Result]] = {
     Accounted: _accounted,
     Claimed: _claimed,
     Ended: _ended,
+    LiveSeen: _live_seen,
+    FactsFound: _facts_found,
     Drained: _drained,
     OutputsCollected: _outputs_collected,
     CancelRequested: _cancel_requested,

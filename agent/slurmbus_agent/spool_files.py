@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from slurmbus_protocol.messages import NonNegative, Usage
+from slurmbus_protocol.messages import Live, NonNegative, Usage
 
 
 class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +68,9 @@ class EndReport(msgspec.Struct, frozen=True, kw_only=True):
     error_code: str | None = None
     """The same for programs: one of the ERROR_… of :mod:`slurmbus_agent.runner.protocol`."""
     usage: Usage | None = None
+    live: Live | None = None
+    """What it used when the runner last looked, and the highest that it saw."""
+    facts: dict[str, str] = {}
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +84,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     sizes: dict[str, NonNegative]
     """Bytes of each stream that other hosts can read."""
     started_at: float | None = None
+    live: Live | None = None
+    facts: dict[str, str] = {}
     end: EndReport | None = None
 
     @property
