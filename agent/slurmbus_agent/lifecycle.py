@@ -404,6 +404,7 @@ def _adopt(record: Record, fresh: tuple[Start, ...]) -> Result:
         job_id=latest.job_id,
         node_list=latest.node if other or again else record.node_list or latest.node,
         start_time=latest.started_at if other or again else record.start_time or latest.started_at,
+        estimated_start=None,
         reason=None,
         lookups=0,
     )
