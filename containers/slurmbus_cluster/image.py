@@ -117,7 +117,9 @@ def _build(api: docker.APIClient, tag: str, release: str, progress: Callable[[st
 
 def _explain(error: str, release: str, step: str, tail: list[str]) -> str:
     if " FROM " in step:
-        return f"The base image debian:{release} can't be had: {error}\nRun `make engine` as root: it makes base images."
+        return (
+            f"The base image debian:{release} can't be had: {error}\nRun `make engine` as root: it makes base images."
+        )
     return f"Building the cluster's image failed: {error}\nThe last lines were:\n" + "\n".join(tail)
 
 
