@@ -12,7 +12,6 @@ from contract.commands_site import CommandsSite
 from contract.native_site import NativeSite
 from contract.sites import LocalSite, Site
 
-
 SITES = {
     "local": "",
     "native": "cluster",
