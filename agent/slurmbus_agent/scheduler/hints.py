@@ -36,7 +36,7 @@ _FIXED = {
     2036: "the site doesn't support what was asked for: leave the option out",  # NOT_SUPPORTED
     2037: "the site has switched that off: leave the option out",  # DISABLED
     # DEPENDENCY
-    2038: "name jobs that Slurm still knows (MinJobAge after their end), as type:id: afterok:1234; see: squeue",
+    2038: "name jobs that Slurm still knows (for MinJobAge after their end): afterok:1234; see them with: squeue",
     2040: "see the licences with: scontrol show licenses",  # LICENSES_UNAVAILABLE
     2045: "see your accounts with: sacctmgr show assoc user=$USER format=account,partition,qos",  # INVALID_ACCOUNT
     2048: "see the licences with: scontrol show licenses",  # INVALID_LICENSES
