@@ -65,7 +65,7 @@ def cluster_bookworm(engine: None, progress: Callable[[str], None]) -> Iterator[
     yield from _older("bookworm", progress)
 
 
-CLUSTERS = {"cluster", "cluster_trixie", "cluster_bookworm"}
+CLUSTERS = {"cluster", "cluster_trixie", "cluster_bookworm", "slurm_sites"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

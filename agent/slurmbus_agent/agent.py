@@ -64,8 +64,11 @@ class Agent:
         self._runner = await asyncio.to_thread(self.spool.prepare)
         self._audit = Audit(self.spool.root / "audit.log")
         self._roster = Roster(self.spool, self._audit)
-        scheduler = make_scheduler(
-            self.config.scheduler, folder=self.spool.root / "local", slurm_conf=self.config.slurm_conf
+        scheduler = await asyncio.to_thread(
+            make_scheduler,
+            self.config.scheduler,
+            folder=self.spool.root / "local",
+            slurm_conf=self.config.slurm_conf,
         )
         bus = await self._connect(stop)
         if bus is None:

@@ -27,11 +27,24 @@ def params() -> Iterator[ParameterSet]:
         yield pytest.param(name, marks=pytest.mark.cluster if cluster else ())
 
 
+def _slurm_site(kind: str, request: pytest.FixtureRequest) -> Site:
+    cluster = request.getfixturevalue(SITES[kind])
+    return NativeSite(cluster) if kind == "native" else CommandsSite(cluster)
+
+
+@pytest.fixture
+def local_site(tmp_path: Path) -> Site:
+    """Local processes."""
+    return LocalSite(tmp_path)
+
+
 @pytest.fixture(params=params())
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
     """One of the schedulers."""
-    cluster = SITES[request.param]
-    if not cluster:
-        return LocalSite(tmp_path)
-    kind = NativeSite if request.param == "native" else CommandsSite
-    return kind(request.getfixturevalue(cluster))
+    return _slurm_site(request.param, request) if SITES[request.param] else LocalSite(tmp_path)
+
+
+@pytest.fixture
+def slurm_sites(request: pytest.FixtureRequest) -> list[Site]:
+    """Every scheduler that submits to Slurm."""
+    return [_slurm_site(kind, request) for kind, cluster in SITES.items() if cluster]

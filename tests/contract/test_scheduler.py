@@ -205,13 +205,23 @@ def test_a_script_without_an_interpreter_is_refused(site: Site) -> None:
     asyncio.run(check())
 
 
-def test_the_time_limit(site: Site) -> None:
+async def ends_at_its_limit(site: Site) -> None:
+    async with site.open() as scheduler:
+        job_id = await scheduler.submit(site.batch_job(unique("slow"), "sleep 600; true", time_limit_minutes=1))
+        done = await end_of(scheduler, job_id, within=60 + 3 * site.minute)
+        assert done.state == "TIMEOUT"
+        assert done.reason == "TimeLimit"
+
+
+def test_the_time_limit(local_site: Site) -> None:
+    asyncio.run(ends_at_its_limit(local_site))
+
+
+def test_the_time_limit_of_every_slurm(slurm_sites: list[Site]) -> None:
+    """All at once, because Slurm takes more than a minute for it."""
+
     async def check() -> None:
-        async with site.open() as scheduler:
-            job_id = await scheduler.submit(site.batch_job(unique("slow"), "sleep 600; true", time_limit_minutes=1))
-            done = await end_of(scheduler, job_id, within=60 + 3 * site.minute)
-            assert done.state == "TIMEOUT"
-            assert done.reason == "TimeLimit"
+        await asyncio.gather(*(ends_at_its_limit(site) for site in slurm_sites))
 
     asyncio.run(check())
 
