@@ -30,6 +30,10 @@ STARTED = 0
 """The id of the child's first answer."""
 
 
+class HungUp(BaseException):
+    """Whoever wanted the answer to a call is gone; the call was given up."""
+
+
 class Backend(Protocol):
     """What the child runs: :class:`slurmbus_agent.scheduler.base.Scheduler` without the waiting."""
 

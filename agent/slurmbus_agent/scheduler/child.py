@@ -26,12 +26,11 @@ from slurmbus_agent.scheduler.calls import (
     Answer,
     Backend,
     Call,
+    HungUp,
     failure,
     pack,
     raw,
 )
-from slurmbus_agent.scheduler.command import HungUp
-from slurmbus_agent.scheduler.commands import CommandsBackend
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -98,6 +97,8 @@ def _native(conf: str | None) -> Backend:
 
 
 def _commands(conf: str | None) -> Backend:
+    from slurmbus_agent.scheduler.commands import CommandsBackend  # noqa: PLC0415 - nothing that pyslurm needs
+
     return CommandsBackend(conf, owner=0)
 
 

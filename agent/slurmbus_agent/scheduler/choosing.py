@@ -115,7 +115,10 @@ def choose(native: Trial, commands: Trial, conf: str | None) -> Choice:
     if not native.works:
         return Choice("commands", native.problem)
     if commands.works and _release(commands.version) != _release(native.version):
-        return Choice("commands", f"pyslurm is of Slurm {native.version}, the commands here of {commands.version}")
+        return Choice(
+            "commands",
+            f"pyslurm is of Slurm {native.version}, the commands here of {commands.version or 'an unknown one'}",
+        )
     if commands.answers and not native.answers:
         return Choice("commands", f"the controller answers Slurm's commands, but not pyslurm: {native.problem}")
     return Choice("native", f"pyslurm fits Slurm {native.version}")

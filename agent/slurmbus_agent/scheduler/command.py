@@ -16,6 +16,7 @@ from pathlib import PurePath
 from typing import NamedTuple
 
 from slurmbus_agent.scheduler.base import Unavailable
+from slurmbus_agent.scheduler.calls import HungUp
 
 MAX_OUTPUT = 32 * 1024 * 1024
 """Bytes; 100,000 jobs of one user are about 15 MB."""
@@ -51,15 +52,11 @@ class Ended(NamedTuple):
     @property
     def said(self) -> str:
         """What it says about a failure, fit for a message."""
-        lines = (_plain(line) for line in (self.stderr or self.stdout).splitlines())
-        told = "; ".join(dict.fromkeys(line for line in lines if line))[:_MAX_WORDS]
+        lines = (_plain(line) for line in (self.stderr or self.stdout)[-_MAX_WORDS:].splitlines())
+        told = "; ".join(dict.fromkeys(line for line in lines if line))
         if self.trouble:
             return f"{self.name} {self.trouble}" + (f": {told}" if told else "")
         return told or f"{self.name} ended with exit code {self.code} and said nothing"
-
-
-class HungUp(BaseException):
-    """Whoever wanted the command's answer is gone."""
 
 
 def environment(conf: str | None) -> dict[str, str]:
@@ -162,12 +159,13 @@ class _Talk:
             left = deadline - time.monotonic()
             if left <= 0:
                 return _LATE
+            had_ended = self._process.poll() is not None
             quiet = not self._turn(min(left, LOOK_AGAIN))
-            if self._stop_at is not None and self._stop_at in self.stderr:
+            if self._stop_at is not None and self._stop_at in self.stderr[-2 * _READ :]:
                 return "was stopped"
             if len(self.stdout) + len(self.stderr) > MAX_OUTPUT:
                 return f"wrote more than {MAX_OUTPUT >> 20} MiB"
-            if quiet and self._process.poll() is not None:
+            if quiet and had_ended:
                 break  # something that it started holds its output open
         return ""
 
