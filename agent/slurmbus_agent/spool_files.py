@@ -6,6 +6,8 @@ The runner reads and writes the same shapes with nothing but the standard librar
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from slurmbus_protocol.messages import Live, NonNegative, Usage
@@ -37,6 +39,8 @@ class RunnerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the payload gets Dagster Pipes' two variables; then the file ``context`` must be there, too."""
     pipes_path: str | None = None
     """The folder of the ``dagster_pipes`` module; goes to the end of the payload's PYTHONPATH."""
+    launch: dict[str, Any] | None = None
+    """What starts before the payload (a plan's ``type`` and its own fields); None runs ``argv`` as it is."""
     link: str | None = None
     """The file with the link's address; None for a job that reports by the spool alone."""
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from slurmbus_agent import budgets
+from slurmbus_agent.launching import launch_fields
 from slurmbus_agent.spool import JobDir, RunnerPlan, Spool, WorkDir, batch_script, check_path
 from slurmbus_protocol import blobs
 from slurmbus_protocol.bus import Bus
@@ -90,6 +91,7 @@ class Stager:
                 task=record.task,
                 argv=spec.plan.argv,
                 preamble=spec.plan.preamble,
+                launch=launch_fields(spec.plan),
                 cwd=spec.cwd or str(work.path),
                 secret=secrets.token_bytes(_SECRET_BYTES),
                 env=spec.env,

@@ -10,6 +10,8 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
+from slurmbus_protocol.plans import AnyPlan
+from slurmbus_protocol.plans import CommandPlan as CommandPlan  # noqa: PLC0414 - it has always been found here
 from slurmbus_protocol.states import JobState
 
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -40,14 +42,6 @@ class FileRef(Value, frozen=True, kw_only=True, omit_defaults=True):
     sha256: Sha256
     size: NonNegative
     executable: bool = False
-
-
-class CommandPlan(Value, frozen=True, kw_only=True, omit_defaults=True, tag="command"):
-    """Run one command; the runner carries this out without a shell, unless there is a preamble."""
-
-    argv: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-    preamble: str = ""
-    """Lines that bash runs first, under ``set -euo pipefail``, e.g. ``module load …``."""
 
 
 class JobOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -163,7 +157,7 @@ class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
 
     name: JobName
     """For people; the job's name in Slurm is this and the job key."""
-    plan: CommandPlan
+    plan: AnyPlan
     options: JobOptions = JobOptions()
     env: dict[str, str] = {}
     cwd: str | None = None

@@ -8,7 +8,7 @@ import time
 
 from slurmbus_agent.runner import claims, payload
 from slurmbus_agent.runner.plan import BadPlan, Plan
-from slurmbus_agent.runner.protocol import ERROR_NOT_STARTED, EXIT_SETUP, EXIT_TWIN, STREAMS
+from slurmbus_agent.runner.protocol import ERROR_LAUNCH, ERROR_NOT_STARTED, EXIT_SETUP, EXIT_TWIN, STREAMS
 from slurmbus_agent.runner.signals import Signals
 from slurmbus_agent.runner.trouble import spool_trouble
 
@@ -25,7 +25,11 @@ class Taken(Exception):
 
 
 def main(argv: list[str]) -> int:
-    """Run the job in the folder that is the only argument, and give the exit code."""
+    """Run the job in the folder that is the only argument, or do another of the runner's jobs; give the exit code."""
+    if len(argv) > 1 and argv[1].startswith("--"):
+        from slurmbus_agent.runner import launch  # noqa: PLC0415 - most jobs don't need it
+
+        return launch.main(argv)
     signals = Signals()
     try:
         plan = Plan(argv[1])
@@ -45,6 +49,14 @@ def say(exit_code: int, text: str) -> int:
     """Write to the batch script's own output."""
     sys.stderr.write(f"slurmbus: {text}\n")
     return exit_code
+
+
+def launch_trouble(plan: Plan, start: int) -> dict[str, Any]:
+    """Give what a launch that failed said of itself."""
+    from slurmbus_agent.runner.launch_files import read_trouble  # noqa: PLC0415 - most jobs don't need it
+
+    words = read_trouble(plan.folder, start)
+    return {} if words is None else {"error": words[:LONGEST_ERROR], "error_code": ERROR_LAUNCH}
 
 
 def claim(plan: Plan) -> dict[str, Any]:
@@ -106,7 +118,8 @@ def run(plan: Plan, identity: dict[str, Any], signals: Signals) -> int:
         for name in STREAMS:
             path = f"{plan.folder}/{start}.{name}"
             writers[name] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        running = payload.start(plan.command(), plan.environment(start), plan.cwd, writers["stdout"], writers["stderr"])
+        command = plan.command(start, os.path.abspath(sys.argv[0]))
+        running = payload.start(command, plan.environment(start), plan.cwd, writers["stdout"], writers["stderr"])
     except payload.NotStarted as error:
         end.update(exit_code=error.exit_code, error=str(error)[:LONGEST_ERROR], error_code=ERROR_NOT_STARTED)
     except OSError as error:
@@ -118,6 +131,8 @@ def run(plan: Plan, identity: dict[str, Any], signals: Signals) -> int:
     following = Following(plan, identity, writers, signals)
     if running is not None:
         end.update(following.follow(running))
+        if plan.launch and end["exit_code"] and not end["error"]:
+            end.update(launch_trouble(plan, start))
     following.finish(end)
     if end["error"]:
         say(0, end["error"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import zlib
 from binascii import a2b_base64, b2a_base64
 
@@ -43,16 +44,20 @@ class Plan:
             self.pipes = bool(content.get("pipes"))
             self.pipes_path = str(content.get("pipes_path") or "")
             self.link = str(content.get("link") or "")
+            self.launch = dict(content.get("launch") or {})
         except OSError as error:
             raise BadPlan(f"{folder}/plan.json can't be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadPlan(f"{folder}/plan.json isn't a plan: {type(error).__name__}: {error}") from error
 
-    def command(self) -> list[str]:
-        """Give the words to execute."""
+    def command(self, start: int, runner: str) -> list[str]:
+        """Give the words to execute: the payload's, or the runner's own when there is something to start before it."""
+        argv = self.argv
+        if self.launch:
+            argv = [sys.executable, "-I", "-S", runner, "--launch", self.folder, str(start)]
         if self.preamble:
-            return ["/bin/bash", "-euo", "pipefail", "-c", PREAMBLE, "slurmbus", self.preamble, *self.argv]
-        return self.argv
+            return ["/bin/bash", "-euo", "pipefail", "-c", PREAMBLE, "slurmbus", self.preamble, *argv]
+        return argv
 
     def environment(self, start: int) -> dict[str, str]:
         """Give the payload's environment: the login shell's, then the plan's, then ours."""

@@ -3,10 +3,11 @@
 Files of a job, ``jobs/<key>.<task>/`` in the spool (JSON unless it says otherwise)::
 
     request       the signed request as it came from the bus (msgpack; the runner doesn't read it)
-    plan.json     key, task, argv, cwd, secret (base64), preamble, env, requeue, pipes, pipes_path, link
+    plan.json     key, task, argv, cwd, secret (base64), preamble, env, requeue, pipes, pipes_path, launch, link
     context       Dagster Pipes' context, there when the plan says pipes
     starts/<n>    a symlink to nothing: its target is the claim of start n, see claims.py
     <n>.stdout    <n>.stderr  <n>.messages: the streams of start n, bytes
+    <n>.trouble   error: why a launch failed; the runner puts it into the report
     <n>.report    start, job_id, node, nonce, reported_at, sizes {stream: bytes}, started_at, live, facts, end (or null)
                   end: exit_code, signal, ended_at, sizes, started_at, error, error_code, usage, live, facts
                   usage: cpu_seconds, max_rss (bytes), elapsed
@@ -72,6 +73,8 @@ EXIT_NOT_FOUND = 127
 
 ERROR_NOT_STARTED = "not-started"
 """The command isn't there or can't be executed, or its working directory is missing."""
+ERROR_LAUNCH = "launch-failed"
+"""What the payload needs beside itself (a Ray cluster, …) couldn't be started."""
 ERROR_SPOOL_FULL = "spool-full"
 """The spool's disk or quota is full."""
 ERROR_SPOOL = "spool-unusable"
