@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 LAUNCHERS = {"ray": "launch_ray"}
 """Launchers by the type of their plan: modules with ``launch(job: Launch) -> int``, see :class:`Launch`."""
-PROGRAMS = {"--node": "launch_node", "--ray-watch": "launch_ray_watch"}
+PROGRAMS = {
+    "--environment": "launch_environment",
+    "--node": "launch_node",
+    "--ray-start": "launch_ray_start",
+    "--ray-watch": "launch_ray_watch",
+}
 """Other programs by their option: modules with ``main(argv: list[str]) -> int``."""
 
 

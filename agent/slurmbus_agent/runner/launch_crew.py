@@ -75,8 +75,6 @@ class Crew:
         """This node's address as the others see it."""
 
     def _choose(self, interface: str | None) -> list[str]:
-        if len(self._job.allocation.nodes) == 1 and interface is None:
-            return ["127.0.0.1"]
         here = self._job.allocation.here.name
         if interface is None:
             return launch_network.addresses(here)

@@ -29,6 +29,12 @@ def read_trouble(folder: str, start: int) -> str | None:
         return None
 
 
+def secret(path: str, text: str) -> None:
+    """Write a file that only its owner may read."""
+    with open(path, "w", encoding="utf-8", opener=_private) as file:
+        file.write(text + "\n")
+
+
 def _write(path: str, values: Mapping[str, str]) -> None:
     new = f"{path}.{os.getpid()}"
     with open(new, "w", encoding="utf-8", opener=_private) as file:

@@ -52,6 +52,12 @@ class Launch:
         self._facts.update(facts)
         launch_files.facts(self.plan.folder, self.start, self._facts)
 
+    def keep_secret(self, name: str, text: str) -> str:
+        """Put something into a file of the job's folder that only its owner may read, and give the path."""
+        path = f"{self.plan.folder}/{self.start}.{name}"
+        launch_files.secret(path, text)
+        return path
+
     def fail(self, words: str) -> None:
         """Say why the payload couldn't be run, in the job's stderr and in the runner's report."""
         self.say(words)

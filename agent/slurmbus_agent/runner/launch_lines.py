@@ -15,6 +15,11 @@ LONGEST = 16 * 1024
 """Bytes after which a line is taken for complete."""
 
 
+def how_it_ended(exit_code: int) -> str:
+    """Say in words how a program ended: its exit code, or minus the signal."""
+    return f"exit code {exit_code}" if exit_code >= 0 else f"signal {-exit_code}"
+
+
 class Lines:
     """The reading end of a pipe; ``hear`` gets each whole line without its newline."""
 

@@ -39,6 +39,10 @@ class Loop:
         """Tell whether a descriptor is listened to."""
         return descriptor in self._sources
 
+    def forget_children(self) -> None:
+        """Call nobody back for the children that there are."""
+        self._children.clear()
+
     def turn(self, until: float) -> list[int]:
         """Wait for something to happen, at most until a monotonic time; give the signals meant for the payload."""
         poll = select.poll()

@@ -7,6 +7,10 @@ import socket
 import struct
 from contextlib import suppress
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _SIOCGIFADDR = 0x8915
 """Source: netdevice(7)."""
 _NAME_LENGTH = 15
@@ -27,11 +31,36 @@ def interfaces() -> dict[str, str]:
 def addresses(node: str) -> list[str]:
     """Give this host's addresses, the one that its name in Slurm stands for first, loopback last."""
     own = list(interfaces().values())
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        any_socket.connect(("192.0.2.1", 9))  # nothing is sent; it only says which way it would go
+        own.insert(0, any_socket.getsockname()[0])
     with suppress(OSError):
         named = socket.gethostbyname(node)
         if named in own:  # a name may stand for another network, too
             own.insert(0, named)
     return sorted(dict.fromkeys(own), key=lambda address: address.startswith("127."))
+
+
+def taken(ports: Iterable[int], address: str = "") -> list[int]:
+    """Give those of some ports that somebody listens on."""
+    found = []
+    for port in ports:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # an ended connection doesn't count
+            try:
+                one.bind((address, port))
+            except OSError:
+                found.append(port)
+    return found
+
+
+def answers(address: str, port: int, within: float) -> bool:
+    """Tell whether somebody listens there."""
+    try:
+        socket.create_connection((address, port), within).close()
+    except OSError:
+        return False
+    return True
 
 
 def free_ports(count: int, address: str = "") -> list[int]:

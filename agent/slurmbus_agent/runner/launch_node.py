@@ -14,12 +14,12 @@ import sys
 import time
 from contextlib import suppress
 
-from slurmbus_agent.runner import payload
-from slurmbus_agent.runner.launch_lines import Lines
+from slurmbus_agent.runner import launch_environment, payload
+from slurmbus_agent.runner.launch_lines import Lines, how_it_ended
 from slurmbus_agent.runner.launch_loop import Loop
-from slurmbus_agent.runner.launch_network import free_ports
+from slurmbus_agent.runner.launch_network import free_ports, taken
 from slurmbus_agent.runner.launch_wire import LAUNCH, NODE, Broken, Wire, challenge, proof, same
-from slurmbus_agent.runner.plan import BadPlan, Plan
+from slurmbus_agent.runner.plan import PREAMBLE, BadPlan, Plan
 from slurmbus_agent.runner.protocol import EXIT_SETUP
 from slurmbus_agent.runner.signals import Signals
 
@@ -146,6 +146,30 @@ class Helper:
         self._folders.append(order["path"])
         return {}
 
+    def _do_taken(self, order: dict[str, Any]) -> dict[str, Any]:
+        return {"taken": taken(order["ports"])}
+
+    def _do_prepare(self, order: dict[str, Any]) -> None:
+        reader, writer = os.pipe()
+        os.set_inheritable(writer, True)  # noqa: FBT003 - its only parameter
+        last = [sys.executable, "-I", "-S", os.path.abspath(sys.argv[0]), "--environment", str(writer)]
+        argv = ["/bin/bash", "-euo", "pipefail", "-c", PREAMBLE, "slurmbus", order["commands"], *last]
+
+        def over(exit_code: int, tail: list[str]) -> None:
+            with open(reader, "rb") as file:
+                content = file.read()
+            if exit_code or not content:
+                words = f": {tail[-1]}" if tail else ""
+                self._say(done=order["order"], error=f"{how_it_ended(exit_code)}{words}")
+            else:
+                launch_environment.take_over(content)
+                self._say(done=order["order"])
+
+        try:
+            self._start({**order, "argv": argv, "env": {}, "name": "prepare"}, over)
+        finally:
+            os.close(writer)
+
     def _do_run(self, order: dict[str, Any]) -> None:
         self._start(order, lambda exit_code, _tail: self._say(done=order["order"], exit=exit_code))
 
@@ -177,6 +201,12 @@ class Helper:
 
         self._loop.add(reader, ready)
         self._loop.add_child(running.pid, ended)
+
+    def _do_clear(self, _order: dict[str, Any]) -> dict[str, Any]:
+        self._loop.forget_children()
+        self._running.clear()
+        payload.kill_children()
+        return {}
 
     def clean_up(self) -> None:
         """Stop everything, remove what was made, and close the connection: so the launch knows."""

@@ -10,8 +10,11 @@ Then the launch (<) orders and the helper (>) answers each order once, by its nu
 
     < order, do="ports", count                      > done, ports
     < order, do="folder", path                      > done             made, private, removed at the end
+    < order, do="prepare", commands                 > done             bash ran them; what they export holds from now on
+    < order, do="taken", ports                      > done, taken      those that somebody listens on
     < order, do="run", name, argv, env              > done, exit       a program's end: exit code or minus signal
     < order, do="start", name, argv, env, grace     > done             it runs
+    < order, do="clear"                             > done             whatever runs was killed, without "ended"
     any order                                       > done, error      it can't be done, in words
                                                     > line, name       a line of a program's output
                                                     > ended, name, exit, tail    of a program that was started
