@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from dagster_slurmbus._compat import DagsterLibraryRegistry
 from dagster_slurmbus.bus import BusResource
-from dagster_slurmbus.launchers import BashLauncher, ComputeLauncher
+from dagster_slurmbus.launchers import BashLauncher, ComputeLauncher, RayLauncher
 from dagster_slurmbus.outcomes import CompletedJob
 from dagster_slurmbus.pipes import PipesSlurmClient
 from dagster_slurmbus.queue_config import SlurmOptions, SlurmQueueConfig
@@ -25,6 +25,7 @@ __all__ = [
     "ExecutionMode",
     "OnChangedRequest",
     "PipesSlurmClient",
+    "RayLauncher",
     "SlurmOptions",
     "SlurmQueueConfig",
     "SlurmResource",

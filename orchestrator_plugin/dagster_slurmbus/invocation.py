@@ -43,7 +43,8 @@ from dagster_slurmbus.values import inside, wrong
 from dagster_slurmbus.watching import INTERRUPTS, Conduct, Watching
 from slurmbus.client import SiteClient
 from slurmbus_protocol.errors import BlobMissing, RequestExpired, SlurmbusError
-from slurmbus_protocol.messages import CommandPlan, FileRef, JobOptions, JobSpec, Record
+from slurmbus_protocol.messages import FileRef, JobOptions, JobSpec, Record
+from slurmbus_protocol.plans import AnyPlan
 from slurmbus_protocol.subjects import new_ulid
 
 OUTPUTS_LIMIT = 64 * 1024**2
@@ -69,7 +70,7 @@ _LABEL_LENGTH = 200
 class Request:
     """What one ``run()`` asks for, checked."""
 
-    plan: CommandPlan
+    plan: AnyPlan
     options: JobOptions
     env: Mapping[str, str]
     files: tuple[LocalFile, ...] = ()

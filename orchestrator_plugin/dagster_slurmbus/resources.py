@@ -212,6 +212,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             run_config=run_config,
         )
         launcher = launcher or launcher_for(asked.framework) or self.default_launcher or BashLauncher()
+        launcher.check(payload.path)
         plan = launcher.plan(payload.target, tuple(payload_args))
         request = Request(
             plan=plan,

@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 from slurmbus_protocol.errors import AgentTooOld
 from slurmbus_protocol.messages import Heartbeat, JobOptions, JobSpec
+from slurmbus_protocol.plans import RayPlan
 
 OPTIONS_2 = "options-2"
+LAUNCH_RAY = "launch-ray"
 
 FIRST_OPTIONS = frozenset(
     {
@@ -59,6 +61,7 @@ def newer_options(options: JobOptions) -> list[str]:
 
 
 ADDITIONS: dict[str, Addition] = {
+    LAUNCH_RAY: Addition("Ray clusters", lambda job: isinstance(job.plan, RayPlan)),
     OPTIONS_2: Addition("all of Slurm's options", lambda job: bool(newer_options(job.options))),
 }
 """By token."""

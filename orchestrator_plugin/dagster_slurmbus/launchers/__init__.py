@@ -1,0 +1,7 @@
+"""How payloads are started on the site: launchers make typed plans, the runner there carries them out."""
+
+from dagster_slurmbus.launchers.base import ComputeLauncher
+from dagster_slurmbus.launchers.bash import BashLauncher
+from dagster_slurmbus.launchers.ray import RayLauncher
+
+__all__ = ["BashLauncher", "ComputeLauncher", "RayLauncher"]
