@@ -115,6 +115,8 @@ class Helper:
     def serve(self) -> None:
         """Carry out orders until the launch goes; signals of Slurm reach the programs by themselves."""
         self._loop.add(self._wire.socket.fileno(), self._hear)
+        if self._wire.waiting:  # the first order came with the end of the introduction
+            self._hear()
         while not self._over:
             self._loop.turn(time.monotonic() + NEVER)
 

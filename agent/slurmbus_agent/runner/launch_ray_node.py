@@ -79,7 +79,7 @@ def folder_of(crew: Crew, wanted: str | None, within: float) -> str:
     Raises:
         LaunchFailed: it can't be made on some node, or its name would be too long.
     """
-    name = f"/ray-{os.urandom(4).hex()}"
+    name = _name()
     if wanted is not None:
         folder = wanted.rstrip("/") + name
         if len(folder.encode()) > LONGEST_FOLDER:
@@ -92,7 +92,11 @@ def folder_of(crew: Crew, wanted: str | None, within: float) -> str:
             return _made(crew, own + name, within, "TMPDIR")
         except LaunchFailed:  # it is there on this node only
             pass
-    return _made(crew, "/tmp" + name, within, "temp_dir")  # noqa: S108 - private, and nobody can guess its name
+    return _made(crew, f"/tmp{_name()}", within, "temp_dir")  # noqa: S108 - private, and nobody can guess its name
+
+
+def _name() -> str:
+    return f"/ray-{os.urandom(4).hex()}"
 
 
 def _made(crew: Crew, folder: str, within: float, what: str) -> str:

@@ -49,6 +49,8 @@ class Wire:
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
         self._rest = b""
+        self.waiting: list[dict[str, Any]] = []
+        """Messages that came together with one that was waited for; :meth:`receive` gives them first."""
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in (
@@ -69,6 +71,9 @@ class Wire:
 
     def receive(self) -> list[dict[str, Any]]:
         """Wait for something to come and give the whole messages in it, perhaps none; Broken at the end."""
+        if self.waiting:
+            taken, self.waiting = self.waiting, []
+            return taken
         try:
             data = self.socket.recv(65536)
         except OSError as error:
@@ -87,10 +92,12 @@ class Wire:
         return messages
 
     def receive_one(self) -> dict[str, Any]:
-        """Wait for one message when no other can follow it."""
-        while True:
-            for message in self.receive():
-                return message
+        """Wait for one message."""
+        messages: list[dict[str, Any]] = []
+        while not messages:
+            messages = self.receive()
+        self.waiting = messages[1:]
+        return messages[0]
 
     def close(self) -> None:
         """Close the connection."""
