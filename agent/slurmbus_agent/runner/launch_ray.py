@@ -248,11 +248,12 @@ class Cluster:
         if not self._ready or member.name in self._dead:
             return
         self._dead.add(member.name)
-        left = len(self._crew.members) - len(self._dead)
+        every = len(self._crew.members)
+        goes_on = f"the cluster goes on with {every - len(self._dead)} of {every} nodes"
         if self._is_head(member):
             self._job.say(f"Ray's head on {member.name} is lost ({words}); the payload can't use the cluster any more")
         else:
-            self._job.say(f"Ray's worker on {member.name} is lost ({words}); the cluster goes on with {left} nodes")
+            self._job.say(f"Ray's worker on {member.name} is lost ({words}); {goes_on}")
 
     def _words(self, exit_code: int, tail: list[str]) -> str:
         missing = [line.partition(" ")[2] for line in tail if line.startswith(NO_RAY)]

@@ -1,0 +1,193 @@
+"""Real Ray clusters inside jobs of the real cluster."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dagster_slurmbus import RayLauncher
+from integration.jobs import Story, follow
+from slurmbus.client import SiteClient
+from slurmbus.connection import Connection, ConnectionSettings
+from slurmbus.events import Output
+from slurmbus.home import Home
+from slurmbus_cluster import Cluster
+from slurmbus_cluster.agents import AgentProcess
+from slurmbus_protocol.messages import JobOptions, JobSpec
+from slurmbus_protocol.states import JobState
+
+PYTHON = "/opt/payload/bin/python"
+HERE = Path(__file__).parent / "payloads"
+TWO_NODES = JobOptions(nodes=2, ntasks_per_node=1, cpus_per_task=2, mem_per_node_mib=1500)
+ONE_NODE = JobOptions(nodes=1, cpus_per_task=1, mem_per_node_mib=1500)
+HELD = "import os, time, ray; ray.init('auto'); print('attached', flush=True)\nwhile not os.path.exists('go-on'): time.sleep(0.1)"
+
+
+def job(*argv: str, options: JobOptions = TWO_NODES, env: dict[str, str] | None = None, **settings: Any) -> JobSpec:
+    """Give a job with a Ray cluster; ``argv`` are a payload of this folder and its arguments."""
+    launcher = RayLauncher(python=PYTHON, **settings)
+    payload = str(argv[0])
+    return JobSpec(
+        name="ray",
+        plan=launcher.plan(payload, argv[1:]),
+        options=options,
+        env={"PYTHONUNBUFFERED": "1", "RAY_DEDUP_LOGS": "0", **(env or {})},
+    )
+
+
+def submit(client: SiteClient, spec: JobSpec, code: str | None = None) -> str:
+    """Submit a job with its payload's file."""
+    payload = next(word for word in spec.plan.argv if word.endswith(".py"))
+    ref = client.upload_bytes(code.encode(), payload) if code is not None else client.upload(HERE / payload, payload)
+    return client.submit(JobSpec(name=spec.name, plan=spec.plan, options=spec.options, env=spec.env, files=(ref,)))
+
+
+def result(story: Story) -> dict[str, Any]:
+    assert story.record.state is JobState.COMPLETED, story.stderr
+    [line] = [line for line in story.stdout.splitlines() if line.startswith("RESULT ")]
+    content: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
+    return content
+
+
+def left_over(cluster: Cluster) -> str:
+    """Give the processes and folders of Ray's that are left on the compute nodes, as /proc and /tmp show them."""
+    look = (
+        "for p in /proc/[0-9]*; do [ \"$(stat -c %U $p 2>/dev/null)\" = alice ] && tr '\\0' ' ' <$p/cmdline && echo; "
+        "done; ls -d /tmp/ray-* 2>/dev/null; true"
+    )
+    return "".join(cluster.exec(host, ["bash", "-c", look]).stdout for host in ("c1", "c2"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(cluster: Cluster) -> Any:
+    """Whatever a test did, nothing of it is on any node right after."""
+    yield
+    assert left_over(cluster).strip() == ""
+
+
+def hear(client: SiteClient, key: str, text: str, then: Callable[[], Any]) -> Story:
+    """Follow a job, and do something once when a text was heard in its stdout."""
+    story = Story()
+    done = False
+    for event in client.follow(key):
+        story.hear(event)
+        if isinstance(event, Output) and not done and text in story.stdout:
+            done = True
+            then()
+    return story
+
+
+def test_two_clusters_on_the_same_two_nodes(alice: SiteClient, cluster: Cluster) -> None:
+    settings: dict[str, Any] = {
+        "num_gpus_per_node": 1,
+        "pre_start_commands": ["export FROM_PRE_START=$(hostname)", "echo prepared"],
+    }
+    options = JobOptions(
+        partition="gpu", nodes=2, ntasks_per_node=1, cpus_per_task=2, mem_per_node_mib=1500, gpus_per_node="1"
+    )
+    keys = [submit(alice, job("ray_nodes.py", "1", options=options, **settings)) for _ in range(2)]
+    stories = [follow(alice, key) for key in keys]
+    found = [result(story) for story in stories]
+    for story, one in zip(stories, found, strict=True):
+        assert (one["sum"], one["hosts"], one["pre_start"]) == (30, ["c1", "c2"], ["c1", "c2"])
+        assert (one["cpus"], one["all_gpus"]) == (4, 2)
+        assert all(one["gpus"]), one["gpus"]
+        assert {
+            f"task 10 on {host}" in story.stdout or f"task 20 on {host}" in story.stdout for host in ("c1", "c2")
+        } == {True}
+        assert (one["page"], one["api_without_token"]) == (200, 401)
+        port = one["facts"]["ray_dashboard"].rpartition(":")[2]
+        assert one["facts"]["ray_dashboard_tunnel"].startswith(f"ssh -N -L {port}:")
+        assert one["facts"]["ray_dashboard_tunnel"].endswith(f":{port} alice@login")
+        assert "[c1] prepared" in story.stderr
+        assert "[c2] prepared" in story.stderr
+        assert "is ready on c1, c2 after" in story.stderr
+        ended = story.record.starts[-1].ended_at
+        assert ended is not None
+        assert ended - one["ended_at"] < 30  # a generous bound on a shared machine; the figure is measured elsewhere
+    assert found[0]["address"] != found[1]["address"]
+
+
+def test_a_lost_worker_is_reported_and_the_payload_goes_on(alice: SiteClient) -> None:
+    story = follow(alice, submit(alice, job("ray_loses_a_worker.py", dashboard=False)))
+    assert (story.record.state, story.record.exit_code) == (JobState.FAILED, 7)
+    assert "went on c1" in story.stdout
+    assert "Ray's worker on c2 is lost" in story.stderr
+    assert "the cluster goes on with 1 of 2 nodes" in story.stderr
+    assert story.record.starts[-1].error is None
+
+
+def test_a_node_that_doesnt_join_is_named(alice: SiteClient) -> None:
+    launcher = {"pre_start_commands": ["if [[ $(hostname) = c2 ]]; then export PYTHONPATH=/no RAY_AUTH_TOKEN=; fi"]}
+    spec = job("x.py", dashboard=False, start_timeout=20, env={"RAY_AUTH_TOKEN": "a" * 64}, **launcher)
+    story = follow(alice, submit(alice, spec, "print('never')"))
+    assert story.record.state is JobState.FAILED
+    error = story.record.starts[-1].error or ""
+    assert "c2 didn't join" in error, error
+    assert "c1" not in error.partition("didn't join")[0]
+    assert "never" not in story.stdout
+
+
+def test_cancelled_while_it_runs(alice: SiteClient) -> None:
+    key = submit(alice, job("held.py", dashboard=False), HELD)
+    story = hear(alice, key, "attached", lambda: alice.cancel(key, "enough"))
+    assert story.record.state is JobState.CANCELLED
+
+
+def test_cancelled_while_it_starts(alice: SiteClient, cluster: Cluster) -> None:
+    key = submit(alice, job("held.py", pre_start_commands=["echo prepared"]), HELD)
+    story = Story()
+    for event in alice.follow(key):
+        story.hear(event)
+        if isinstance(event, Output) and "prepared" in story.stderr:
+            alice.cancel(key, "enough")
+    assert story.record.state is JobState.CANCELLED
+    assert "attached" not in story.stdout
+
+
+def test_a_cluster_that_is_there_already_and_a_single_node(alice: SiteClient) -> None:
+    first = submit(
+        alice,
+        job("held.py", options=ONE_NODE, dashboard=False, env={"RAY_AUTH_TOKEN": "b" * 64}),
+        HELD.replace("'attached'", "'attached', os.environ['RAY_ADDRESS'], os.getcwd()"),
+    )
+    second: list[Story] = []
+
+    def use_it() -> None:
+        _, address, folder = heard.stdout.split()
+        code = (
+            "import os, ray; ray.init('auto')\n"
+            "print('nodes', len(ray.nodes()), ray.get(ray.remote(lambda: 6 * 7).remote()), ray.cluster_resources()['CPU'])\n"
+            f"open('{folder}/go-on', 'w').close()"
+        )
+        spec = job(
+            "use.py", options=ONE_NODE, ray_address=address, env={"RAY_AUTH_TOKEN": "b" * 64, "RAY_AUTH_MODE": "token"}
+        )
+        second.append(follow(alice, submit(alice, spec, code)))
+
+    heard = Story()
+    for event in alice.follow(first):
+        heard.hear(event)
+        if not second and heard.stdout.endswith("\n"):
+            use_it()
+    assert heard.record.state is JobState.COMPLETED, heard.stderr
+    assert second[0].record.state is JobState.COMPLETED, second[0].stderr
+    assert "nodes 1 42 1.0" in second[0].stdout
+    nobody = follow(alice, submit(alice, job("x.py", options=ONE_NODE, ray_address="c1:9"), "print('never')"))
+    assert "ray_address: nothing answers at c1:9" in (nobody.record.starts[-1].error or "")
+
+
+def test_without_slurm_the_same_launcher_works(cluster: Cluster, home: Home) -> None:
+    site = "cluster-ray-local"
+    home.add_site(site, scheduler="local")
+    with AgentProcess(cluster, site, home.bundle_path(site)):
+        client = SiteClient(Connection.get(ConnectionSettings.of_site(home, site)), site)
+        code = "import os, ray; ray.init('auto'); print(ray.get(ray.remote(os.uname).remote()).nodename); raise SystemExit(3)"
+        story = follow(client, submit(client, job("x.py", dashboard=False, num_cpus_per_node=1), code))
+    assert (story.record.state, story.record.exit_code, story.stdout) == (JobState.FAILED, 3, "login\n"), story.stderr
+    look = "ps -eo args | grep '[r]ay-' || true; ls -d /tmp/ray-* 2>/dev/null || true"
+    assert cluster.exec("login", ["bash", "-c", look]).stdout == ""
