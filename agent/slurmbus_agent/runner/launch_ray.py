@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 
 from slurmbus_agent.runner import launch_network
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 ORDER_WITHIN = 15.0
 """Seconds for what a node does at once."""
 ATTEMPTS = 4
-"""Times to start the head: a port that was free may be taken by somebody else before Ray has it."""
+"""Times to start Ray on a node: there may be no head yet, or a port that was free may be taken by somebody else before Ray has it."""
 HEAD_PORTS = ("port", CLIENT_PORT, "dashboard_port")
 """The ports that Ray doesn't let the kernel choose, or that others must know before Ray runs."""
 KERNEL_PORTS = (
@@ -36,6 +37,8 @@ KERNEL_PORTS = (
     "metrics_export_port",
 )
 ANSWERS_WITHIN = 5.0
+REST = 0.5
+"""Seconds between two attempts to start a worker."""
 WORDS = 4
 """Lines of Ray's own words in an error."""
 MIB = 1024 * 1024
@@ -75,13 +78,17 @@ class Cluster:
         self._crew = Crew(job, job.options["interface"])
         self._crew.on_line = self._hear
         self._crew.on_ended = self._ended
-        self._crew.on_gone = lambda member: self._lost(member, "the node's helper is gone")
+        self._crew.on_gone = self._gone
         self._folder = ""
         self._sizes: dict[str, Sizes] = {}
         self._ports: dict[str, int] = {}
         self._attempts = 0
         self._alive: set[str] = set()
-        self._again: list[Member] = []
+        self._again: dict[str, float] = {}
+        """When Ray shall be started again, by node."""
+        self._failures: dict[str, int] = {}
+        """How often Ray ended on a node although its head was there."""
+        self._failure: str | None = None
         self._ready = False
         self._head_ended: str | None = None
         self._said: dict[str, list[str]] = {}
@@ -122,16 +129,21 @@ class Cluster:
             if not self._is_head(member):
                 self._start_worker(member)
         while not self._ready:
-            if not self._job.wait(
-                lambda: self._ready or self._head_ended is not None or bool(self._again), self._until
-            ):
-                raise LaunchFailed(self._who_is_missing())
+            self._job.wait(self._something_to_do, min([self._until, *self._again.values()]))
+            if self._failure is not None:
+                raise LaunchFailed(self._failure)
             if self._head_ended is not None:
                 self._start_head_again(self._head_ended)
-            for member in self._again:
-                self._start_worker(member)
-            self._again.clear()
+            now = time.monotonic()
+            for name in [name for name, due in self._again.items() if due <= now]:
+                del self._again[name]
+                self._start_worker(self._crew.members[name])
+            if now >= self._until and not self._ready:
+                raise LaunchFailed(self._who_is_missing())
         self._tell()
+
+    def _something_to_do(self) -> bool:
+        return self._ready or self._failure is not None or self._head_ended is not None
 
     def _left(self) -> float:
         return max(0.0, self._until - time.monotonic())
@@ -169,10 +181,11 @@ class Cluster:
         here = self._job.allocation.here.name
         answer = self._crew.ask({here: {"do": "taken", "ports": list(self._ports.values())}}, ORDER_WITHIN)[here]
         if not answer["taken"] or self._attempts == ATTEMPTS:
-            raise LaunchFailed(f"Ray's head can't be started on {here}: {words}")
+            raise LaunchFailed(f"Ray can't be started on {here}: {words}")
+        os.killpg(self._watch, signal.SIGKILL)
         self._crew.ask_all({"do": "clear"}, ORDER_WITHIN)
         self._start_head()
-        self._again = [member for member in self._crew.members.values() if not self._is_head(member)]
+        self._again = {name: 0.0 for name, member in self._crew.members.items() if not self._is_head(member)}
 
     def _start_worker(self, member: Member) -> None:
         self._start_ray(member, {"address": self.address})
@@ -239,10 +252,17 @@ class Cluster:
             self._lost(member, words)
         elif self._is_head(member):
             self._head_ended = words
-        elif any(NO_RAY in line for line in tail):
-            self._head_ended = f"{member.name}: {words}"
         else:
-            self._again.append(member)
+            self._failures[member.name] = self._failures.get(member.name, 0) + bool(self._alive)
+            self._again[member.name] = time.monotonic() + REST
+            if self._failures[member.name] == ATTEMPTS or any(NO_RAY in line for line in tail):
+                self._failure = f"Ray can't be started on {member.name}: {words}"
+
+    def _gone(self, member: Member) -> None:
+        if self._ready:
+            self._lost(member, "the node's helper is gone")
+        else:
+            self._failure = f"{member.name} was lost while Ray started there"
 
     def _lost(self, member: Member, words: str) -> None:
         if not self._ready or member.name in self._dead:

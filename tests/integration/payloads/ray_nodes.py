@@ -58,4 +58,10 @@ print(
         }
     ),
 )
-ray.shutdown()
+# Ray hands on what tasks print a moment later.
+until = time.monotonic() + 30
+with open(f"{os.environ['SLURMBUS_SPOOL']}/{os.environ['SLURMBUS_START']}.stdout") as output:
+    text = output.read()
+    while text.count("task ") < len(nodes) and time.monotonic() < until:
+        time.sleep(0.05)
+        text += output.read()
