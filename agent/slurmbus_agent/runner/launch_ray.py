@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ORDER_WITHIN = 15.0
 """Seconds for what a node does at once."""
 ATTEMPTS = 4
-"""Times to start Ray on a node: there may be no head yet, or a port that was free may be taken by somebody else before Ray has it."""
+"""Times to start Ray on a node: a port that was free may be taken by somebody else before Ray has it."""
 HEAD_PORTS = ("port", CLIENT_PORT, "dashboard_port")
 """The ports that Ray doesn't let the kernel choose, or that others must know before Ray runs."""
 KERNEL_PORTS = (
@@ -217,7 +217,6 @@ class Cluster:
             del options["temp_dir"], options["disable_usage_stats"]
         argv = [self._options["python"], self._job.runner, "--ray-start", json.dumps(options)]
         env = {**self._access(), "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": self._folder}
-        self._said[member.name] = []
         order = {"do": "start", "name": "ray", "argv": argv, "env": env}
         self._crew.ask({member.name: order}, ORDER_WITHIN)
 
