@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 
 import pytest
 
 from contract.commands_site import CommandsSite
-from contract.sites import end_of, observe, run_for
-from contract.test_native import frozen, stopped, unique, until
+from contract.sites import end_of, run_for
+from contract.test_native import unique
 from slurmbus_agent.scheduler.array import task_name
-from slurmbus_agent.scheduler.base import ANY_ID, OutcomeUnknown, Refused, Unavailable
-from slurmbus_agent.scheduler.limits import CallLimits
+from slurmbus_agent.scheduler.base import ANY_ID, Refused
 from slurmbus_cluster import Cluster
 
 CLUSTERS = {"26.05": "cluster", "24.11": "cluster_trixie", "22.05": "cluster_bookworm"}
@@ -87,8 +85,12 @@ def test_the_tasks_of_an_array(alice: CommandsSite) -> None:
         async with alice.open() as scheduler:
             since = time.time() - 60
             name = unique("array")
-            job = alice.batch_job(name, 'echo "task $SLURM_ARRAY_TASK_ID"; [ $SLURM_ARRAY_TASK_ID = 3 ] && exit 7; exec sleep 300')
-            job = replace_job(job, array=(1, 3, 5, 6, 7), array_throttle=2, output=f"{alice.work_dir}/{name}-{{array-task}}.out")
+            job = alice.batch_job(
+                name, 'echo "task $SLURM_ARRAY_TASK_ID"; [ $SLURM_ARRAY_TASK_ID = 3 ] && exit 7; exec sleep 300'
+            )
+            job = replace_job(
+                job, array=(1, 3, 5, 6, 7), array_throttle=2, output=f"{alice.work_dir}/{name}-{{array-task}}.out"
+            )
             array = await scheduler.submit(job)
             failed = await task_when(scheduler, array, task_name(name, 3), lambda seen: seen.state == "FAILED")
             assert (failed.exit_code, failed.signal) == (7, 0)
