@@ -8,12 +8,17 @@ import logging
 import platform
 import re
 import secrets
+import sys
 import time
 
 from slurmbus_agent import budgets
 from slurmbus_agent.audit import Audit
 from slurmbus_agent.board import LiveBoard
 from slurmbus_agent.config import AgentConfig
+from slurmbus_agent.environments.questions import EnvironmentQuestions
+from slurmbus_agent.environments.service import Environments
+from slurmbus_agent.environments.store import Store
+from slurmbus_agent.environments.tidying import Tidying
 from slurmbus_agent.follower import SpoolFollower
 from slurmbus_agent.forgetting import Forgetting
 from slurmbus_agent.intake import Intake
@@ -110,7 +115,22 @@ class Agent:
         lease = Lease(bus, site, self.agent_id, pulse.message, lambda: self._is_same_bus(bus))
         scheduler.lease_deadline = lambda: lease.deadline
         watcher = Watcher(scheduler, self.config.watch_interval or budgets.WATCH_INTERVAL, self._roster.stray)
-        stager = Stager(blob_bus, self.spool, self._runner, self.config.python, here=scheduler.kind == "local")
+        local = scheduler.kind == "local"
+        environments = Environments(
+            blob_bus,
+            Store(self.config.environments_root),
+            self.config.environments,
+            self.spool.check_room,
+            (sys.executable,) if local else (self.config.python,),
+        )
+        self._tidying = Tidying(
+            environments,
+            self.config.retention,
+            users=self._roster.users,
+            guard=lambda: lease.held,
+            audit=self._audit,
+        )
+        stager = Stager(blob_bus, self.spool, self._runner, self.config.python, environments, here=local)
         tools = Tools(records, scheduler, relay, watcher, stager)
         questions = Questions(
             bus,
@@ -121,6 +141,18 @@ class Agent:
             leading=lambda: lease.held,
         )
         await questions.serve()
+        await EnvironmentQuestions(
+            bus,
+            site,
+            environments,
+            self._tidying,
+            users=self._roster.users,
+            unused_days=self.config.retention.environments_days,
+            keys=self._keys,
+            bus_time=lambda: lease.bus_time,
+            audit=self._audit,
+            leading=lambda: lease.held,
+        ).serve()
         stopped = asyncio.create_task(stop.wait())
         try:
             while not stop.is_set():
@@ -133,6 +165,7 @@ class Agent:
                     leading.result()
         finally:
             stopped.cancel()
+            await environments.aclose()
             await lease.release()
 
     async def _lead_once(self, bus: Bus, lease: Lease, pulse: Pulse, tools: Tools) -> None:
@@ -211,6 +244,7 @@ class Agent:
                 group.create_task(SpoolFollower(lambda: list(self._roster.jobs.values()), board).run())
                 group.create_task(self._roster.adopt())
                 group.create_task(self._forget(bus, lease))
+                group.create_task(self._tidying.run())
                 intake = Intake(
                     bus,
                     self.config.site,

@@ -102,6 +102,8 @@ INTAKE_AT_ONCE = 16
 """Requests that are made durable at the same time."""
 STAGING_AT_ONCE = 8
 """Jobs whose files are fetched and written at the same time."""
+STAGING_TOLD_EVERY = 2.0
+"""Seconds between two records that only say how far an environment's installation is."""
 
 # ---- retrying
 BLOB_PATIENCE = 30.0

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from slurmbus_agent.environments.settings import EnvironmentSettings
 from slurmbus_agent.retention import RetentionSettings
 from slurmbus_protocol.bus import BusSettings
 from slurmbus_protocol.errors import InvalidSetting
@@ -39,6 +40,14 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Seconds between two questions for all jobs; some sites ask for more than the default."""
     retention: RetentionSettings = RetentionSettings()
     """How long finished jobs are kept."""
+    environments: EnvironmentSettings = EnvironmentSettings()
+    """Where environments are installed."""
+
+    @property
+    def environments_root(self) -> Path:
+        """Where environments are installed."""
+        folder = self.environments.folder
+        return Path(folder).expanduser().absolute() if folder else self.spool_root / "environments"
 
     @property
     def spool_root(self) -> Path:

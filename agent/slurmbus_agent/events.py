@@ -16,11 +16,19 @@ class Begun(Event, frozen=True, kw_only=True):
     """An agent took the job up: a new request, or after a restart."""
 
 
+class StagingGoesOn(Event, frozen=True, kw_only=True):
+    """Making the spool ready takes its time; this is what is being done."""
+
+    doing: str
+
+
 class Staged(Event, frozen=True, kw_only=True):
     """The spool is ready."""
 
     spool: str
     work_dir: str
+    environment: str | None = None
+    """The digest of the installed environment that the job uses."""
 
 
 class StagingFailed(Event, frozen=True, kw_only=True):

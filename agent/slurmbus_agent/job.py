@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -36,6 +36,7 @@ STALLED_AFTER = 1.0
 """Seconds without progress after which the rest of an ended start is read from the spool instead of the link."""
 
 _STAMPS = {
+    events.StagingGoesOn: "environment",
     events.Staged: "staged",
     events.Submitted: "submitted",
     events.Claimed: "claimed",
@@ -78,6 +79,7 @@ class Job:
         self.linked: int | None = None
         """The start whose runner is connected, if any."""
         self._secret: bytes | None = None
+        self._told_staging = -math.inf
 
     @property
     def slurm_name(self) -> str:
@@ -173,24 +175,31 @@ class Job:
 
     async def _stage(self, _: events.Stage) -> None:
         try:
-            work_dir = await self._stage_when_complete()
+            staged = await self._stage_when_complete()
         except BusUnreachable:
             raise
         except SlurmbusError as error:
             self.post(events.StagingFailed(code=error.code, message=error.message, hint=error.hint))
         else:
-            self.post(events.Staged(spool=str(self.folder.path), work_dir=str(work_dir)))
+            self.post(staged)
 
-    async def _stage_when_complete(self) -> Path:
+    async def _stage_when_complete(self) -> events.Staged:
         """Stage; a file that is missing may be on its way: its client puts it on a bus that started anew once more."""
         deadline = time.monotonic() + budgets.BLOB_PATIENCE
         while True:
             try:
-                return await self._tools.stager.stage(self.folder, self.record, self.spec)
+                return await self._tools.stager.stage(self.folder, self.record, self.spec, self._tell_staging)
             except BlobMissing:
                 if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(RETRY_AFTER)
+
+    def _tell_staging(self, doing: str) -> None:
+        """Show what takes so long; each word is a record on the bus, so not too often."""
+        now = time.monotonic()
+        if now - self._told_staging >= budgets.STAGING_TOLD_EVERY:
+            self._told_staging = now
+            self.post(events.StagingGoesOn(doing=doing))
 
     async def _submit(self, _: events.SubmitJob) -> None:
         batch = self._batch_job()

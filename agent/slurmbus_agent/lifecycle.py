@@ -44,6 +44,7 @@ from slurmbus_agent.events import (
     Stage,
     Staged,
     StagingFailed,
+    StagingGoesOn,
     SubmitAgain,
     SubmitJob,
     SubmitNotSent,
@@ -129,10 +130,16 @@ def _begun(record: Record, _: Begun) -> Result:
 def _staged(record: Record, event: Staged) -> Result:
     if record.state is not JobState.STAGING:
         return record, ()
-    record = _with(record, spool=event.spool, work_dir=event.work_dir)
+    record = _with(record, spool=event.spool, work_dir=event.work_dir, environment=event.environment, reason=None)
     if record.cancel is not None:
         return _with(record, JobState.CANCELLED, reason=_cancel_words(record.cancel)), (Retire(),)
     return _submit(record)
+
+
+def _staging_goes_on(record: Record, event: StagingGoesOn) -> Result:
+    if record.state is not JobState.STAGING:
+        return record, ()
+    return _with(record, reason=event.doing), ()
 
 
 def _staging_failed(record: Record, event: StagingFailed) -> Result:
@@ -524,7 +531,9 @@ def _cancel_requested(record: Record, event: CancelRequested) -> Result:
     if record.cancel is not None:
         return record, ()
     record = _with(record, cancel=event.cancel)
-    # Staging and submitting see the cancel when they come back; nothing is interrupted half-way.
+    if record.state is JobState.STAGING:  # it may take minutes, and nothing was submitted yet
+        return _with(record, JobState.CANCELLED, reason=_cancel_words(record.cancel)), (Retire(),)
+    # Submitting sees the cancel when it comes back: it isn't interrupted half-way.
     return record, _repeat_cancel(record)
 
 
@@ -559,6 +568,7 @@ _HANDLERS: dict[type[Event], Callable[[Record, Any], Result]] = {
     Begun: _begun,
     Staged: _staged,
     StagingFailed: _staging_failed,
+    StagingGoesOn: _staging_goes_on,
     Submitted: _submitted,
     SubmitRefused: _submit_refused,
     SubmitNotSent: _submit_not_sent,

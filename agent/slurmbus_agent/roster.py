@@ -15,6 +15,7 @@ import msgspec
 
 from slurmbus_agent import budgets
 from slurmbus_agent.audit import Audit
+from slurmbus_agent.environments.store import Installation
 from slurmbus_agent.intake import Accepted
 from slurmbus_agent.job import Job, Tools
 from slurmbus_agent.records import Fenced
@@ -23,7 +24,7 @@ from slurmbus_agent.spool import JobDir, Spool
 from slurmbus_agent.tasks import spawn
 from slurmbus_protocol import codec, subjects
 from slurmbus_protocol.errors import InvalidName, SlurmbusError
-from slurmbus_protocol.messages import CancelAsked, Record, Submit
+from slurmbus_protocol.messages import CancelAsked, EnvironmentRef, NamedEnvironment, Record, Submit
 from slurmbus_protocol.states import JobState
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,12 @@ class Roster:
         """Give what a job's runner proves itself with; None when there is no such job."""
         job = self.jobs.get((key, task))
         return job.secret() if job else None
+
+    def users(self, installation: Installation) -> list[str]:
+        """Give the keys of the unfinished jobs that use an installed environment, or are about to."""
+        return [
+            job.record.key for job in self.jobs.values() if not job.record.state.is_final and _uses(job, installation)
+        ]
 
     # ------------------------------------------------------------------ how jobs come here
 
@@ -256,6 +263,15 @@ class Roster:
             self._strays.discard(job_id)
         else:
             self._audit.write("stray cancelled", job_id=job_id, name=slurm_name)
+
+
+def _uses(job: Job, installation: Installation) -> bool:
+    digest, wanted = installation.info.digest, job.spec.environment
+    if job.record.environment is not None:
+        return job.record.environment == digest
+    if isinstance(wanted, NamedEnvironment):  # it isn't known yet which one that is
+        return True
+    return isinstance(wanted, EnvironmentRef) and wanted.digest == digest
 
 
 async def _warm_up(scheduler: Scheduler) -> None:

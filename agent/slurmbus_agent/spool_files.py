@@ -21,6 +21,20 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes
 
 
+class RunnerEnvironment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the payload runs in; one of prefix, modules and image is set."""
+
+    prefix: str = ""
+    """A virtual environment or a conda prefix."""
+    modules: tuple[str, ...] = ()
+    """Words for ``module``: ``load gcc/13``."""
+    image: str = ""
+    """An Apptainer image."""
+    binds: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    program: str = "apptainer"
+
+
 class RunnerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What the runner shall do (file ``plan.json``)."""
 
@@ -43,6 +57,8 @@ class RunnerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What starts before the payload (a plan's ``type`` and its own fields); None runs ``argv`` as it is."""
     link: str | None = None
     """The file with the link's address; None for a job that reports by the spool alone."""
+    environment: RunnerEnvironment | None = None
+    """None is what the login shell gives."""
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

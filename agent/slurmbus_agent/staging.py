@@ -11,8 +11,12 @@ import sys
 from pathlib import Path
 
 from slurmbus_agent import budgets
+from slurmbus_agent.environments.activation import activate
+from slurmbus_agent.environments.service import Environments, Tell
+from slurmbus_agent.events import Staged
 from slurmbus_agent.launching import launch_fields
 from slurmbus_agent.spool import JobDir, RunnerPlan, Spool, WorkDir, batch_script, check_path
+from slurmbus_agent.spool_files import RunnerEnvironment
 from slurmbus_protocol import blobs
 from slurmbus_protocol.bus import Bus
 from slurmbus_protocol.errors import InvalidSetting
@@ -30,33 +34,50 @@ class Stager:
         spool: where jobs live.
         runner: the runner's file in the spool.
         python: the interpreter that starts it on compute nodes.
+        environments: those of the site.
         here: whether jobs are processes of this machine, which see what the agent sees.
     """
 
-    def __init__(self, bus: Bus, spool: Spool, runner: Path, python: str, *, here: bool = False) -> None:
+    def __init__(
+        self, bus: Bus, spool: Spool, runner: Path, python: str, environments: Environments, *, here: bool = False
+    ) -> None:
         self._bus = bus
         self._spool = spool
         self._runner = runner
         self._python = sys.executable if here else python
+        self._environments = environments
         self._here = here
         self._gate = asyncio.Semaphore(budgets.STAGING_AT_ONCE)
 
-    async def stage(self, folder: JobDir, record: Record, spec: JobSpec) -> Path:
-        """Make working directory, files, context and plan, and give the working directory.
+    async def stage(self, folder: JobDir, record: Record, spec: JobSpec, tell: Tell) -> Staged:
+        """Get the environment ready, and make working directory, files, context and plan.
+
+        Args:
+            folder: the job's.
+            record: the job's.
+            spec: what was asked for.
+            tell: called with what takes long, for people.
 
         Raises:
+            EnvironmentUnusable: the environment can't be had.
             SpoolFull: no bytes or inodes are left.
             InvalidSetting: a path of the request can't be used.
             BlobMissing: the bus doesn't hold a file any more.
             BlobCorrupt: a file's bytes aren't the ones that were asked for.
         """
+        activation = await activate(spec.environment, self._environments, tell)
         async with self._gate:
             work = await asyncio.to_thread(self._prepare, folder, spec)
             pipes_path = await self._place_pipes_module(spec.pipes_module)
             for file in spec.files:
                 await self._place(work, file)
-            await asyncio.to_thread(self._write_plan, folder, record, spec, work, pipes_path)
-            return work.path
+            environment = activation.runner if activation is not None else None
+            await asyncio.to_thread(self._write_plan, folder, record, spec, work, pipes_path, environment)
+        return Staged(
+            spool=str(folder.path),
+            work_dir=str(work.path),
+            environment=activation.digest if activation is not None else None,
+        )
 
     def _prepare(self, folder: JobDir, spec: JobSpec) -> WorkDir:
         for file in spec.files:
@@ -82,7 +103,15 @@ class Stager:
         content = b"".join([piece async for piece in blobs.fetch(self._bus, module.sha256, module.size)])
         return str(await asyncio.to_thread(self._spool.install_pipes_module, module.sha256, content))
 
-    def _write_plan(self, folder: JobDir, record: Record, spec: JobSpec, work: WorkDir, pipes_path: str | None) -> None:
+    def _write_plan(
+        self,
+        folder: JobDir,
+        record: Record,
+        spec: JobSpec,
+        work: WorkDir,
+        pipes_path: str | None,
+        environment: RunnerEnvironment | None,
+    ) -> None:
         if spec.pipes_context is not None:
             folder.write_context(spec.pipes_context)
         folder.write_plan(
@@ -99,6 +128,7 @@ class Stager:
                 pipes=spec.pipes_context is not None,
                 pipes_path=pipes_path,
                 link=str(self._spool.link),
+                environment=environment,
             )
         )
 

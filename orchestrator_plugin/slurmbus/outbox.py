@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -17,7 +17,7 @@ from typing import Self
 from slurmbus_protocol import blobs, codec, subjects
 from slurmbus_protocol.bus import Bus
 from slurmbus_protocol.errors import BlobCorrupt, BusFull
-from slurmbus_protocol.messages import Cancel, FileRef, Record, Submit
+from slurmbus_protocol.messages import Cancel, EnvironmentRef, FileRef, Record, Submit
 from slurmbus_protocol.signing import Signer
 from slurmbus_protocol.states import JobState
 
@@ -81,6 +81,7 @@ class Outbox:
     def __init__(self) -> None:
         self._requests: dict[str, SignedRequest] = {}
         self._files: dict[str, Path | bytes] = {}
+        self._environments: dict[str, tuple[FileRef, ...]] = {}
         self._size = 0
 
     def keep(self, request: SignedRequest) -> SignedRequest | None:
@@ -103,6 +104,19 @@ class Outbox:
         self._files[digest] = source if isinstance(source, bytes) else source.absolute()
         self._size += _held(source)
         self._make_room()
+
+    def keep_environment(self, ref: EnvironmentRef, files: Mapping[str, int]) -> None:
+        """Remember which files an environment consists of, by their hashes and sizes; its manifest is one more."""
+        self._environments[ref.digest] = tuple(
+            FileRef(path=digest, sha256=digest, size=size) for digest, size in {**files, ref.digest: ref.size}.items()
+        )
+
+    def _files_of(self, request: SignedRequest) -> tuple[FileRef, ...]:
+        message = request.message
+        environment = message.job.environment if isinstance(message, Submit) else None
+        if not isinstance(environment, EnvironmentRef):
+            return request.files
+        return (*request.files, *self._environments.get(environment.digest, ()))
 
     def _drop_file(self, digest: str) -> None:
         if (source := self._files.pop(digest, None)) is not None:
@@ -141,7 +155,7 @@ class Outbox:
             BusFull: the bus takes no more.
             BusUnreachable: it doesn't answer.
         """
-        for ref in request.files:
+        for ref in self._files_of(request):
             source = self._files.get(ref.sha256)
             if source is None:
                 continue

@@ -135,6 +135,6 @@ async def fetch_into(bus: Bus, digest: str, size: int, file: BinaryIO) -> None:
         written += len(piece)
         if written > size:
             raise BlobCorrupt(f"blob {digest[:12]} is larger than the {size:,} bytes that were announced")
-        file.write(piece)
+        await asyncio.to_thread(file.write, piece)  # a parallel file system may take its time
     if written != size:
         raise BlobCorrupt(f"blob {digest[:12]} has {written:,} bytes, not {size:,}")

@@ -15,6 +15,7 @@ from slurmbus_protocol.plans import RayPlan
 
 OPTIONS_2 = "options-2"
 LAUNCH_RAY = "launch-ray"
+ENVIRONMENTS = "environments"
 
 FIRST_OPTIONS = frozenset(
     {
@@ -63,6 +64,7 @@ def newer_options(options: JobOptions) -> list[str]:
 ADDITIONS: dict[str, Addition] = {
     LAUNCH_RAY: Addition("Ray clusters", lambda job: isinstance(job.plan, RayPlan)),
     OPTIONS_2: Addition("all of Slurm's options", lambda job: bool(newer_options(job.options))),
+    ENVIRONMENTS: Addition("environments", lambda job: job.environment is not None),
 }
 """By token."""
 

@@ -19,6 +19,7 @@ Ulid = Annotated[str, msgspec.Meta(pattern=r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$")]
 Token = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_-]{1,64}$")]
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+EnvironmentName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 JobName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 MiB = Positive
 
@@ -152,6 +153,56 @@ class JobOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Options of sbatch that have no field here, by their long names; an empty value is a flag."""
 
 
+class EnvironmentRef(Value, frozen=True, kw_only=True, omit_defaults=True, tag="packed"):
+    """An environment that travels as blobs; the site installs it once, for all jobs that name it."""
+
+    digest: Sha256
+    """SHA-256 of its manifest (:mod:`slurmbus_protocol.environments`), which is a blob like the files that it names."""
+    size: NonNegative
+    """Bytes of the manifest."""
+    title: str = ""
+    """For people."""
+
+
+class NamedEnvironment(Value, frozen=True, kw_only=True, omit_defaults=True, tag="named"):
+    """An environment that is installed on the site already."""
+
+    name: EnvironmentName
+    """Under which it was pushed, or the beginning of its digest."""
+
+
+class FolderEnvironment(Value, frozen=True, kw_only=True, omit_defaults=True, tag="folder"):
+    """A virtual environment or a conda prefix that is there already."""
+
+    path: str
+    """An absolute folder on the compute nodes."""
+
+
+class ModulesEnvironment(Value, frozen=True, kw_only=True, omit_defaults=True, tag="modules"):
+    """Environment modules of the site, loaded before the payload."""
+
+    load: tuple[str, ...]
+    use: tuple[str, ...] = ()
+    """Folders with further modules."""
+    purge: bool = False
+    """Unload first what the login shell has loaded."""
+
+
+class ImageEnvironment(Value, frozen=True, kw_only=True, omit_defaults=True, tag="image"):
+    """An Apptainer image in which the payload runs."""
+
+    path: str
+    """An absolute path on the compute nodes."""
+    binds: tuple[str, ...] = ()
+    """Further folders that are seen inside, in Apptainer's own words: ``/scratch`` or ``/data:/mnt:ro``."""
+    options: tuple[str, ...] = ()
+    """Further words for ``apptainer exec``: ``--nv``."""
+    program: str = "apptainer"
+
+
+Environment = EnvironmentRef | NamedEnvironment | FolderEnvironment | ModulesEnvironment | ImageEnvironment
+
+
 class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """What shall run, with what, and what shall come back."""
 
@@ -177,6 +228,8 @@ class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """The ``dagster_pipes`` module to put beside the payload."""
     labels: dict[str, str] = {}
     """Where the job comes from (run, step, asset): for people and for the comment in Slurm."""
+    environment: Environment | None = None
+    """What the payload runs in; None is what the login shell gives."""
 
 
 class Submit(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -394,6 +447,8 @@ class Record(Message, frozen=True, kw_only=True, omit_defaults=True):
     """The agent holds the claim after the last start: no other start can follow."""
     timings: dict[str, float] = {}
     """When the agent did what (accepted, staged, submit_sent, submit_done, …), for finding out who was slow."""
+    environment: str | None = None
+    """The digest of the installed environment in which it runs; None when it runs in none of those."""
 
 
 class Chunk(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -515,6 +570,105 @@ class ReadRange(Message, frozen=True, kw_only=True, omit_defaults=True):
     length: Positive
 
 
+class AskPlatform(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """For what must an environment be made, to run on this site?"""
+
+    TYPE: ClassVar[str] = "ask-platform"
+
+
+class SitePython(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """A Python of the site on which environments can be built."""
+
+    path: str
+    version: str
+    """All of it: ``3.12.4``."""
+    implementation: str = "cpython"
+    free_threaded: bool = False
+
+
+class Platform(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to AskPlatform, in the words of Python's ``platform`` module."""
+
+    TYPE: ClassVar[str] = "platform"
+    system: str
+    machine: str
+    libc: str = ""
+    libc_version: str = ""
+    """Of macOS its own version."""
+    pythons: tuple[SitePython, ...] = ()
+    """The one that is preferred comes first."""
+
+
+class AskEnvironments(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Which environments are installed?"""
+
+    TYPE: ClassVar[str] = "ask-environments"
+    digests: tuple[Sha256, ...] = ()
+    """Only these; they count as used now, since whoever asks so is about to use them."""
+
+
+class InstalledEnvironment(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """One environment on a site."""
+
+    digest: Sha256
+    title: str
+    kind: str
+    path: str
+    names: tuple[str, ...] = ()
+    size: NonNegative = 0
+    files: NonNegative = 0
+    python: str = ""
+    installed_at: float = 0.0
+    used_at: float = 0.0
+    jobs: tuple[str, ...] = ()
+    """Keys of the unfinished jobs that use it."""
+
+
+class Environments(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to AskEnvironments."""
+
+    TYPE: ClassVar[str] = "environments"
+    environments: tuple[InstalledEnvironment, ...] = ()
+    unused_days: float = 0.0
+    """Days after which the site removes one that nobody uses; inf is never."""
+
+
+class InstallEnvironment(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Install this environment; a signed question that is asked again until it is installed."""
+
+    TYPE: ClassVar[str] = "install-environment"
+    site: Token
+    expires_at: float
+    submitter: str
+    environment: EnvironmentRef
+    name: EnvironmentName | None = None
+    """By which jobs may name it; it stands for the environment that was given the name last."""
+    again: bool = False
+    """Try it at once, although it failed a moment ago."""
+
+
+class RemoveEnvironment(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Remove this environment unless a job uses it; a signed question."""
+
+    TYPE: ClassVar[str] = "remove-environment"
+    site: Token
+    expires_at: float
+    submitter: str
+    digest: Sha256
+
+
+class EnvironmentStatus(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to InstallEnvironment and RemoveEnvironment."""
+
+    TYPE: ClassVar[str] = "environment-status"
+    digest: Sha256
+    ready: bool
+    """True when it is installed."""
+    path: str | None = None
+    doing: str = ""
+    """What is being done at this moment."""
+
+
 MESSAGE_TYPES: tuple[type[Message], ...] = (
     Submit,
     Cancel,
@@ -527,4 +681,11 @@ MESSAGE_TYPES: tuple[type[Message], ...] = (
     AskPartitions,
     Partitions,
     ReadRange,
+    AskPlatform,
+    Platform,
+    AskEnvironments,
+    Environments,
+    InstallEnvironment,
+    RemoveEnvironment,
+    EnvironmentStatus,
 )

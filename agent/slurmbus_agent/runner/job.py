@@ -118,6 +118,7 @@ def run(plan: Plan, identity: dict[str, Any], signals: Signals) -> int:
         for name in STREAMS:
             path = f"{plan.folder}/{start}.{name}"
             writers[name] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        plan.runs_in.check()
         command = plan.command(start, os.path.abspath(sys.argv[0]))
         running = payload.start(command, plan.environment(start), plan.cwd, writers["stdout"], writers["stderr"])
     except payload.NotStarted as error:
