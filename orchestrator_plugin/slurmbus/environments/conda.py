@@ -115,7 +115,14 @@ class PixiPack(PackedEnvironment):
             kept.parent.mkdir(parents=True, exist_ok=True)
             tell("packing with pixi-pack", 0, 0)
             new = kept.with_name(f"{secrets.token_hex(8)}{suffix}")
-            options = ["--environment", self.environment, "--platform", str(where), "--output-file", new]
+            options: list[str | Path] = [
+                "--environment",
+                self.environment,
+                "--platform",
+                str(where),
+                "--output-file",
+                new,
+            ]
             options += ["--create-executable"] if self.self_extracting else []
             run([find_tool("pixi-pack", _GET_PIXI_PACK), *options, manifests[0]])
             new.replace(kept)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,9 +21,7 @@ def find_uv() -> str:
     if named and os.access(named, os.X_OK):
         return named
     if find_spec("uv") is not None:
-        from uv import find_uv_bin  # noqa: PLC0415 - it need not be installed
-
-        return str(find_uv_bin())
+        return str(import_module("uv").find_uv_bin())
     found = shutil.which("uv")
     if found is None:
         raise EnvironmentUnusable(

@@ -229,15 +229,12 @@ class Depot:
         """Build a wheel of a pure package. One with compiled parts would be for this machine, not for the site."""
         target = self._folder / "built" / secrets.token_hex(8)
         target.mkdir(parents=True)
-        path: Path
-        if source.folder is not None:
-            path = source.folder
-        else:
-            path = self._folder / source.sha256 / source.url.rpartition("/")[2]
-            if not path.exists():
-                _fetch(source.url, path, source.sha256, source.package)
+
+        path = source.folder or self._folder / source.sha256 / source.url.rpartition("/")[2]
+        if source.folder is None and not path.exists():
+            _fetch(source.url, path, source.sha256, source.package)
         run([find_uv(), "build", "--quiet", "--wheel", "--out-dir", target, path], env={"SOURCE_DATE_EPOCH": _EPOCH})
-        built = next(target.glob("*.whl"))
+        built: Path = next(target.glob("*.whl"))
         if not built.name.endswith("-none-any.whl"):
             raise EnvironmentUnusable(
                 f"environment: {source.package} has compiled parts, and there is no wheel of it that runs on the site",
