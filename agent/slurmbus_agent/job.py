@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -79,7 +78,8 @@ class Job:
         self.linked: int | None = None
         """The start whose runner is connected, if any."""
         self._secret: bytes | None = None
-        self._told_staging = -math.inf
+        self._told_staging = 0.0
+        self._told_phase = ""
 
     @property
     def slurm_name(self) -> str:
@@ -196,9 +196,9 @@ class Job:
 
     def _tell_staging(self, doing: str) -> None:
         """Show what takes so long; each word is a record on the bus, so not too often."""
-        now = time.monotonic()
-        if now - self._told_staging >= budgets.STAGING_TOLD_EVERY:
-            self._told_staging = now
+        now, phase = time.monotonic(), doing.partition(",")[0]
+        if phase != self._told_phase or now - self._told_staging >= budgets.STAGING_TOLD_EVERY:
+            self._told_staging, self._told_phase = now, phase
             self.post(events.StagingGoesOn(doing=doing))
 
     async def _submit(self, _: events.SubmitJob) -> None:

@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from dagster_slurmbus._compat import DagsterLibraryRegistry
 from dagster_slurmbus.bus import BusResource
+from dagster_slurmbus.environments import EnvironmentConfig
 from dagster_slurmbus.launchers import BashLauncher, ComputeLauncher, RayLauncher
 from dagster_slurmbus.outcomes import CompletedJob
 from dagster_slurmbus.pipes import PipesSlurmClient
@@ -13,24 +14,45 @@ from dagster_slurmbus.reconcile import slurmbus_reconcile_sensor
 from dagster_slurmbus.resources import ComputeResource, ExecutionMode, SlurmResource
 from dagster_slurmbus.run_config import SlurmRunConfig
 from dagster_slurmbus.sites import SlurmSite
+from slurmbus.environments import (
+    ApptainerImage,
+    CondaPack,
+    InstalledEnvironment,
+    Modules,
+    PackedEnvironment,
+    PixiPack,
+    Requirements,
+    SiteFolder,
+    UvLock,
+)
 
 __version__ = version("dagster-slurmbus")
 
 __all__ = [
+    "ApptainerImage",
     "BashLauncher",
     "BusResource",
     "CompletedJob",
     "ComputeLauncher",
     "ComputeResource",
+    "CondaPack",
+    "EnvironmentConfig",
     "ExecutionMode",
+    "InstalledEnvironment",
+    "Modules",
     "OnChangedRequest",
+    "PackedEnvironment",
     "PipesSlurmClient",
+    "PixiPack",
     "RayLauncher",
+    "Requirements",
+    "SiteFolder",
     "SlurmOptions",
     "SlurmQueueConfig",
     "SlurmResource",
     "SlurmRunConfig",
     "SlurmSite",
+    "UvLock",
     "slurmbus_reconcile_sensor",
 ]
 

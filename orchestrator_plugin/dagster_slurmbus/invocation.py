@@ -15,6 +15,7 @@ import dagster_pipes
 import msgspec
 
 from dagster_slurmbus import _compat
+from dagster_slurmbus.environments import Telling
 from dagster_slurmbus.failures import failure, from_error
 from dagster_slurmbus.files import LocalFile
 from dagster_slurmbus.messages import RelayedMessageReader, RequestContextInjector
@@ -42,8 +43,9 @@ from dagster_slurmbus.reattach import (
 from dagster_slurmbus.values import inside, wrong
 from dagster_slurmbus.watching import INTERRUPTS, Conduct, Watching
 from slurmbus.client import SiteClient
+from slurmbus.environments import AnyEnvironment, Pack, Shipper
 from slurmbus_protocol.errors import BlobMissing, RequestExpired, SlurmbusError
-from slurmbus_protocol.messages import FileRef, JobOptions, JobSpec, Record
+from slurmbus_protocol.messages import Environment, FileRef, JobOptions, JobSpec, Record
 from slurmbus_protocol.plans import AnyPlan
 from slurmbus_protocol.subjects import new_ulid
 
@@ -74,6 +76,7 @@ class Request:
     options: JobOptions
     env: Mapping[str, str]
     files: tuple[LocalFile, ...] = ()
+    environment: AnyEnvironment | None = None
     outputs: tuple[str, ...] = ()
     outputs_limit: int = OUTPUTS_LIMIT
     stream_limit: int = STREAM_LIMIT
@@ -120,6 +123,8 @@ class Invocation:
         self._reader = RelayedMessageReader(context.log.warning, partial(_compat.times_logged, self._context))
         self._injector = RequestContextInjector()
         self._call = ""
+        self._environment: Environment | None = None
+        self._pack: Pack | None = None
         self._watching: Watching | None = None
         self._begun = time.monotonic()
 
@@ -145,6 +150,7 @@ class Invocation:
         with dg.open_pipes_session(self._context, self._injector, self._reader, self._request.extras) as session:
             client = self._connect(None)
             self._call = launch_client(self._context, self._request.reattach_key)
+            self._pack_environment(client)
             launches = Launches.of(self._context)
             files = self._hashed() if launches else self._uploaded(client)
             parts = self._parts(self._spec(files))
@@ -188,6 +194,7 @@ class Invocation:
         files = self._uploaded(client) if files is None else files
         plain = self._spec(files)
         parts = self._parts(plain)
+        self._ship_environment(client)
         spec = msgspec.structs.replace(plain, pipes_module=self._pipes_module(client), labels=self._labels())
         _compat.record_launch(
             self._context,
@@ -204,6 +211,17 @@ class Invocation:
 
     def _uploaded(self, client: SiteClient) -> list[FileRef]:
         return [client.upload(file.path, file.target) for file in self._request.files]
+
+    def _pack_environment(self, client: SiteClient) -> None:
+        """Put the environment together; what it comes to is a part of the request."""
+        if self._request.environment is not None:
+            shipper = Shipper(client, Telling(self._context.log.info))
+            self._environment, self._pack = shipper.wire(self._request.environment)
+
+    def _ship_environment(self, client: SiteClient) -> None:
+        """Bring the environment to the bus, unless the site has it."""
+        if self._pack is not None:
+            Shipper(client, Telling(self._context.log.info)).upload(self._pack)
 
     def _hashed(self) -> list[FileRef]:
         """Give the files without uploading them: perhaps nothing has to be submitted."""
@@ -230,6 +248,7 @@ class Invocation:
             outputs_limit=request.outputs_limit,
             stream_limit=request.stream_limit,
             pipes_context=self._injector.data,
+            environment=self._environment,
         )
 
     def _parts(self, spec: JobSpec) -> dict[str, str]:

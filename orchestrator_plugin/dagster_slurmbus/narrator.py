@@ -45,10 +45,13 @@ class Narrator:
         if record.updated_at <= self._known_until:
             return
         self._twin(record)
-        pending = record.state is JobState.PENDING
+        pending = record.state in {JobState.PENDING, JobState.STAGING}
         shown = record.slurm_state if record.slurm_state not in {None, record.state.value} else None
         reason = record.reason if pending and record.reason not in _NO_REASON else None
-        news = (record.state, record.job_id, len(record.starts) if not record.state.is_final else None, shown, reason)
+        said = (
+            reason.partition(",")[0] if reason and record.state is JobState.STAGING else reason
+        )  # the rest is progress
+        news = (record.state, record.job_id, len(record.starts) if not record.state.is_final else None, shown, said)
         if news == self._told:
             return
         self._told = news

@@ -20,9 +20,11 @@ from dagster_slurmbus.outcomes import CompletedJob
 from dagster_slurmbus.queue_config import Options
 from dagster_slurmbus.reattach import OnChangedRequest
 from dagster_slurmbus.run_config import SlurmRunConfig
-from dagster_slurmbus.values import absolute, environment, inside, resolved, wrong
+from dagster_slurmbus.values import absolute, inside, resolved, wrong
+from dagster_slurmbus.values import environment as variables
 from dagster_slurmbus.watching import Conduct
 from slurmbus.client import SiteClient
+from slurmbus.environments import AnyEnvironment
 from slurmbus.local import LOCAL_SITE
 from slurmbus_protocol.messages import CommandPlan
 
@@ -124,6 +126,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         options: Options | None = None,
         extra_slurm_opts: Mapping[str, Any] | None = None,
         run_config: SlurmRunConfig | None = None,
+        environment: AnyEnvironment | None = None,
         ship_pipes_module: bool = True,
         reattach_key: str | None = None,
     ) -> CompletedJob:
@@ -144,6 +147,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             options: what this job asks Slurm for, over the client's ``queue`` and the asset's metadata.
             extra_slurm_opts: the same under sbatch's names; what isn't known here is handed to sbatch as it is.
             run_config: what the launchpad says, over everything else.
+            environment: what the command runs in; an installed one by its name or hash.
             ship_pipes_module: put the ``dagster_pipes`` module beside the payload.
             reattach_key: a name of this call within the step, by which a retry finds its job; by default calls are told
                 apart by what they ask for and by their order.
@@ -161,7 +165,8 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             options=CallOptions(options=options, extra_slurm_opts=extra_slurm_opts, run_config=run_config).over(
                 self.queue, context
             ),
-            env={**environment(self.env, "env"), **environment(env, "env")},
+            environment=environment,
+            env={**variables(self.env, "env"), **variables(env, "env")},
             files=without_duplicates(local_files(files, "files")),
             outputs=tuple(inside(output, "outputs") for output in outputs),
             outputs_limit=outputs_limit,

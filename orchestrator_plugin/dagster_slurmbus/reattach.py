@@ -120,6 +120,8 @@ def request_parts(spec: JobSpec, run_id: str, partition: Mapping[str, str]) -> d
         "outputs": (spec.outputs, spec.outputs_limit),
         "partition": partition,
     }
+    if spec.environment is not None:
+        parts["runs in"] = spec.environment
     if context is not None:
         parts |= {
             "extras": context["extras"],

@@ -12,7 +12,8 @@ from pydantic import Field, field_validator
 
 from dagster_slurmbus._compat import Context, is_env_var
 from dagster_slurmbus.bus import BusResource
-from dagster_slurmbus.files import Files, StrPath, local_file, local_files, without_duplicates
+from dagster_slurmbus.environments import EnvironmentConfig, as_config
+from dagster_slurmbus.files import Files, LocalFile, StrPath, local_file, local_files, without_duplicates
 from dagster_slurmbus.frameworks import launcher_for
 from dagster_slurmbus.invocation import OUTPUTS_LIMIT, STREAM_LIMIT, Request
 from dagster_slurmbus.launchers import BashLauncher, ComputeLauncher
@@ -23,7 +24,9 @@ from dagster_slurmbus.queue_config import Options, SlurmQueueConfig
 from dagster_slurmbus.reattach import OnChangedRequest
 from dagster_slurmbus.run_config import SlurmRunConfig
 from dagster_slurmbus.sites import ENV_OF_A_SITE, SlurmSite, chosen_site, known_now
-from dagster_slurmbus.values import absolute, environment, inside, resolved, wrong
+from dagster_slurmbus.values import absolute, inside, resolved, wrong
+from dagster_slurmbus.values import environment as variables
+from slurmbus.environments import AnyEnvironment
 from slurmbus_protocol.errors import InvalidName
 from slurmbus_protocol.subjects import check_token
 
@@ -126,6 +129,10 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
     default_launcher: ComputeLauncher | None = Field(
         default=None, description="How payloads are started; BashLauncher when nothing is said."
     )
+    environment: EnvironmentConfig | None = Field(
+        default_factory=lambda: None,
+        description="What payloads run in: UvLock('.'), SiteFolder('/opt/envs/x'), or the name of an installed one.",
+    )
     on_changed_request: str = Field(
         default_factory=lambda: OnChangedRequest.RESUBMIT.value,
         description="What a retried step does with the job of an earlier attempt when it asks for another one now "
@@ -150,6 +157,11 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
     def _env_is_known_now(cls, value: Any) -> Any:
         return known_now(value)
 
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _environment_is_configuration(cls, value: Any) -> Any:
+        return as_config(value)
+
     @field_validator("on_changed_request", mode="before")
     @classmethod
     def _change_is_handled(cls, value: Any) -> Any:
@@ -159,7 +171,8 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         self,
         *,
         context: Context,
-        payload_path: StrPath,
+        payload_path: StrPath | None = None,
+        remote_payload_path: str | None = None,
         payload_args: Sequence[str] = (),
         extra_files: Files | None = None,
         extra_env: Mapping[str, str] | None = None,
@@ -173,6 +186,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         resource_requirements: Mapping[str, Any] | None = None,
         run_config: SlurmRunConfig | None = None,
         launcher: ComputeLauncher | None = None,
+        environment: AnyEnvironment | None = None,
         ship_pipes_module: bool = True,
         reattach_key: str | None = None,
     ) -> CompletedJob:
@@ -181,6 +195,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         Args:
             context: of the executing step.
             payload_path: the program here; it travels into the job's working directory.
+            remote_payload_path: instead, the absolute path of a program that is on the site already.
             payload_args: its arguments.
             extra_files: files that go along: paths, or a mapping from the name there to the path here.
             extra_env: environment variables of the job.
@@ -195,6 +210,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
                 ``{"framework": "ray", "cpus": 32, "gpus": 1, "memory_gb": 120}``.
             run_config: what the launchpad says, over everything else.
             launcher: instead of the resource's default one.
+            environment: instead of the resource's own; an installed one by its name or hash.
             ship_pipes_module: put the ``dagster_pipes`` module beside the payload.
             reattach_key: a name of this call within the step, by which a retry finds its job; by default calls are told
                 apart by what they ask for and by their order.
@@ -204,7 +220,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         """
         slurm = self.chosen(context)
         client = self.pipes_client(context)
-        payload = local_file(payload_path, "payload_path")
+        payload, program = _payload(payload_path, remote_payload_path)
         asked = CallOptions(
             options=options,
             extra_slurm_opts=extra_slurm_opts,
@@ -212,13 +228,14 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             run_config=run_config,
         )
         launcher = launcher or launcher_for(asked.framework) or self.default_launcher or BashLauncher()
-        launcher.check(payload.path)
-        plan = launcher.plan(payload.target, tuple(payload_args))
+        for file in payload:
+            launcher.check(file.path)
         request = Request(
-            plan=plan,
+            plan=launcher.plan(program, tuple(payload_args)),
             options=asked.over(slurm.queue if slurm else None, context),
-            env={**self.site_env(context), **environment(extra_env, "extra_env")},
-            files=without_duplicates([payload, *local_files(extra_files, "extra_files")]),
+            env={**self.site_env(context), **variables(extra_env, "extra_env")},
+            files=without_duplicates([*payload, *local_files(extra_files, "extra_files")]),
+            environment=environment if environment is not None else self._own_environment(),
             outputs=tuple(inside(output, "outputs") for output in outputs),
             outputs_limit=outputs_limit,
             stream_limit=stream_limit,
@@ -229,6 +246,9 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             reattach_key=reattach_key,
         )
         return client.invoke(context, request)
+
+    def _own_environment(self) -> AnyEnvironment | None:
+        return self.environment.environment() if self.environment is not None else None
 
     def pipes_client(self, context: Context | None = None) -> PipesSlurmClient:
         """Give the Pipes client behind the mode; with a context also the run's own choice of a site counts."""
@@ -242,9 +262,9 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
     def site_env(self, context: Context | None = None) -> dict[str, str]:
         """Give the environment variables that every job gets where it runs, for code that reads the same data here."""
         if self.mode == ExecutionMode.LOCAL:
-            return environment(self.local_env, "local_env")
+            return variables(self.local_env, "local_env")
         slurm = self.chosen(context)
-        return environment(slurm.env, "env") if slurm is not None else {}
+        return variables(slurm.env, "env") if slurm is not None else {}
 
     def chosen(self, context: Context | None = None) -> SlurmResource | None:
         """Give the site that runs the jobs.
@@ -260,3 +280,13 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         return SlurmResource(
             site=other.site, bus=self.slurm.bus, queue=other.queue, remote_base=other.remote_base, env=other.env
         )
+
+
+def _payload(path: StrPath | None, remote: str | None) -> tuple[list[LocalFile], str]:
+    """Give the payload's file, if it travels, and its path as the job names it."""
+    if (path is None) == (remote is None):
+        raise wrong("payload_path, or remote_payload_path: give one of the two")
+    if path is not None:
+        file = local_file(path, "payload_path")
+        return [file], file.target
+    return [], str(absolute(remote, "remote_payload_path"))

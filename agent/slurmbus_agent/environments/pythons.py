@@ -68,7 +68,7 @@ def discover(preferred: Iterable[str]) -> list[Python]:
         asked.add(os.path.realpath(path))
         python = ask(path)
         if python is not None:
-            found.setdefault(python.path, python)
+            found.setdefault(os.path.realpath(python.path), python)
     return list(found.values())
 
 

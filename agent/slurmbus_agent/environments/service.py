@@ -25,7 +25,6 @@ from slurmbus_agent.environments.install import Done, Work
 from slurmbus_agent.environments.lock import ABANDONED_AFTER, RENEW_EVERY, InstallLock, host, is_dead
 from slurmbus_agent.environments.settings import EnvironmentSettings
 from slurmbus_agent.environments.store import FILES, PREFIX, Info, Installation, Store
-from slurmbus_agent.spool_removal import Pace
 from slurmbus_agent.spool_writing import typed
 from slurmbus_protocol import blobs
 from slurmbus_protocol.bus import Bus
@@ -116,14 +115,12 @@ class Environments:
                 await asyncio.to_thread(self.store.touch, found)
             return found
 
-    async def remove(self, installation: Installation, is_used: Callable[[Installation], bool], pace: Pace) -> bool:
-        """Remove an environment unless it is used; False when it is."""
+    async def remove(self, installation: Installation, is_used: Callable[[Installation], bool]) -> bool:
+        """Throw an environment away unless it is used; False when it is."""
         async with self._one_by_one:
             if is_used(installation):
                 return False
-            obstacles = await asyncio.to_thread(self.store.remove, installation, pace)
-        for obstacle in obstacles:
-            log.warning("%s can't be removed: %s", obstacle.path, obstacle.reason)
+            await asyncio.to_thread(self.store.remove, installation)
         return True
 
     async def ready(self, ref: EnvironmentRef, tell: Tell) -> Installation:
@@ -178,7 +175,7 @@ class Environments:
     def doing(self, digest: str) -> str | None:
         """Tell what is being done for an environment at this moment; None when nothing is."""
         underway = self._underway.get(digest)
-        return None if underway is None else underway.doing or "waiting for another one"
+        return None if underway is None else underway.doing
 
     def forgive(self, digest: str) -> None:
         """Forget that an environment couldn't be installed: somebody wants to see it tried again."""
@@ -196,6 +193,8 @@ class Environments:
     async def _install(self, ref: EnvironmentRef) -> Installation:
         underway = self._underway[ref.digest]
         begun = time.monotonic()
+        if self._gate.locked():
+            underway.tell("waiting for another one")
         async with self._gate, self._locked(ref.digest, underway.tell) as found:
             if found is not None:
                 return found

@@ -192,40 +192,46 @@ class Store:
         except OSError:
             return False
 
-    def discard(self, folder: Path, pace: Pace = lambda: None) -> list[Obstacle]:
+    def discard(self, folder: Path) -> None:
         """Remove a folder of the store; an interruption leaves it in the trash."""
-        gone = f"{folder.name}.{secrets.token_hex(4)}"
-        if not move(self.root, folder.name, STORE, TRASH, gone):
-            return []
+        gone = self._throw_away(folder)
         with opened(self.root, TRASH) as (trash,):
-            removal = Removal(trash, str(self.root / TRASH), pace)
-            removal.remove(gone)
-            return removal.obstacles
+            Removal(trash, str(self.root / TRASH), lambda: None).remove(gone)
+
+    def _throw_away(self, folder: Path) -> str:
+        gone = f"{folder.name}.{secrets.token_hex(4)}"
+        move(self.root, folder.name, STORE, TRASH, gone)
+        return gone
 
     # ------------------------------------------------------------------ removing
 
-    def remove(self, installation: Installation, pace: Pace = lambda: None) -> list[Obstacle]:
-        """Remove an installation: nobody finds it any more, then its files go."""
+    def remove(self, installation: Installation) -> None:
+        """Remove an installation: nobody finds it any more, and its files wait in the trash."""
         with typed(installation.link), contextlib.suppress(FileNotFoundError):
             installation.link.unlink()
             sync_folder(self.root)
         for name in self.names().get(installation.link.name, []):
             with contextlib.suppress(FileNotFoundError):
                 (self.root / NAMES / name).unlink()
-        return self.discard(installation.folder, pace)
+        self._throw_away(installation.folder)
 
-    def tidy(self, older_than: float, pace: Pace) -> None:
-        """Remove what interrupted attempts and removals left, when it is older than so many seconds."""
+    def tidy(self, older_than: float) -> None:
+        """Throw away what interrupted attempts left, when it is older than so many seconds."""
         now = time.time()
         with contextlib.suppress(FileNotFoundError):
             for folder in (self.root / STORE).iterdir():
-                pace()
                 if not self._is_committed(folder) and now - folder.stat().st_mtime > older_than:
-                    self.discard(folder, pace)
-            with opened(self.root, TRASH) as (trash,):
-                removal = Removal(trash, str(self.root / TRASH), pace)
-                for name in os.listdir(trash):
-                    removal.remove(name)
+                    self._throw_away(folder)
+
+    def empty_trash(self, pace: Pace) -> list[Obstacle]:
+        """Remove what was thrown away, and give what can't be removed."""
+        if not (self.root / TRASH).is_dir():
+            return []
+        with opened(self.root, TRASH) as (trash,):
+            removal = Removal(trash, str(self.root / TRASH), pace)
+            for name in os.listdir(trash):
+                removal.remove(name)
+            return removal.obstacles
 
 
 def _short(digest: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection
@@ -12,7 +13,7 @@ from slurmbus_agent.audit import Audit
 from slurmbus_agent.environments.service import Environments
 from slurmbus_agent.environments.store import Installation
 from slurmbus_agent.retention import DAY, RetentionSettings
-from slurmbus_agent.spool_removal import Steps, Stopped
+from slurmbus_agent.spool_removal import Pace, Steps, Stopped
 from slurmbus_protocol.errors import SlurmbusError
 
 log = logging.getLogger(__name__)
@@ -48,26 +49,30 @@ class Tidying:
         self._settings = settings
         self._users = users
         self._audit = audit
-        self._pace = Steps(budgets.FORGET_CALLS_BY_HAND, guard)
+        self._guard = guard
+        self._thrown_away = asyncio.Event()
 
     async def run(self) -> None:
         """Look now and then, for ever."""
         every = self._settings.every_minutes * 60
         pause = min(budgets.FORGET_FIRST, every)
+        pace = Steps(budgets.FORGET_CALLS_BY_HAND, self._guard)
         try:
             while True:
-                await asyncio.sleep(pause)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._thrown_away.wait(), pause)
                 pause = every
+                self._thrown_away.clear()
                 try:
-                    await self.tidy()
+                    await self.tidy(pace)
                 except Stopped:
                     continue  # without the lease; whoever has it goes on
                 except SlurmbusError as error:
                     log.info("tidying environments up: %s; going on later", error)
         finally:
-            self._pace.stop()
+            pace.stop()
 
-    async def tidy(self) -> None:
+    async def tidy(self, pace: Pace) -> None:
         """Do it once."""
         store = self._environments.store
         for installation in await asyncio.to_thread(store.all):
@@ -75,12 +80,15 @@ class Tidying:
                 await asyncio.to_thread(store.touch, installation)  # other agents that share the folder see that
             elif time.time() - installation.used_at > self._settings.environments_days * DAY:
                 await self.remove(installation, f"unused for {(time.time() - installation.used_at) / DAY:.0f} days")
-        await asyncio.to_thread(store.tidy, LEFT_OVER, self._pace)
+        await asyncio.to_thread(store.tidy, LEFT_OVER)
+        for obstacle in await asyncio.to_thread(store.empty_trash, pace):
+            log.warning("%s can't be removed: %s", obstacle.path, obstacle.reason)
 
     async def remove(self, installation: Installation, why: str) -> bool:
-        """Remove one; False when a job uses it after all."""
-        removed = await self._environments.remove(installation, lambda one: bool(self._users(one)), self._pace)
+        """Remove one, of which the files go later; False when a job uses it after all."""
+        removed = await self._environments.remove(installation, lambda one: bool(self._users(one)))
         if removed:
+            self._thrown_away.set()
             info = installation.info
             log.info("environment %s (%s) is removed: %s", info.title, info.digest[:12], why)
             self._audit.write("environment removed", digest=info.digest, title=info.title, why=why)

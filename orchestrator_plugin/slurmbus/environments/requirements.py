@@ -144,7 +144,7 @@ class UvLock(_Packages):
         chosen += [word for extra in self.extras for word in ("--extra", extra)]
         chosen += ["--no-editable"] if self.project else ["--no-emit-project"]
         quiet = ["--quiet", "--no-header", "--no-default-groups"]
-        return run([find_uv(), "export", "--project", self._folder, "--frozen", "--format", form, *quiet, *chosen])
+        return run([find_uv(), "export", "--frozen", "--format", form, *quiet, *chosen], cwd=self._folder)
 
     def _lock(self, platform: Platform, python: SitePython) -> tuple[dict[str, Any], Path]:  # noqa: ARG002
         return tomllib.loads(self._export("pylock.toml")), self._folder

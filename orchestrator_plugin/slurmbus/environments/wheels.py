@@ -176,9 +176,9 @@ def _wheel(entry: Mapping[str, Any], base: Path) -> Wheel:
 
 def _url(entry: Mapping[str, Any], base: Path) -> str:
     if "path" in entry:
-        return (base / entry["path"]).resolve().as_uri()
+        return str((base / str(entry["path"])).resolve().as_uri())
     url = str(entry["url"])
-    return url if urllib.parse.urlsplit(url).scheme else (base / url).resolve().as_uri()
+    return url if urllib.parse.urlsplit(url).scheme else str((base / url).resolve().as_uri())
 
 
 # ---------------------------------------------------------------------- getting them here
