@@ -15,11 +15,12 @@ import time
 from contextlib import suppress
 
 from slurmbus_agent.runner import launch_environment, payload
+from slurmbus_agent.runner.environment import SHELL
 from slurmbus_agent.runner.launch_lines import Lines, how_it_ended
 from slurmbus_agent.runner.launch_loop import Loop
 from slurmbus_agent.runner.launch_network import free_ports, taken
 from slurmbus_agent.runner.launch_wire import LAUNCH, NODE, Broken, Wire, challenge, proof, same
-from slurmbus_agent.runner.plan import PREAMBLE, BadPlan, Plan
+from slurmbus_agent.runner.plan import BadPlan, Plan
 from slurmbus_agent.runner.protocol import EXIT_SETUP
 from slurmbus_agent.runner.signals import Signals
 
@@ -155,7 +156,7 @@ class Helper:
         reader, writer = os.pipe()
         os.set_inheritable(writer, True)  # noqa: FBT003 - its only parameter
         last = [sys.executable, "-I", "-S", os.path.abspath(sys.argv[0]), "--environment", str(writer)]
-        argv = ["/bin/bash", "-euo", "pipefail", "-c", PREAMBLE, "slurmbus", order["commands"], *last]
+        argv = ["/bin/bash", "-euo", "pipefail", "-c", SHELL, "slurmbus", order["commands"], "0", *last]
 
         def over(exit_code: int, tail: list[str]) -> None:
             with open(reader, "rb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from types import TracebackType
 from typing import Any, Self
@@ -147,7 +148,7 @@ class _Bar:
         self._task: Any = None
 
     def __enter__(self) -> Self:
-        if click.get_text_stream("stderr").isatty():
+        if sys.stderr.isatty():
             from rich.console import Console  # noqa: PLC0415 - takes longer than everything else together
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn  # noqa: PLC0415
 
