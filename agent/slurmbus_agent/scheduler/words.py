@@ -72,11 +72,14 @@ _OF_THE_SYSTEM = frozenset(os.strerror(number).lower() for number in errno.error
 
 _SUBMISSION = re.compile(r"^\S+: error: Batch job submission failed: (?P<words>.+)$", re.MULTILINE)
 _ARGUMENTS = re.compile(
+    r"^sbatch: (?:error|fatal): |"
     r"^\S+: (?:(?:error|fatal): )?(?:This does not look like a batch script|Batch script |Script |unrecognized option|"
     r"invalid |ambiguous option|option '|Unable to parse |Bad |Memory specification can not be satisfied)",
     re.MULTILINE | re.IGNORECASE,
 )
-"""What sbatch says when it doesn't take its own arguments or script; it hasn't sent anything then."""
+"""What sbatch says when it doesn't take its own arguments or script. Its errors come before it sends anything, but for
+the one that a submission has failed.
+"""
 
 RETRYING = b"retrying"
 """sbatch says so before it sleeps for a second, and for a second longer each time."""
@@ -129,6 +132,33 @@ _NUMBERS = {
     "invalid qos specification": 2066,
     "cpu count specification invalid": 2069,
     "cpu count per node can not be satisfied": 2069,
+    "access/permission denied": 2002,
+    "user's group not permitted to use this partition": 2003,
+    "requested nodes not in this partition": 2004,
+    "task distribution specification invalid": 2023,
+    "invalid --distribution specification": 2023,
+    "requested operation not supported on this system": 2036,
+    "requested operation is presently disabled": 2037,
+    "job dependency problem": 2038,
+    "licenses currently unavailable": 2040,
+    "invalid license specification": 2048,
+    "invalid time specified": 2054,
+    "requested reservation not usable now": 2056,
+    "invalid wckey specification": 2057,
+    "circular job dependency": 2071,
+    "burst buffer permission denied": 2092,
+    "burst buffer resource limit exceeded": 2093,
+    "burst buffer request invalid": 2094,
+    "invalid mcs_label specified": 2099,
+    "duplicate generic resource (gres) specification": 2102,
+    "job --batch option is invalid or not a subset of --constraint": 2114,
+    "requested gres option unsupported by configured selecttype plugin": 2122,
+    "invalid --nice value": 2123,
+    "invalid time-min specification (exceeds job's time or other limits)": 2124,
+    "cannot request more threads per core than the job allocation": 2132,
+    "invalid preferred feature specification": 2133,
+    "invalid extra constraints specification": 2171,
+    "requested topology configuration is not available": 2178,
     "invalid generic resource (gres) specification": 2072,
     "invalid trackable resource (tres) specification": 2072,
     "invalid generic resource (gres) type specification": 2119,
