@@ -9,6 +9,8 @@ from collections.abc import Callable
 import dagster as dg
 
 from dagster_slurmbus.outcomes import Metadata, Tail, failure_metadata, figures, payload_end
+from dagster_slurmbus.units import clock, size
+from dagster_slurmbus.units import minutes as words
 from slurmbus_protocol.errors import SlurmbusError
 from slurmbus_protocol.messages import JobOptions, Record
 from slurmbus_protocol.states import JobState
@@ -74,7 +76,7 @@ def _timeout(record: Record, _: str) -> str:
     if minutes is None:
         limit, more = "the time limit of its partition", 'a longer one with time_limit="HH:MM:SS"'
     else:
-        limit, more = f"its time limit of {_minutes(minutes)}", f'more with time_limit="{_clock(2 * minutes)}"'
+        limit, more = f"its time limit of {words(minutes)}", f'more with time_limit="{clock(2 * minutes)}"'
     return f"it reached {limit} and was ended{_where(record)}; ask for {more}, as far as the partition allows"
 
 
@@ -155,26 +157,6 @@ def asked_memory(record: Record) -> int | None:
         return options.mem_per_cpu_mib * (options.cpus_per_task or 1) * _MIB
     told = _TRES_MEMORY.search(record.accounting.alloc_tres) if record.accounting else None
     return int(float(told["number"]) * _UNITS[told["unit"]]) if told else None
-
-
-def size(number: int) -> str:
-    """Write a number of bytes for people: 1 GiB, 1.02 GiB, 512 MiB."""
-    value, unit = float(number), "bytes"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:  # noqa: PLR2004 - the units' own step
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.2f}".rstrip("0").rstrip(".") + f" {unit}"
-
-
-def _minutes(number: int) -> str:
-    return "1 minute" if number == 1 else f"{number} minutes"
-
-
-def _clock(minutes: int) -> str:
-    hours, rest = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return f"{days}-{hours:02}:{rest:02}:00" if days else f"{hours:02}:{rest:02}:00"
 
 
 def _signal(number: int) -> str:
