@@ -11,11 +11,14 @@ from typing import NamedTuple
 
 from slurmbus_protocol.errors import AgentTooOld
 from slurmbus_protocol.messages import Heartbeat, JobOptions, JobSpec
-from slurmbus_protocol.plans import RayPlan
+from slurmbus_protocol.plans import MpiPlan, RayPlan, SparkPlan, TorchrunPlan
 
 OPTIONS_2 = "options-2"
 LAUNCH_RAY = "launch-ray"
 ENVIRONMENTS = "environments"
+LAUNCH_MPI = "launch-mpi"
+LAUNCH_TORCHRUN = "launch-torchrun"
+LAUNCH_SPARK = "launch-spark"
 
 FIRST_OPTIONS = frozenset(
     {
@@ -63,6 +66,9 @@ def newer_options(options: JobOptions) -> list[str]:
 
 ADDITIONS: dict[str, Addition] = {
     LAUNCH_RAY: Addition("Ray clusters", lambda job: isinstance(job.plan, RayPlan)),
+    LAUNCH_MPI: Addition("MPI programs", lambda job: isinstance(job.plan, MpiPlan)),
+    LAUNCH_TORCHRUN: Addition("torchrun", lambda job: isinstance(job.plan, TorchrunPlan)),
+    LAUNCH_SPARK: Addition("Spark clusters", lambda job: isinstance(job.plan, SparkPlan)),
     OPTIONS_2: Addition("all of Slurm's options", lambda job: bool(newer_options(job.options))),
     ENVIRONMENTS: Addition("environments", lambda job: job.environment is not None),
 }

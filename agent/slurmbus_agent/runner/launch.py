@@ -23,13 +23,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-LAUNCHERS = {"ray": "launch_ray"}
+LAUNCHERS = {"mpi": "launch_mpi", "ray": "launch_ray", "spark": "launch_spark", "torchrun": "launch_torchrun"}
 """Launchers by the type of their plan: modules with ``launch(job: Launch) -> int``, see :class:`Launch`."""
 PROGRAMS = {
     "--environment": "launch_environment",
     "--node": "launch_node",
     "--ray-start": "launch_ray_start",
     "--ray-watch": "launch_ray_watch",
+    "--torchrun": "launch_torchrun_node",
 }
 """Other programs by their option: modules with ``main(argv: list[str]) -> int``."""
 

@@ -78,11 +78,7 @@ class Crew:
         here = self._job.allocation.here.name
         if interface is None:
             return launch_network.addresses(here)
-        found = launch_network.interfaces()
-        if interface not in found:
-            names = ", ".join(sorted(found))
-            raise LaunchFailed(f"interface: {here} has no {interface!r} with an IPv4 address; it has {names}")
-        return [found[interface]]
+        return [launch_network.address_of(here, interface)]
 
     def muster(self, within: float) -> None:
         """Start a helper on every node, and wait until all have come.

@@ -103,18 +103,26 @@ class Launch:
                 raise Interrupted(number)
         return True
 
-    def run(self, argv: list[str] | None = None, env: Mapping[str, str] | None = None) -> int:
+    def run(
+        self,
+        argv: list[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        stdout: int = 1,
+        stderr: int = 2,
+    ) -> int:
         """Run the payload to its end, and give its exit code, or minus the signal that ended it.
 
         Args:
             argv: instead of the payload's own words.
             env: further environment.
+            stdout: the descriptor that it writes to.
+            stderr: the same for its errors.
 
         Raises:
             NotStarted: it isn't there, or can't be executed.
         """
         ends: list[int] = []
-        running = payload.start(argv or self.plan.argv, {**os.environ, **(env or {})}, self.plan.cwd, 1, 2)
+        running = payload.start(argv or self.plan.argv, {**os.environ, **(env or {})}, self.plan.cwd, stdout, stderr)
         self.loop.add_child(running.pid, ends.append)
         while not ends:
             for number in self.loop.turn(time.monotonic() + NEVER):

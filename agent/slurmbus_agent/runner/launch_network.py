@@ -7,6 +7,8 @@ import socket
 import struct
 from contextlib import suppress
 
+from slurmbus_agent.runner.launch_errors import LaunchFailed
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,6 +41,21 @@ def addresses(node: str) -> list[str]:
         if named in own:  # a name may stand for another network, too
             own.insert(0, named)
     return sorted(dict.fromkeys(own), key=lambda address: address.startswith("127."))
+
+
+def address_of(node: str, interface: str | None) -> str:
+    """Give this host's address on an interface, or the one that its name stands for.
+
+    Raises:
+        LaunchFailed: there is no such interface.
+    """
+    if interface is None:
+        return addresses(node)[0]
+    found = interfaces()
+    if interface not in found:
+        names = ", ".join(sorted(found))
+        raise LaunchFailed(f"interface: {node} has no {interface!r} with an IPv4 address; it has {names}")
+    return found[interface]
 
 
 def taken(ports: Iterable[int], address: str = "") -> list[int]:

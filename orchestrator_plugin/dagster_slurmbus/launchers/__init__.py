@@ -2,6 +2,9 @@
 
 from dagster_slurmbus.launchers.base import ComputeLauncher
 from dagster_slurmbus.launchers.bash import BashLauncher
+from dagster_slurmbus.launchers.mpi import MpiLauncher
 from dagster_slurmbus.launchers.ray import RayLauncher
+from dagster_slurmbus.launchers.spark import SparkLauncher
+from dagster_slurmbus.launchers.torchrun import TorchrunLauncher
 
-__all__ = ["BashLauncher", "ComputeLauncher", "RayLauncher"]
+__all__ = ["BashLauncher", "ComputeLauncher", "MpiLauncher", "RayLauncher", "SparkLauncher", "TorchrunLauncher"]

@@ -1,0 +1,79 @@
+"""A step of the job in the payload's place, which ends as the first of its tasks that failed. Source: srun(1)."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+from slurmbus_agent.runner.launch_lines import how_it_ended
+from slurmbus_agent.runner.launch_output import Output
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from slurmbus_agent.runner.launch_job import Launch
+
+_SAYS = re.compile(r"srun: error: (\S+): tasks? (\S+): (?:Exited with exit code (\d+)|(.+?)(?: \(core dumped\))?)$")
+_ENDED_BY_SLURM = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGCONT)
+"""What srun itself sends to tasks; who ends by one of these may be a victim."""
+
+
+class FirstEnd:
+    """Which task of a step failed first, as srun says it. srun's own exit code is the highest of all tasks'."""
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        """Its exit code, or minus the signal."""
+        self.node = self.task = ""
+
+    def see(self, line: str) -> None:
+        """Look at a line of srun's stderr."""
+        found = _SAYS.search(line)
+        if found is None or self.status is not None:
+            return
+        node, task, code, words = found.groups()
+        status = int(code) if code else -_number(words)
+        if status:
+            self.node, self.task, self.status = node, task, status
+
+    @property
+    def tells(self) -> bool:
+        """Whether it ended by itself."""
+        return self.status is not None and -self.status not in _ENDED_BY_SLURM
+
+
+def _number(words: str) -> int:
+    return next((int(one) for one in signal.valid_signals() if signal.strsignal(one) == words), 0)
+
+
+def run(
+    job: Launch,
+    argv: list[str],
+    env: Mapping[str, str],
+    noun: str,
+    rewrite: Callable[[str], str] | None = None,
+) -> int:
+    """Run a step, and give the exit code, or minus the signal, of the task that failed first.
+
+    Args:
+        job: the launch.
+        argv: the srun.
+        env: further environment.
+        noun: what a task is called when one fails.
+        rewrite: gives what stands in the output in a line's place.
+    """
+    first = FirstEnd()
+    stderr = Output(job.loop, 2, see=first.see, rewrite=rewrite)
+    stdout = Output(job.loop, 1, rewrite=rewrite) if rewrite is not None else None
+    try:
+        status = job.run(argv, env, stdout.writer if stdout is not None else 1, stderr.writer)
+    finally:
+        stderr.finish()
+        if stdout is not None:
+            stdout.finish()
+    if status == 0 or first.status is None:
+        return status
+    if first.tells:
+        job.say(f"{noun} {first.task} on {first.node} ended with {how_it_ended(first.status)}, and so did the others")
+    return first.status
