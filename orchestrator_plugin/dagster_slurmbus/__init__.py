@@ -5,7 +5,14 @@ from importlib.metadata import version
 from dagster_slurmbus._compat import DagsterLibraryRegistry
 from dagster_slurmbus.bus import BusResource
 from dagster_slurmbus.environments import EnvironmentConfig
-from dagster_slurmbus.launchers import BashLauncher, ComputeLauncher, RayLauncher
+from dagster_slurmbus.launchers import (
+    BashLauncher,
+    ComputeLauncher,
+    MpiLauncher,
+    RayLauncher,
+    SparkLauncher,
+    TorchrunLauncher,
+)
 from dagster_slurmbus.outcomes import CompletedJob
 from dagster_slurmbus.pipes import PipesSlurmClient
 from dagster_slurmbus.queue_config import SlurmOptions, SlurmQueueConfig
@@ -40,6 +47,7 @@ __all__ = [
     "ExecutionMode",
     "InstalledEnvironment",
     "Modules",
+    "MpiLauncher",
     "OnChangedRequest",
     "PackedEnvironment",
     "PipesSlurmClient",
@@ -52,6 +60,8 @@ __all__ = [
     "SlurmResource",
     "SlurmRunConfig",
     "SlurmSite",
+    "SparkLauncher",
+    "TorchrunLauncher",
     "UvLock",
     "slurmbus_reconcile_sensor",
 ]

@@ -31,8 +31,8 @@ LABELS = {
 """How they mark a line with its rank."""
 INTERFACE_VARIABLES = ("OMPI_MCA_btl_tcp_if_include", "PRTE_MCA_prte_if_include", "HYDRA_IFACE", "FI_TCP_IFACE")
 MPI4PY_HINT = (
-    "install it there (pip install mpi4py), name the Python that has it with MpiLauncher(python=…), or set mpi4py=False "
-    "if the payload doesn't use it"
+    "install it there (pip install mpi4py), name the Python that has it with MpiLauncher(python=…), or set "
+    "mpi4py=False if the payload doesn't use it"
 )
 MPIRUN_HINT = "load an MPI in the preamble (module load …), or name its command with MpiLauncher(mpirun=…)"
 
@@ -91,7 +91,7 @@ def _srun(job: Launch, argv: list[str]) -> int:
 
 
 def _type(job: Launch) -> str | None:
-    """Give the type for srun's --mpi. The default of many sites is none, by which every rank is alone, and says nothing."""
+    """Give the type for srun's --mpi. The default of many sites is none, with which every rank silently is alone."""
     wanted = job.options["mpi"]
     _, lines = answer(job, ["srun", "--mpi=list"])
     offered = [word for line in lines for word in re.findall(r"\b(?:none|openmpi|cray_\w+|pmi\w+)\b", line)]
@@ -106,38 +106,36 @@ def _type(job: Launch) -> str | None:
 
 
 def _mpirun(job: Launch, argv: list[str]) -> int:
-    command = str(job.options["mpirun"])
+    command, ranks = str(job.options["mpirun"]), ranks_of(job)
     kind = _kind(job, command)
-    options, ranks = job.options, ranks_of(job)
-    words = [command, "-n", str(ranks)]
+    words = [command, "-n", str(ranks), *_flags(job, command, kind), *job.options["arguments"], *argv]
+    job.say(f"{_ranks(ranks)} by {command} ({kind or 'of an unknown kind'}) on {_nodes(job)}")
+    rewrite, env = _prefixes(job, kind), _interface(job.options)
+    if rewrite is None:
+        return job.run(words, env)
+    outputs = [Output(job.loop, descriptor, rewrite=rewrite) for descriptor in (1, 2)]
+    try:
+        return job.run(words, env, outputs[0].writer, outputs[1].writer)
+    finally:
+        for output in outputs:
+            output.finish()
+
+
+def _flags(job: Launch, command: str, kind: str) -> list[str]:
+    """Give what was asked for in the words of this kind of mpirun."""
+    per_node, prefix = job.options["ranks_per_node"], job.options["prefix"]
     if kind == OPEN_MPI:
-        if options["ranks_per_node"]:
-            words += ["--map-by", f"ppr:{options['ranks_per_node']}:node"]
-        if options["prefix"]:
-            words.append("--tag-output")
-        if job.allocation.local:
-            words.append("--oversubscribe")
-    elif kind == HYDRA:
-        if options["ranks_per_node"]:
-            words += ["-ppn", str(options["ranks_per_node"])]
-        if options["prefix"]:
-            words.append("-prepend-rank")
-    elif options["ranks_per_node"] or options["prefix"]:
+        flags = ["--map-by", f"ppr:{per_node}:node"] if per_node else []
+        more = ["--oversubscribe"] if job.allocation.local and not per_node else []  # a laptop has few cores
+        return [*flags, *more, *(["--tag-output"] if prefix else [])]
+    if kind == HYDRA:
+        return [*(["-ppn", str(per_node)] if per_node else []), *(["-prepend-rank"] if prefix else [])]
+    if per_node or prefix:
         raise LaunchFailed(
             f"mpirun: {command!r} is neither Open MPI's nor MPICH's; say what it shall do with arguments=[…] "
             "instead of ranks_per_node and prefix"
         )
-    job.say(f"{_ranks(ranks)} by {command} ({kind or 'of an unknown kind'}) on {_nodes(job)}")
-    rewrite = _prefixes(job, kind)
-    env = _interface(options)
-    if rewrite is None:
-        return job.run([*words, *options["arguments"], *argv], env)
-    outputs = [Output(job.loop, descriptor, rewrite=rewrite) for descriptor in (1, 2)]
-    try:
-        return job.run([*words, *options["arguments"], *argv], env, outputs[0].writer, outputs[1].writer)
-    finally:
-        for output in outputs:
-            output.finish()
+    return []
 
 
 def _kind(job: Launch, command: str) -> str:

@@ -1,4 +1,4 @@
-"""The output of a program that runs in the payload's place: it passes through, looked at or with its lines rewritten."""
+"""The output of a program that runs in the payload's place: it passes through, looked at or rewritten."""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 ANSWER_WITHIN = 30.0
 """Seconds; a Python on a busy file system may take some."""
-_WHERE = "import importlib.util, sys; found = importlib.util.find_spec(sys.argv[1]); print(found.origin if found else '')"
+_WHERE = (
+    "import importlib.util, sys; found = importlib.util.find_spec(sys.argv[1]); print(found.origin if found else '')"
+)
 
 
 def answer(job: Launch, argv: list[str]) -> tuple[int, list[str]]:

@@ -11,7 +11,15 @@ from urllib.request import ProxyHandler, build_opener
 from slurmbus_agent.runner.launch_crew import Crew, Member
 from slurmbus_agent.runner.launch_errors import LaunchFailed
 from slurmbus_agent.runner.launch_lines import how_it_ended
-from slurmbus_agent.runner.launch_spark_conf import DAEMON_MIB, DEFAULTS_FOLDER, Sizes, defaults, find_home, folder_of, write
+from slurmbus_agent.runner.launch_spark_conf import (
+    DAEMON_MIB,
+    DEFAULTS_FOLDER,
+    Sizes,
+    defaults,
+    find_home,
+    folder_of,
+    write,
+)
 from slurmbus_agent.runner.launch_tunnel import tunnel
 
 TYPE_CHECKING = False
@@ -214,7 +222,9 @@ class Cluster:
         if name == "worker":
             self._worker_lost(member, words)
         elif self._ready:
-            self._job.say(f"Spark's master on {member.name} is lost ({words}); the payload can't get executors any more")
+            self._job.say(
+                f"Spark's master on {member.name} is lost ({words}); the payload can't get executors any more"
+            )
         else:
             self._master_ended = words
 

@@ -68,7 +68,9 @@ def find_home(job: Launch) -> Home:
     java = os.environ.get("JAVA_HOME")
     if not (os.access(java + "/bin/java", os.X_OK) if java else shutil.which("java")):
         where = f"JAVA_HOME={java}" if java else "PATH"
-        raise LaunchFailed(f"Spark needs Java, and {job.allocation.here.name} has none in its {where}; {JAVA_HINT}", 127)
+        raise LaunchFailed(
+            f"Spark needs Java, and {job.allocation.here.name} has none in its {where}; {JAVA_HINT}", 127
+        )
     return home
 
 
@@ -91,8 +93,8 @@ class Sizes:
         self.executor: int = options["executor_memory_mib"] or int(self.offered[least] * HEAP_SHARE)
         if self.executor < LEAST_HEAP_MIB and not options["executor_memory_mib"]:
             raise LaunchFailed(
-                f"{least} has {max(0, self.offered[least])} MiB left for an executor and its Python, which is too little "
-                "for Spark; ask Slurm for more memory, or set executor_memory_gb"
+                f"{least} has {max(0, self.offered[least])} MiB left for an executor and its Python, too little for "
+                "Spark; ask Slurm for more memory, or set executor_memory_gb"
             )
         self.offered = {name: max(size, self.executor) for name, size in self.offered.items()}
 

@@ -23,7 +23,9 @@ class SparkLauncher(BashLauncher):
         default=None, description="An installed Spark; SPARK_HOME of the job, or what comes with pyspark, when unset."
     )
     cores_per_node: int | None = Field(
-        default=None, ge=1, description="Cores that Spark uses on each node; those that Slurm gave when nothing is said."
+        default=None,
+        ge=1,
+        description="Cores that Spark uses on each node; those that Slurm gave when nothing is said.",
     )
     executor_memory_gb: float | None = Field(
         default=None,
