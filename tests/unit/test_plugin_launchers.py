@@ -8,8 +8,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from dagster_slurmbus import BashLauncher, ComputeLauncher, RayLauncher
-from slurmbus_protocol.plans import CommandPlan, RayPlan
+from dagster_slurmbus import BashLauncher, ComputeLauncher, MpiLauncher, RayLauncher, SparkLauncher, TorchrunLauncher
+from slurmbus_protocol.plans import CommandPlan, MpiPlan, RayPlan, SparkPlan, TorchrunPlan
 
 
 def test_python_payloads_run_with_the_sites_python() -> None:
@@ -106,3 +106,49 @@ def test_a_ray_address_has_a_port(address: str) -> None:
     assert RayLauncher(ray_address="head:6379").plan("a.py") == RayPlan(
         argv=("python3", "a.py"), ray_address="head:6379"
     )
+
+
+def test_mpi_plans() -> None:
+    assert MpiLauncher().plan("solver", ["in.nml"]) == MpiPlan(argv=("./solver", "in.nml"))
+    assert MpiLauncher().plan("a.py") == MpiPlan(argv=("python3", "a.py"), mpi4py=True)
+    assert MpiLauncher(mpi4py=False).plan("a.py") == MpiPlan(argv=("python3", "a.py"))
+    launcher = MpiLauncher(
+        how="mpirun", mpirun="mpiexec", mpi="pmix", ranks=8, ranks_per_node=4, prefix=True, arguments=["-v"]
+    )
+    assert launcher.plan("solver") == MpiPlan(
+        argv=("./solver",),
+        how="mpirun",
+        mpirun="mpiexec",
+        mpi="pmix",
+        ranks=8,
+        ranks_per_node=4,
+        prefix=True,
+        arguments=("-v",),
+    )
+
+
+def test_torchrun_plans() -> None:
+    assert TorchrunLauncher().plan("train.py", ["-x"]) == TorchrunPlan(argv=("train.py", "-x"))
+    assert TorchrunLauncher().plan("run.sh").argv == ("bash", "-euo", "pipefail", "run.sh")
+    launcher = TorchrunLauncher(python="/env/bin/python", processes_per_node=4, min_nodes=1, max_restarts=3)
+    assert launcher.plan("train.py") == TorchrunPlan(
+        argv=("train.py",), python="/env/bin/python", processes_per_node=4, min_nodes=1, max_restarts=3
+    )
+    assert TorchrunLauncher(processes_per_node="gpus").plan("train.py") == TorchrunPlan(
+        argv=("train.py",), processes_per_node="gpus"
+    )
+
+
+@pytest.mark.parametrize("value", [0, -1, "gpu", ""])
+def test_processes_of_a_node_are_a_number_or_a_word(value: int | str) -> None:
+    with pytest.raises(ValueError, match="is neither a number of processes nor one of auto, gpus, cpus, tasks"):
+        TorchrunLauncher(processes_per_node=value)
+
+
+def test_spark_plans() -> None:
+    assert SparkLauncher(driver_memory_gb=1.073741824).plan("a.py") == SparkPlan(argv=("python3", "a.py"))
+    launcher = SparkLauncher(executor_memory_gb=4, conf={"spark.sql.shuffle.partitions": "64"}, temp_dir="/scratch")
+    plan = launcher.plan("a.py")
+    assert isinstance(plan, SparkPlan)
+    assert (plan.executor_memory_mib, plan.driver_memory_mib) == (3814, 953)
+    assert (plan.conf, plan.temp_dir) == ({"spark.sql.shuffle.partitions": "64"}, "/scratch")

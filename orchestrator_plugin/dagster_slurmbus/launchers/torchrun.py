@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from pydantic import Field, field_validator
 
+from dagster_slurmbus._compat import is_env_var
 from dagster_slurmbus.launchers.bash import BashLauncher
 from slurmbus_protocol.plans import AnyPlan, TorchrunPlan
+
+_Word = Literal["auto", "gpus", "cpus", "tasks"]
+_WORDS: tuple[str, ...] = get_args(_Word)
 
 
 class TorchrunLauncher(BashLauncher):
@@ -22,7 +26,7 @@ class TorchrunLauncher(BashLauncher):
     torchrun: str | None = Field(
         default=None, description="The command; 'python -m torch.distributed.run' when unset, which is the same."
     )
-    processes_per_node: int | Literal["auto", "gpus", "cpus", "tasks"] = Field(
+    processes_per_node: str = Field(
         default="auto",
         description="Processes on each node: a number, or one for each GPU, CPU or task that Slurm gave. auto is "
         "gpus where there are some, else tasks.",
@@ -39,12 +43,13 @@ class TorchrunLauncher(BashLauncher):
     start_timeout: float = Field(default=300.0, gt=0, description="Seconds within which all nodes must have met.")
     arguments: list[str] = Field(default_factory=list, description="Further arguments of torchrun.")
 
-    @field_validator("processes_per_node")
+    @field_validator("processes_per_node", mode="before")
     @classmethod
-    def _at_least_one(cls, value: Any) -> Any:
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"{value} is too few: at least one process runs on each node")
-        return value
+    def _processes_are_a_number_or_a_word(cls, value: Any) -> Any:
+        text = str(value)
+        if not is_env_var(text) and text not in _WORDS and not (text.isdigit() and int(text)):
+            raise ValueError(f"{value!r} is neither a number of processes nor one of {', '.join(_WORDS)}")
+        return text
 
     def plan(self, payload: str, args: Sequence[str] = ()) -> AnyPlan:
         """Let torchrun start ``.py`` payloads with its own Python, and others as :class:`BashLauncher` would."""
@@ -54,10 +59,14 @@ class TorchrunLauncher(BashLauncher):
             preamble=self.preamble,
             python=self.python,
             torchrun=self.torchrun,
-            processes_per_node=self.processes_per_node,
+            processes_per_node=_processes(self.processes_per_node),
             min_nodes=self.min_nodes,
             max_restarts=self.max_restarts,
             interface=self.interface,
             start_timeout=self.start_timeout,
             arguments=tuple(self.arguments),
         )
+
+
+def _processes(text: str) -> int | _Word:
+    return int(text) if text.isdigit() else cast("_Word", text)
