@@ -145,7 +145,17 @@ def test_processes_for_gpus_that_slurm_didnt_give() -> None:
         processes("gpus", {"cpus": 8, "tasks": 2}, 0, "c1")
 
 
-def test_a_node_of_torchrun_knows_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("rendezvous", "flags"),
+    [
+        (
+            "c10d",
+            ["--rdzv-backend=c10d", "--rdzv-endpoint=10.0.0.1:4242", "--rdzv-conf=is_host=1,join_timeout=300"],
+        ),
+        ("static", ["--rdzv-backend=static", "--master-addr=10.0.0.1", "--master-port=4242", "--node-rank=0"]),
+    ],
+)
+def test_a_node_of_torchrun_knows_its_part(rendezvous: str, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     monkeypatch.delenv("OMP_NUM_THREADS")
     wanted = {
@@ -154,7 +164,10 @@ def test_a_node_of_torchrun_knows_its_part(monkeypatch: pytest.MonkeyPatch) -> N
         "nodes": {"here": {"cpus": 8, "tasks": 2}},
         "processes": "tasks",
         "interface": None,
-        "rendezvous": "join_timeout=300",
+        "rendezvous": rendezvous,
+        "host": "10.0.0.1",
+        "port": 4242,
+        "join_timeout": 300,
         "arguments": ["--nnodes=1", "train.py"],
     }
     assert command("here", wanted, None) == [
@@ -162,7 +175,7 @@ def test_a_node_of_torchrun_knows_its_part(monkeypatch: pytest.MonkeyPatch) -> N
         "-m",
         "torch.distributed.run",
         "--nproc-per-node=2",
-        "--rdzv-conf=is_host=1,join_timeout=300",
+        *flags,
         "--nnodes=1",
         "train.py",
     ]

@@ -106,16 +106,16 @@ def folder_of(crew: Crew, wanted: str | None, within: float) -> str:
         LaunchFailed: it can't be made on some node. One on a shared file system is there already on the second node.
     """
     name = f"/spark-{os.urandom(4).hex()}"
-    bases = [wanted] if wanted is not None else [os.environ.get("TMPDIR"), "/tmp"]  # noqa: S108 - private
+    own = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - the folder is private
     words = ""
-    for base in bases:
-        if base:
-            try:
-                crew.ask_all({"do": "folder", "path": base.rstrip("/") + name}, within)
-            except LaunchFailed as error:
-                words = f"{base} can't be used: {error}"
-            else:
-                return base.rstrip("/") + name
+    for base in [wanted] if wanted is not None else dict.fromkeys((own, "/tmp")):  # noqa: S108
+        folder = base.rstrip("/") + name
+        try:
+            crew.ask_all({"do": "folder", "path": folder}, within)
+        except LaunchFailed as error:
+            words = f"{base} can't be used: {error}"
+        else:
+            return folder
     raise LaunchFailed(f"temp_dir: {words}; name a folder on each node's own disk")
 
 
