@@ -83,8 +83,6 @@ class TorchrunPlan(Plan, frozen=True, kw_only=True, omit_defaults=True, tag="tor
     """The command; None takes ``python -m torch.distributed.run``."""
     processes_per_node: Count | Literal["auto", "gpus", "cpus", "tasks"] = "auto"
     """auto is one for each GPU that Slurm gave, without GPUs one for each task."""
-    rendezvous: Literal["c10d", "static"] = "c10d"
-    """How the nodes meet; static knows neither fewer nodes nor restarts."""
     min_nodes: Count | None = None
     """Go on with so many when nodes are lost; None needs all of them."""
     max_restarts: Count = 0

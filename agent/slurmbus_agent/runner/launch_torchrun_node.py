@@ -43,14 +43,9 @@ def command(name: str, wanted: dict[str, Any], gpus: int | None) -> list[str]:
     # torchrun would set it to 1, with many words.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, node["cpus"] // count)))
     words = [*wanted["command"], f"--nproc-per-node={count}"]
-    host, port = wanted["host"], wanted["port"]
-    if wanted["rendezvous"] == "static":
-        rank = list(wanted["nodes"]).index(name)
-        words += ["--rdzv-backend=static", f"--master-addr={host}", f"--master-port={port}", f"--node-rank={rank}"]
-    else:  # who is the host isn't left to names: a host's own may not be the one in the endpoint
-        is_first = int(name == wanted["first"])
-        words += ["--rdzv-backend=c10d", f"--rdzv-endpoint={host}:{port}"]
-        words.append(f"--rdzv-conf=is_host={is_first},join_timeout={wanted['join_timeout']}")
+    # Who is the host isn't left to names: a host's own may not be the one in the endpoint.
+    is_first = int(name == wanted["first"])
+    words.append(f"--rdzv-conf=is_host={is_first},join_timeout={wanted['join_timeout']}")
     if len(wanted["nodes"]) > 1:
         address = launch_network.address_of(name, wanted["interface"])
         interface = next((one for one, its in launch_network.interfaces().items() if its == address), None)

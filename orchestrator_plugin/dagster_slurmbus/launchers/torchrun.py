@@ -10,7 +10,6 @@ from pydantic import Field, field_validator
 
 from dagster_slurmbus._compat import is_env_var
 from dagster_slurmbus.launchers.bash import BashLauncher
-from dagster_slurmbus.values import wrong
 from slurmbus_protocol.plans import AnyPlan, TorchrunPlan
 
 _Word = Literal["auto", "gpus", "cpus", "tasks"]
@@ -31,11 +30,6 @@ class TorchrunLauncher(BashLauncher):
         default="auto",
         description="Processes on each node: a number, or one for each GPU, CPU or task that Slurm gave. auto is "
         "gpus where there are some, else tasks.",
-    )
-    rendezvous: Literal["c10d", "static"] = Field(
-        default="c10d",
-        description="How the nodes meet. static is for PyTorch that was built without libuv, together with "
-        "USE_LIBUV=0 in the environment; it knows neither min_nodes nor max_restarts.",
     )
     min_nodes: int | None = Field(
         default=None, ge=1, description="Go on with so many nodes when others are lost; all are needed when unset."
@@ -58,13 +52,7 @@ class TorchrunLauncher(BashLauncher):
         return text
 
     def plan(self, payload: str, args: Sequence[str] = ()) -> AnyPlan:
-        """Let torchrun start ``.py`` payloads with its own Python, and others as :class:`BashLauncher` would.
-
-        Raises:
-            dagster.Failure: the options don't go together.
-        """
-        if self.rendezvous == "static" and (self.min_nodes is not None or self.max_restarts):
-            raise wrong("TorchrunLauncher: min_nodes and max_restarts need rendezvous='c10d'")
+        """Let torchrun start ``.py`` payloads with its own Python, and others as :class:`BashLauncher` would."""
         is_python = self.interpreter is None and PurePosixPath(payload).suffix == ".py"
         return TorchrunPlan(
             argv=(payload, *args) if is_python else self.words(payload, args),
@@ -72,7 +60,6 @@ class TorchrunLauncher(BashLauncher):
             python=self.python,
             torchrun=self.torchrun,
             processes_per_node=_processes(self.processes_per_node),
-            rendezvous=self.rendezvous,
             min_nodes=self.min_nodes,
             max_restarts=self.max_restarts,
             interface=self.interface,
