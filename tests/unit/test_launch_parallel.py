@@ -35,7 +35,7 @@ def test_the_first_task_that_failed_counts() -> None:
         "srun: error: c2: task 2: Exited with exit code 3",
         "srun: error: c1: tasks 0-1: Terminated",
     )
-    assert (first.node, first.task, first.status, first.tells) == ("c2", "2", 3, True)
+    assert (first.node, first.task, first.status, first.tells) == (" on c2", "2", 3, True)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,8 @@ def test_the_first_task_that_failed_counts() -> None:
         ("srun: error: c2: task 2: Segmentation fault (core dumped)", -signal.SIGSEGV, True),
         ("srun: error: c2: task 2: Aborted", -signal.SIGABRT, True),
         ("srun: error: c1: tasks 0-1: Terminated", -signal.SIGTERM, False),
+        ("2: Abort(7) on node 2: application called MPI_Abort(MPI_COMM_WORLD, 7) - process 2", 7, True),
+        ("application called MPI_Abort(MPI_COMM_WORLD, 256) - process 2", 1, True),
         ("srun: error: c1: task 0: Out Of Memory", None, False),
         ("srun: error: Unable to create step for job 7: Job violates accounting/QOS policy", None, False),
         ("a rank's own words", None, False),

@@ -238,8 +238,8 @@ class Cluster:
         left = len(self._crew.members) - len(self._lost)
         if not left:
             raise LaunchFailed(f"Spark's last worker, on {member.name}, is lost ({words}); the payload was ended")
-        others = "node" if left == 1 else "nodes"
-        self._job.say(f"Spark's worker on {member.name} is lost ({words}); the cluster goes on with {left} {others}")
+        of = f"{left} of {len(self._crew.members)} nodes"
+        self._job.say(f"Spark's worker on {member.name} is lost ({words}); the cluster goes on with {of}")
 
     # ------------------------------------------------------------------ end
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from slurmbus_agent.runner.launch_job import Launch
 
 _SAYS = re.compile(r"srun: error: (\S+): tasks? (\S+): (?:Exited with exit code (\d+)|(.+?)(?: \(core dumped\))?)$")
+_ABORTS = re.compile(r"application called MPI_Abort\(.*, (\d+)\) - process (\d+)")
+"""MPICH's own words; srun doesn't tell the exit code of a rank that calls it."""
 _ENDED_BY_SLURM = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGCONT)
 """What srun itself sends to tasks; who ends by one of these may be a victim."""
 
@@ -25,17 +27,22 @@ class FirstEnd:
     def __init__(self) -> None:
         self.status: int | None = None
         """Its exit code, or minus the signal."""
-        self.node = self.task = ""
+        self.task = ""
+        self.node = ""
+        """`` on c1``; nothing when it isn't known."""
 
     def see(self, line: str) -> None:
         """Look at a line of srun's stderr."""
-        found = _SAYS.search(line)
-        if found is None or self.status is not None:
+        if self.status is not None:
             return
-        node, task, code, words = found.groups()
-        status = int(code) if code else -_number(words)
-        if status:
-            self.node, self.task, self.status = node, task, status
+        found, aborts = _SAYS.search(line), _ABORTS.search(line)
+        if aborts is not None:
+            self.status, self.task = int(aborts[1]) % 256 or 1, aborts[2]
+        elif found is not None:
+            node, task, code, words = found.groups()
+            status = int(code) if code else -_number(words)
+            if status:
+                self.node, self.task, self.status = f" on {node}", task, status
 
     @property
     def tells(self) -> bool:
@@ -75,5 +82,5 @@ def run(
     if status == 0 or first.status is None:
         return status
     if first.tells:
-        job.say(f"{noun} {first.task} on {first.node} ended with {how_it_ended(first.status)}, and so did the others")
+        job.say(f"{noun} {first.task}{first.node} ended with {how_it_ended(first.status)}, and so did the others")
     return first.status

@@ -1,4 +1,4 @@
-"""Adds the ranks' numbers up over MPI, says so, and may then fail on one rank."""
+"""Adds the ranks' numbers up over MPI, says so, and may then fail on one rank: ``exit 2 3``, ``raise 2``, ``wait``."""
 
 import os
 import signal
@@ -17,16 +17,15 @@ hosts = sorted(set(world.allgather(socket.gethostname())))
 print(f"rank {rank} of {world.Get_size()}: sum {total[0]} over {hosts}", flush=True)
 world.Barrier()
 
-what = sys.argv[1] if len(sys.argv) > 1 else ""
-if what:
-    if rank != int(sys.argv[2]):
+if len(sys.argv) > 1:
+    what, who, *code = sys.argv[1:]
+    if rank != int(who):
         time.sleep(600)
-    elif what == "exit":
-        os._exit(int(sys.argv[3]))
-    elif what == "kill":
+    if what == "exit":
+        os._exit(int(code[0]))
+    if what == "kill":
         os.kill(os.getpid(), signal.SIGSEGV)
-    elif what == "raise":
+    if what == "raise":
         raise ValueError("this rank doesn't like it")
-    else:
-        print("waiting", flush=True)
-        time.sleep(600)
+    print("waiting", flush=True)
+    time.sleep(600)
