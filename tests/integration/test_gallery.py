@@ -221,7 +221,9 @@ def test_shell_script(place: str, instance: dg.DagsterInstance) -> None:
     assert last == "done: 1.414214"
 
 
-@pytest.mark.filterwarnings("ignore:Function `AssetSelection.sources` is deprecated:DeprecationWarning")  # Dagster's own
+@pytest.mark.filterwarnings(
+    "ignore:Function `AssetSelection.sources` is deprecated:DeprecationWarning"
+)  # Dagster's own
 def test_partitions(place: str, instance: dg.DagsterInstance, request: pytest.FixtureRequest) -> None:
     days = ["2026-11-03", "2026-11-04", "2026-11-05"]
     backfill("partitions", "sunshine", days, instance)

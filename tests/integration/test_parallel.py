@@ -242,5 +242,7 @@ def test_without_slurm_the_same_launchers_work(local: SiteClient, cluster: Clust
     assert sorted(story.stdout.splitlines()) == [f"{line} after 0 restarts" for line in sums(2, ("login",))]
     story = run(local, job(spark(cores_per_node=1), "spark_local.py", options=JobOptions()))
     assert story.stdout == "45 on spark login\n", story.stderr
-    look = "pgrep -a -u alice java; pgrep -a -u alice mpi; pgrep -u alice -f torch; ls -d /tmp/spark-* 2>/dev/null; true"
+    look = (
+        "pgrep -a -u alice java; pgrep -a -u alice mpi; pgrep -u alice -f torch; ls -d /tmp/spark-* 2>/dev/null; true"
+    )
     assert cluster.exec("login", ["bash", "-c", look]).stdout == ""
