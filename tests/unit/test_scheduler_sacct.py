@@ -20,7 +20,9 @@ STEP = "{id}.{step}|x|{state}|0:0|{elapsed}|00:01|1|1|2||{total}|{most}|{mean}||
 
 
 def printed(text: str) -> str:
-    return text.replace("|", "\x1f")
+    """Make it what sacct prints: with its delimiter, and the job's id once more at the end."""
+    lines = (f"{line}|{line.partition('|')[0]}" if line.count("|") == 18 else line for line in text.splitlines())
+    return "".join(f"{line}\n" for line in lines).replace("|", "\x1f")
 
 
 def job(**fields: object) -> str:
@@ -137,3 +139,19 @@ def test_trackable_resources() -> None:
         "gres/gpu:a100": 2.0,
         "fs/disk": 1536.0,
     }
+
+
+def test_tasks_of_an_array_come_one_by_one() -> None:
+    text = "".join(
+        f"{job(id=own).rstrip()}|{shown}\n".replace("|", "\x1f") for own, shown in ((16, "16_[5-6%2]"), (17, "16_3"))
+    )
+    rows = sacct.rows(text)
+    assert [(row.job_id, row.name) for row in rows] == [(16, "x.01JD[5]"), (16, "x.01JD[6]"), (16, "x.01JD[3]")]
+    asked = sacct.arguments([(16, "x.01JD[3]"), (16, "x.01JD[5]")], 1000.0)
+    assert {"--name=x.01JD", "--jobs=16"} <= set(asked)
+
+
+def test_only_sacct_prints_the_titles() -> None:
+    titles = "\x1f".join(sacct._FIELDS)
+    assert sacct.body(f"a banner\n{titles}\nrow\n") == "row\n"
+    assert sacct.body("a banner\n") is None

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from slurmbus_agent.scheduler.array import expanded, split_name, task_name
 from slurmbus_agent.scheduler.base import ANY_ID, AccountingRow
 from slurmbus_protocol.messages import Accounting, AccountingStep, Used
 from slurmbus_protocol.states import FINAL
@@ -41,6 +42,7 @@ _FIELDS = (
     "Submit",
     "Start",
     "End",
+    "JobID",
 )
 _UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4, "P": 1024**5}
 _NO_ENERGY = 2.0**63
@@ -63,7 +65,7 @@ def arguments(jobs: Iterable[tuple[int, str]], since: float) -> list[str]:
         "--noheader",
         "--noconvert",
         f"--starttime={start}",
-        f"--name={','.join(sorted({name for _, name in wanted}))}",
+        f"--name={','.join(sorted({split_name(name)[0] for _, name in wanted}))}",
         *([] if ANY_ID in ids else [f"--jobs={','.join(map(str, ids))}"]),
         f"--format={','.join(_FIELDS)}",
     ]
@@ -88,7 +90,19 @@ def rows(text: str) -> list[AccountingRow]:
             jobs.append((row, []))
         elif jobs:
             jobs[-1][1].append(_step(step, row))
-    return [_job(row, steps) for row, steps in jobs]
+    return [one for row, steps in jobs for one in _tasks(row, _job(row, steps))]
+
+
+def _tasks(row: Row, job: AccountingRow) -> list[AccountingRow]:
+    """Give the tasks of an array one by one, as they are called everywhere else; ``12_[4-9]`` never started."""
+    array, is_task, tasks = row["JobID"].partition("_")
+    if not is_task:
+        return [job]
+    try:
+        indexes = expanded(tasks)
+    except ValueError:
+        return []  # of an array that isn't ours: ours are listed in full
+    return [msgspec.structs.replace(job, job_id=int(array), name=task_name(job.name, index)) for index in indexes]
 
 
 def summed(accounting: Accounting, steps: list[AccountingStep], energy_joules: float | None) -> Accounting:
