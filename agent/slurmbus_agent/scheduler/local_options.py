@@ -14,7 +14,7 @@ from typing import NamedTuple
 from slurmbus_agent.scheduler.base import Refused
 from slurmbus_protocol.messages import JobOptions
 
-_REFUSED = {
+REFUSED = {
     "dependency": "there are no Slurm jobs to wait for",
     "begin": "jobs start at once",
     "deadline": "jobs start at once",
@@ -36,7 +36,7 @@ class EarlySignal(NamedTuple):
 
 def check(options: JobOptions) -> None:
     """Refuse the options that can be neither kept nor ignored here."""
-    for name, reason in _REFUSED.items():
+    for name, reason in REFUSED.items():
         if getattr(options, name):
             raise Refused(
                 f"the option {name} has no meaning on this machine: {reason}",
