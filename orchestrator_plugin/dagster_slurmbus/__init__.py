@@ -3,7 +3,9 @@
 from importlib.metadata import version
 
 from dagster_slurmbus._compat import DagsterLibraryRegistry
+from dagster_slurmbus.again import MoreMemory, MoreTime
 from dagster_slurmbus.bus import BusResource
+from dagster_slurmbus.checks import cpu_efficiency_check, memory_headroom_check
 from dagster_slurmbus.environments import EnvironmentConfig
 from dagster_slurmbus.launchers import (
     BashLauncher,
@@ -14,6 +16,7 @@ from dagster_slurmbus.launchers import (
     TorchrunLauncher,
 )
 from dagster_slurmbus.outcomes import CompletedJob
+from dagster_slurmbus.own_metrics import FinishedJob
 from dagster_slurmbus.pipes import PipesSlurmClient
 from dagster_slurmbus.queue_config import SlurmOptions, SlurmQueueConfig
 from dagster_slurmbus.reattach import OnChangedRequest
@@ -45,8 +48,11 @@ __all__ = [
     "CondaPack",
     "EnvironmentConfig",
     "ExecutionMode",
+    "FinishedJob",
     "InstalledEnvironment",
     "Modules",
+    "MoreMemory",
+    "MoreTime",
     "MpiLauncher",
     "OnChangedRequest",
     "PackedEnvironment",
@@ -63,6 +69,8 @@ __all__ = [
     "SparkLauncher",
     "TorchrunLauncher",
     "UvLock",
+    "cpu_efficiency_check",
+    "memory_headroom_check",
     "slurmbus_reconcile_sensor",
 ]
 

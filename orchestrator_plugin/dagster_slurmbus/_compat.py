@@ -58,6 +58,7 @@ __all__ = [
     "is_env_var",
     "is_invoked_directly",
     "is_log_level",
+    "latest_materialization",
     "launches_of_step",
     "may_be_from_failure",
     "op_context",
@@ -375,6 +376,24 @@ def times_logged(context: dg.OpExecutionContext, text: str) -> int:
         return 0
     entries = context.instance.all_logs(context.run_id)
     return sum(entry.step_key == step_key(context) and entry.user_message == text for entry in entries)
+
+
+def latest_materialization(context: dg.AssetCheckExecutionContext, key: dg.AssetKey) -> dg.AssetMaterialization | None:
+    """Give what was materialized last: by this run, else of the partition that it is about, else at all.
+
+    Right after the asset's own step the latest one is this run's, whoever else materializes the asset meanwhile.
+    """
+    op, instance = op_context(context), context.instance
+    if not is_invoked_directly(op):
+        own = instance.all_logs(op.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+        for entry in reversed(own):
+            materialization: dg.AssetMaterialization | None = entry.asset_materialization
+            if materialization is not None and materialization.asset_key == key:
+                return materialization
+    named = None if is_invoked_directly(op) else op.run_tags.get(PARTITION_NAME_TAG)
+    wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[named] if named is not None else None)
+    records = instance.fetch_materializations(wanted, limit=1).records
+    return records[0].asset_materialization if records else None
 
 
 def files_directory(context: dg.OpExecutionContext) -> Path:

@@ -27,12 +27,27 @@ _TRES_MEMORY = re.compile(r"(?:^|,)mem=(?P<number>[\d.]+)(?P<unit>[KMGT])")
 _CANCELLED_BY = re.compile(r"CANCELLED by (?P<uid>\d+)")
 
 
-def failure(record: Record, stderr: Tail, payload_exception: str | None = None) -> dg.Failure:
-    """Give the failure for a job that didn't succeed."""
-    metadata: Metadata = failure_metadata(record, stderr.text, payload_exception)
+def failure(
+    record: Record,
+    stderr: Tail,
+    payload_exception: str | None = None,
+    *,
+    attempts: int = 1,
+    more: Metadata | None = None,
+) -> dg.Failure:
+    """Give the failure for a job that didn't succeed.
+
+    Args:
+        record: the job's.
+        stderr: its last lines.
+        payload_exception: what a Python payload ended with.
+        attempts: how many jobs there were, each asking for more than the one before.
+        more: further metadata.
+    """
+    metadata: Metadata = {**(more or {}), **failure_metadata(record, stderr.text, payload_exception)}
     last_words = (payload_exception or "").strip().splitlines()[-1:] or [stderr.last_line]
     return dg.Failure(
-        describe(record, last_words[0]),
+        describe(record, last_words[0]) + (f". It was the last of {attempts} attempts" if attempts > 1 else ""),
         metadata=metadata,
         allow_retries=record.state in RETRYABLE,
     )
@@ -118,7 +133,9 @@ def _cancelled(record: Record, _: str) -> str:
         why = f" ({record.cancel.reason})" if record.cancel.reason else ""
         return f"it was cancelled by {record.cancel.submitter}{why}"
     told = _CANCELLED_BY.search(f"{record.slurm_state} {record.accounting.state if record.accounting else ''}")
-    who = f"user id {told['uid']}" if told else "somebody"
+    by = record.accounting.cancelled_by if record.accounting else ""
+    uid = told["uid"] if told else by if by.isdecimal() else None
+    who = f"user id {uid}" if uid else by or "somebody"
     return f"{who} cancelled it in Slurm{_because(record)}{_where(record)}, not through Dagster"
 
 

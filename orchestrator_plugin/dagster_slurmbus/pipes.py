@@ -12,11 +12,13 @@ from typing import Any, Self
 import dagster as dg
 
 from dagster_slurmbus._compat import Context, TreatAsResourceParam
+from dagster_slurmbus.again import MoreMemory, MoreTime, Policy
 from dagster_slurmbus.bus import BusResource, local_client
 from dagster_slurmbus.files import Files, StrPath, local_files, without_duplicates
 from dagster_slurmbus.invocation import OUTPUTS_LIMIT, STREAM_LIMIT, Invocation, Request
 from dagster_slurmbus.option_layers import CallOptions
 from dagster_slurmbus.outcomes import CompletedJob
+from dagster_slurmbus.own_metrics import OwnMetrics
 from dagster_slurmbus.queue_config import Options
 from dagster_slurmbus.reattach import OnChangedRequest
 from dagster_slurmbus.run_config import SlurmRunConfig
@@ -129,6 +131,9 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         environment: AnyEnvironment | None = None,
         ship_pipes_module: bool = True,
         reattach_key: str | None = None,
+        on_out_of_memory: MoreMemory | None = None,
+        on_timeout: MoreTime | None = None,
+        metrics: OwnMetrics | None = None,
     ) -> CompletedJob:
         """Run a command as one job and wait for its end; when this step is a retry, go on with the job that it has.
 
@@ -151,6 +156,10 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             ship_pipes_module: put the ``dagster_pipes`` module beside the payload.
             reattach_key: a name of this call within the step, by which a retry finds its job; by default calls are told
                 apart by what they ask for and by their order.
+            on_out_of_memory: run a job that ran out of memory again, with more of it; else its step fails.
+            on_timeout: run a job that reached its time limit again, with a longer one; else its step fails.
+            metrics: called with the finished job; what it returns becomes further metadata. An error in it is told, and
+                fails nothing.
 
         Raises:
             dagster.Failure: the job failed or couldn't be submitted; the message says why and what to do.
@@ -177,6 +186,8 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             extras=extras,
             ship_pipes_module=ship_pipes_module,
             reattach_key=reattach_key,
+            again=Policy(on_out_of_memory=on_out_of_memory, on_timeout=on_timeout),
+            metrics=metrics,
         )
         return self.invoke(context, request)
 

@@ -11,6 +11,7 @@ import dagster as dg
 from pydantic import Field, field_validator
 
 from dagster_slurmbus._compat import Context, is_env_var
+from dagster_slurmbus.again import MoreMemory, MoreTime, Policy
 from dagster_slurmbus.bus import BusResource
 from dagster_slurmbus.environments import EnvironmentConfig, as_config
 from dagster_slurmbus.files import Files, LocalFile, StrPath, local_file, local_files, without_duplicates
@@ -19,6 +20,7 @@ from dagster_slurmbus.invocation import OUTPUTS_LIMIT, STREAM_LIMIT, Request
 from dagster_slurmbus.launchers import BashLauncher, ComputeLauncher
 from dagster_slurmbus.option_layers import CallOptions
 from dagster_slurmbus.outcomes import CompletedJob
+from dagster_slurmbus.own_metrics import OwnMetrics
 from dagster_slurmbus.pipes import PipesSlurmClient
 from dagster_slurmbus.queue_config import Options, SlurmQueueConfig
 from dagster_slurmbus.reattach import OnChangedRequest
@@ -139,6 +141,13 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         "(other code, other resources): resubmit (end it and submit anew), reattach (follow it all the same) or fail.",
     )
 
+    on_out_of_memory: MoreMemory | None = Field(
+        default=None, description="Run a job that ran out of memory again, with more of it; else its step fails."
+    )
+    on_timeout: MoreTime | None = Field(
+        default=None, description="Run a job that reached its time limit again, with a longer one; else its step fails."
+    )
+
     @field_validator("mode", mode="before")
     @classmethod
     def _mode_is_offered(cls, value: Any) -> Any:
@@ -189,6 +198,9 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         environment: AnyEnvironment | None = None,
         ship_pipes_module: bool = True,
         reattach_key: str | None = None,
+        on_out_of_memory: MoreMemory | None = None,
+        on_timeout: MoreTime | None = None,
+        metrics: OwnMetrics | None = None,
     ) -> CompletedJob:
         """Run a payload as one job and wait for its end; when this step is a retry, go on with the job that it has.
 
@@ -214,6 +226,10 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             ship_pipes_module: put the ``dagster_pipes`` module beside the payload.
             reattach_key: a name of this call within the step, by which a retry finds its job; by default calls are told
                 apart by what they ask for and by their order.
+            on_out_of_memory: instead of the resource's.
+            on_timeout: instead of the resource's.
+            metrics: called with the finished job; what it returns becomes further metadata. An error in it is told, and
+                fails nothing.
 
         Raises:
             dagster.Failure: the job failed or couldn't be submitted; the message says why and what to do.
@@ -244,6 +260,10 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             extras=extras,
             ship_pipes_module=ship_pipes_module,
             reattach_key=reattach_key,
+            again=Policy(
+                on_out_of_memory=on_out_of_memory or self.on_out_of_memory, on_timeout=on_timeout or self.on_timeout
+            ),
+            metrics=metrics,
         )
         return client.invoke(context, request)
 
