@@ -222,7 +222,7 @@ class Invocation:
             return False
         self._context.log.warning(
             "%s. Running it again with %s, as attempt %d",
-            describe(record),
+            describe(record).partition("; ask for ")[0],
             changes(self._request.options, options),
             self._ladder.number + 2,
         )
@@ -410,7 +410,8 @@ class Invocation:
         if record.accounting is not None or record.scheduler == "local" or not record.starts:
             return record
         seen = is_one_task(record) and record.starts[-1].usage is not None
-        if seen and not gpus_asked_for(record) and self._request.again.of(record.state) is None:
+        needed = self._request.again.of(record.state) is not None and self._ladder.more(record) is None
+        if seen and not needed and not gpus_asked_for(record):
             return record
         try:
             return client.wait_for_accounting(record.key, ACCOUNTING_PATIENCE)
