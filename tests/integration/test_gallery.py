@@ -19,6 +19,7 @@ from dagster._daemon.backfill import execute_backfill_iteration
 
 from contract.bus_site import wait_until
 from contract.test_dagster_jobs import failure_of, log_of, output_of
+from integration.conftest import SITES
 from slurmbus.home import Home
 from slurmbus.local import stop_local
 from slurmbus_cluster import Cluster
@@ -29,14 +30,11 @@ BACKFILL = "gallery"
 INSTANCE = """\
 telemetry:
   enabled: false
-run_coordinator:
-  module: dagster._core.run_coordinator
-  class: DefaultRunCoordinator
 run_launcher:
   module: dagster._core.launcher.sync_in_memory_run_launcher
   class: SyncInMemoryRunLauncher
 """
-"""Runs of a backfill happen in the process that launches them: no daemon is needed."""
+"""Runs happen in the process that launches them: no daemon is needed."""
 
 pytestmark = pytest.mark.filterwarnings(  # Dagster's own, for every nested resource
     "ignore:InitResourceContext.dagster_run is deprecated:DeprecationWarning"
@@ -84,7 +82,7 @@ def run_example(name: str, instance: dg.DagsterInstance) -> Ran:
 
 
 def backfill(name: str, asset: str, partitions: list[str], instance: dg.DagsterInstance) -> None:
-    """Do in this process what Dagster's daemon does for a backfill that somebody asks for in the UI."""
+    """Do what Dagster's daemon does for a backfill that somebody asked for: plan it and launch its runs."""
     target = LoadableTargetOrigin(python_file=str(EXAMPLES / name / "definitions.py"))
     with WorkspaceProcessContext(
         instance, InProcessWorkspaceLoadTarget(InProcessCodeLocationOrigin(target, location_name=name))
@@ -106,6 +104,8 @@ def backfill(name: str, asset: str, partitions: list[str], instance: dg.DagsterI
 
         def is_done() -> bool:
             assert [error for error in execute_backfill_iteration(process, logging.getLogger(name)) if error] == []
+            for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED])):
+                instance.launch_run(run.run_id, process.create_request_context())
             found = instance.get_backfill(BACKFILL)
             return found is not None and found.status is BulkActionStatus.COMPLETED_SUCCESS
 
@@ -179,6 +179,20 @@ def test_executorlib_inside_the_allocation(
 
 
 # ------------------------------------------------------------------ what every payload can do
+
+
+def test_weather(place: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLURMBUS_DEMO_MODE", place)
+    monkeypatch.setenv("SLURMBUS_DEMO_SITE", SITES["alice"])
+    monkeypatch.setenv("SLURMBUS_DEMO_RESULTS", str(tmp_path / "results"))
+    ran = run_example("weather", instance)
+    said = ran.metadata("model")
+    assert 0 < said["mean_error"] < said["error_of_yesterdays_value"]
+    assert said["slurmbus/state"] == "COMPLETED"
+    if place == "slurm":
+        assert said["slurmbus/partition"] == "gpu"
+    assert (tmp_path / "results" / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert f"Off by {said['mean_error']:.1f} °C" in (tmp_path / "results" / "report.md").read_text()
 
 
 def test_pipes_checks(place: str, instance: dg.DagsterInstance) -> None:
