@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 
 from dagster_slurmbus import RayLauncher
@@ -23,6 +26,7 @@ from slurmbus_protocol.states import JobState
 
 PYTHON = "/opt/payload/bin/python"
 HERE = Path(__file__).parent / "payloads"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "launchers"
 TWO_NODES = JobOptions(nodes=2, ntasks_per_node=1, cpus_per_task=2, mem_per_node_mib=1500)
 ONE_NODE = JobOptions(nodes=1, cpus_per_task=1, mem_per_node_mib=1500)
 HELD = """
@@ -121,6 +125,7 @@ def test_two_clusters_on_the_same_two_nodes(alice: SiteClient, cluster: Cluster)
         port = one["facts"]["ray_dashboard"].rpartition(":")[2]
         assert one["facts"]["ray_dashboard_tunnel"].startswith(f"ssh -N -L {port}:")
         assert one["facts"]["ray_dashboard_tunnel"].endswith(f":{port} alice@login")
+        assert story.record.starts[-1].facts == one["facts"]
         assert "[c1] prepared" in story.stderr
         assert "[c2] prepared" in story.stderr
         assert "is ready on c1, c2 after" in story.stderr
@@ -128,6 +133,23 @@ def test_two_clusters_on_the_same_two_nodes(alice: SiteClient, cluster: Cluster)
         assert ended is not None
         assert ended - one["ended_at"] < 30  # a generous bound on a shared machine; the figure is measured elsewhere
     assert found[0]["address"] != found[1]["address"]
+
+
+@pytest.mark.filterwarnings("ignore:InitResourceContext.dagster_run is deprecated:DeprecationWarning")  # Dagster's own
+def test_an_asset_with_ray(alice: SiteClient, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURMBUS_HOME", str(home.path))
+    monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "1")
+    monkeypatch.setenv("COMPUTE", "slurm")
+    monkeypatch.setenv("PAYLOAD_PYTHON", PYTHON)
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    definitions = importlib.import_module("definitions")
+    monkeypatch.delitem(sys.modules, "definitions")
+    with dg.instance_for_test() as instance:
+        result = dg.materialize([definitions.simulated], resources=definitions.defs.resources, instance=instance)
+        [found] = result.asset_materializations_for_node("simulated")
+    metadata = {name: value.value for name, value in found.metadata.items()}
+    assert abs(float(str(metadata["pi"])) - 3.14) < 0.1
+    assert (metadata["cpus"], metadata["nodes"]) == (4, 2)
 
 
 def test_a_lost_worker_is_reported_and_the_payload_goes_on(alice: SiteClient) -> None:
