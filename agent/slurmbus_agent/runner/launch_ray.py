@@ -129,7 +129,10 @@ class Cluster:
             if not self._is_head(member):
                 self._start_worker(member)
         while not self._ready:
-            self._job.wait(self._something_to_do, min([self._until, *self._again.values()]))
+            if self._again:
+                self._job.wait(self._something_to_do, min([self._until, *self._again.values()]))
+            else:
+                self._job.wait(lambda: self._something_to_do() or bool(self._again), self._until)
             if self._failure is not None:
                 raise LaunchFailed(self._failure)
             if self._head_ended is not None:

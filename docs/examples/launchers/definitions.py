@@ -36,7 +36,7 @@ def simulated(context: dg.AssetExecutionContext, compute: ComputeResource):
         context=context,
         payload_path=dg.file_relative_path(__file__, "simulate.py"),
         launcher=RayLauncher(python=PYTHON),
-        options={"nodes": 2, "ntasks_per_node": 1, "cpus_per_task": 2, "mem": "1500M"},
+        options={"nodes": 2, "ntasks_per_node": 1, "cpus": 2, "mem": "1500M"},
     ).get_materialize_result()
 
 
