@@ -152,8 +152,10 @@ class _Bar:
             from rich.console import Console  # noqa: PLC0415 - takes longer than everything else together
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn  # noqa: PLC0415
 
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-            self._live = Progress(*columns, console=Console(stderr=True), transient=True)
+            console = Console(stderr=True)
+            self._live = Progress(
+                TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console, transient=True
+            )
             self._live.start()
         return self
 
