@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from slurmbus_protocol.embedded import find_server
 from slurmbus_protocol.errors import BusUnreachable
 from slurmbus_protocol.streams import BusLimits, ensure_streams
 
-SIZE = int(os.environ.get("BENCH_BYTES", 1024**3))
+SIZE = int(os.environ.get("BENCH_BYTES", str(1024**3)))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 KEY = "01JD0000000000000000000000"
 
@@ -231,18 +232,13 @@ def test_a_gigabyte(tmp_path: Path, tls: bool) -> None:
                     file.write(os.urandom(1024**2))
             bare = hashlib.sha256(b"%d" % number).hexdigest()  # another subject: each way stores its own chunks
             digest, _ = blobs.hash_file(path)
-            order = [
-                ("bare put", lambda: bare_put(settings, path, bare)),
-                ("our put", lambda: our_put(settings, path, digest)),
-            ]
-            gets = [
-                ("bare get", lambda: bare_get(settings, target, bare, digest)),
-                ("our get", lambda: our_get(settings, target, digest)),
-            ]
-            for name, way in (*(order if number % 2 else order[::-1]), *(gets if number % 2 else gets[::-1])):
+            puts = [partial(bare_put, settings, path, bare), partial(our_put, settings, path, digest)]
+            gets = [partial(bare_get, settings, target, bare, digest), partial(our_get, settings, target, digest)]
+            for way in (*puts[:: 1 - 2 * (number % 2)], *gets[:: 1 - 2 * (number % 2)]):
+                name = way.func.__name__.replace("_", " ")
                 with others(settings, found, name):
                     timed(name, way())
-                target.unlink(missing_ok=True)
+            target.unlink()
             asyncio.run(_empty(settings))
         answering.terminate()
     print(f"\n{SIZE / 1e6:,.0f} MB, {ROUNDS} rounds, {'TLS' if tls else 'no TLS'}, nats-server syncs always")

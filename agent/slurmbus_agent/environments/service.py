@@ -380,4 +380,4 @@ def _title(ref: EnvironmentRef) -> str:
 
 
 def _part(done: int, total: int) -> str:
-    return f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+    return f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB"

@@ -72,7 +72,7 @@ class CondaPack(PackedEnvironment):
 
 def _conda_pack() -> list[str]:
     if find_spec("conda_pack") is not None:
-        return [sys.executable, "-m", "conda_pack"]
+        return [sys.executable, "-m", "conda_pack.cli"]
     return [find_tool("conda-pack", _GET_CONDA_PACK)]
 
 
