@@ -20,7 +20,8 @@ from slurmbus_agent.spool_files import RunnerEnvironment
 from slurmbus_protocol import blobs
 from slurmbus_protocol.bus import Bus
 from slurmbus_protocol.errors import InvalidSetting
-from slurmbus_protocol.messages import FileRef, JobSpec, Record
+from slurmbus_protocol.messages import FileRef, ImageEnvironment, JobSpec, Record
+from slurmbus_protocol.plans import CommandPlan
 
 _FILES_OF_A_JOB = 16
 _SECRET_BYTES = 32
@@ -65,6 +66,11 @@ class Stager:
             BlobMissing: the bus doesn't hold a file any more.
             BlobCorrupt: a file's bytes aren't the ones that were asked for.
         """
+        if isinstance(spec.environment, ImageEnvironment) and not isinstance(spec.plan, CommandPlan):
+            raise InvalidSetting(
+                "environment: a launch over several processes can't run inside of an image in this version",
+                hint="use BashLauncher with the image, or start 'apptainer exec' for each process yourself",
+            )
         activation = await activate(spec.environment, self._environments, tell)
         async with self._gate:
             work = await asyncio.to_thread(self._prepare, folder, spec)
