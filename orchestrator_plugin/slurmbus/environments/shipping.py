@@ -34,6 +34,8 @@ AnyEnvironment = str | PackedEnvironment | InstalledEnvironment | SiteFolder | M
 
 _PLATFORM_TIMEOUT = 60.0
 """Seconds; the site asks each of its Pythons, and a parallel file system may be slow to give them."""
+_AGENT_PATIENCE = 30.0
+"""Seconds; an agent that takes over from another one answers within that."""
 _VALID_FOR = 300.0
 _POLL = (0.2, 0.2, 0.5, 0.5, 1.0)
 _PATIENCE = 60.0
@@ -74,12 +76,18 @@ class Shipper:
             SiteUnreachable: no agent answers, and none ever has.
         """
         known = cache_folder() / "platforms" / f"{self._client.site}.{self._bus_id()[:16]}"
-        try:
-            platform = self._client.ask("platform", AskPlatform(), Platform, timeout=_PLATFORM_TIMEOUT)
-        except SiteUnreachable:
-            if not known.exists():
-                raise
-            return Target(codec.decode_as(known.read_bytes(), Platform))
+        deadline = time.monotonic() + _AGENT_PATIENCE
+        while True:
+            try:
+                platform = self._client.ask("platform", AskPlatform(), Platform, timeout=_PLATFORM_TIMEOUT)
+                break
+            except SiteUnreachable:
+                if known.exists():
+                    return Target(codec.decode_as(known.read_bytes(), Platform))
+                if time.monotonic() > deadline:
+                    raise
+            self._tell("waiting for the site's agent", 0, 0)
+            time.sleep(_POLL[-1])
         known.parent.mkdir(parents=True, exist_ok=True)
         known.write_bytes(codec.encode(platform))
         return Target(platform)

@@ -258,6 +258,8 @@ def _fetch(url: str, path: Path, sha256: str, what: str) -> None:
             raise EnvironmentUnusable(f"environment: what {_plain(url)} gives isn't the {what} that was locked")
         new.rename(path)
     except (OSError, urllib.error.URLError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         raise EnvironmentUnusable(
             f"environment: {what} can't be fetched from {_plain(url)}: {error}",
             hint="passwords of package indexes are taken from ~/.netrc, proxies from HTTPS_PROXY",
