@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -233,6 +234,33 @@ def test_shell_script(place: str, instance: dg.DagsterInstance) -> None:
     first, last = stdout.decode().splitlines()
     assert first.startswith("solving cavity in 20 steps with 2 threads on ")
     assert last == "done: 1.414214"
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Function `AssetSelection.sources` is deprecated:DeprecationWarning"
+)  # Dagster's own
+def test_switching(
+    place: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    deployed = "/opt/payload" if place == "slurm" else sys.prefix
+    monkeypatch.setenv("DEPLOYED_ENV", deployed)
+    ran = run_example("switching", instance)
+    said = ran.metadata("trained")
+    is_from_there(place, said)
+    assert said["slope"] == pytest.approx(3.0, abs=1e-4)
+    assert said["python"] == deployed
+    assert output_of(ran.result, instance)[0] == b"trained with 4 CPUs\n"
+    if place == "slurm":
+        cluster: Cluster = request.getfixturevalue("cluster")
+        shown = cluster.job(said["slurmbus/job_id"])
+        assert shown["qos"] == "normal"
+        assert cluster.exec("login", ["ls", "/home/alice/pipelines"]).stdout.split()
+
+
+def test_the_guide_shows_the_example_as_it_is() -> None:
+    example = (EXAMPLES / "switching" / "definitions.py").read_text()
+    shown = example[example.index("import os") : example.index("\n\ndefs = ")].rstrip()
+    assert f"```python\n{shown}\n```" in (EXAMPLES.parent / "guides" / "switching.md").read_text()
 
 
 @pytest.mark.filterwarnings(

@@ -1,10 +1,8 @@
 """An asset whose payload spreads Python functions over its job with executorlib."""
 
-import os
-
 import dagster as dg
 
-from dagster_slurmbus import BashLauncher, ComputeResource, SlurmQueueConfig, SlurmResource
+from dagster_slurmbus import ComputeResource, SiteFolder, SlurmQueueConfig, SlurmResource
 
 
 @dg.asset(kinds={"slurm", "python"})
@@ -14,7 +12,7 @@ def lattice_constant(context: dg.AssetExecutionContext, compute: ComputeResource
         payload_path=dg.file_relative_path(__file__, "lattice.py"),
         # A worker is a step of the job with one task, so memory is asked for by CPU: each step gets its share.
         options={"nodes": 2, "ntasks_per_node": 2, "cpus": 1, "mem_per_cpu": "300M"},
-        launcher=BashLauncher(python=f"{os.environ.get('PAYLOAD_ENV', '/opt/payload')}/bin/python"),
+        environment=SiteFolder("/opt/payload"),  # a virtual environment that lies on the site
     ).get_materialize_result()
 
 

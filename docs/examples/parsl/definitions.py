@@ -1,10 +1,8 @@
 """An asset whose payload brings its own parallelism: Parsl, over all nodes of the job."""
 
-import os
-
 import dagster as dg
 
-from dagster_slurmbus import BashLauncher, ComputeResource, SlurmQueueConfig, SlurmResource
+from dagster_slurmbus import ComputeResource, SiteFolder, SlurmQueueConfig, SlurmResource
 
 
 @dg.asset(kinds={"slurm", "python"})
@@ -15,7 +13,7 @@ def primes(context: dg.AssetExecutionContext, compute: ComputeResource):
         payload_args=["400000"],
         # One task a node: Parsl starts a pool there, with as many workers as the task has CPUs.
         options={"nodes": 2, "ntasks_per_node": 1, "cpus": 2},
-        launcher=BashLauncher(preamble=f". {os.environ.get('PAYLOAD_ENV', '/opt/payload')}/bin/activate"),
+        environment=SiteFolder("/opt/payload"),  # a virtual environment that lies on the site
     ).get_materialize_result()
 
 
