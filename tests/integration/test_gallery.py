@@ -110,7 +110,7 @@ def backfill(name: str, asset: str, partitions: list[str], instance: dg.DagsterI
             found = instance.get_backfill(BACKFILL)
             return found is not None and found.status is BulkActionStatus.COMPLETED_SUCCESS
 
-        wait_until(is_done, "the backfill")
+        wait_until(is_done, "the backfill", 120.0)
 
 
 @pytest.fixture
