@@ -7,7 +7,6 @@ the folders that it made. Every process below it is its own: orphans come up to 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -16,6 +15,7 @@ from contextlib import suppress
 
 from slurmbus_agent.runner import launch_environment, payload
 from slurmbus_agent.runner.environment import SHELL
+from slurmbus_agent.runner.launch_folders import Folders
 from slurmbus_agent.runner.launch_lines import Lines, how_it_ended
 from slurmbus_agent.runner.launch_loop import Loop
 from slurmbus_agent.runner.launch_network import free_ports, taken
@@ -108,7 +108,7 @@ class Helper:
         self._cwd = Plan(folder).cwd
         self._signals = Signals()
         self._loop = Loop(self._signals)
-        self._folders: list[str] = []
+        self._folders = Folders()
         self._running: dict[int, float] = {}
         """Seconds that a program gets to end by itself, by its process."""
         self._over = False
@@ -145,8 +145,7 @@ class Helper:
         return {"ports": free_ports(order["count"])}
 
     def _do_folder(self, order: dict[str, Any]) -> dict[str, Any]:
-        os.mkdir(order["path"], 0o700)
-        self._folders.append(order["path"])
+        self._folders.make(order["path"])
         return {}
 
     def _do_taken(self, order: dict[str, Any]) -> dict[str, Any]:
@@ -228,6 +227,5 @@ class Helper:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
         payload.kill_children()
-        for folder in self._folders:
-            shutil.rmtree(folder, ignore_errors=True)
+        self._folders.remove()
         self._wire.close()

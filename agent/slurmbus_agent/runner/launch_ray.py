@@ -32,9 +32,6 @@ KERNEL_PORTS = (
     "min_worker_port",
     "max_worker_port",
     "dashboard_agent_listen_port",
-    "dashboard_agent_grpc_port",
-    "runtime_env_agent_port",
-    "metrics_export_port",
 )
 ANSWERS_WITHIN = 5.0
 REST = 0.5
