@@ -29,6 +29,8 @@ LABELS = {
     HYDRA: re.compile(r"^\[(\d+)\] ?"),
 }
 """How they mark a line with its rank."""
+SINGLETONS = "singletons will be started"
+"""What Open MPI says when it doesn't understand how its ranks shall find each other."""
 INTERFACE_VARIABLES = ("OMPI_MCA_btl_tcp_if_include", "PRTE_MCA_prte_if_include", "HYDRA_IFACE", "FI_TCP_IFACE")
 MPI4PY_HINT = (
     "install it there (pip install mpi4py), name the Python that has it with MpiLauncher(python=…), or set "
@@ -86,8 +88,16 @@ def _srun(job: Launch, argv: list[str]) -> int:
     if options["prefix"]:
         words.append("--label")
     job.say(f"{_ranks(ranks)} by srun --mpi={kind or 'the default'} on {_nodes(job)}")
+
+    def alone(line: str) -> None:
+        if SINGLETONS in line:
+            raise LaunchFailed(
+                f"mpi: the payload's Open MPI doesn't know srun --mpi={kind}, so every rank would be alone; "
+                "set how='mpirun', or mpi='pmix' where srun offers that"
+            )
+
     argv = [*words, *options["arguments"], *argv]
-    return launch_srun.run(job, argv, _interface(options), "rank", _prefixes(job, "srun"))
+    return launch_srun.run(job, argv, _interface(options), "rank", _prefixes(job, "srun"), alone)
 
 
 def _type(job: Launch) -> str | None:

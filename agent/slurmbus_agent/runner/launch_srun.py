@@ -60,6 +60,7 @@ def run(
     env: Mapping[str, str],
     noun: str,
     rewrite: Callable[[str], str] | None = None,
+    see: Callable[[str], None] | None = None,
 ) -> int:
     """Run a step, and give the exit code, or minus the signal, of the task that failed first.
 
@@ -69,9 +70,16 @@ def run(
         env: further environment.
         noun: what a task is called when one fails.
         rewrite: gives what stands in the output in a line's place.
+        see: is told each line of stderr, too.
     """
     first = FirstEnd()
-    stderr = Output(job.loop, 2, see=first.see, rewrite=rewrite)
+
+    def seen(line: str) -> None:
+        first.see(line)
+        if see is not None:
+            see(line)
+
+    stderr = Output(job.loop, 2, see=seen, rewrite=rewrite)
     stdout = Output(job.loop, 1, rewrite=rewrite) if rewrite is not None else None
     try:
         status = job.run(argv, env, stdout.writer if stdout is not None else 1, stderr.writer)
