@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slurmbus_agent.scheduler import commands, libslurm, sbatch
+from slurmbus_agent.scheduler import commands, details, libslurm, sbatch
 from slurmbus_agent.scheduler.base import (
     ANY_ID,
     AccountingRow,
@@ -81,9 +81,9 @@ class NativeBackend:
         # pyslurm hands the variables that begin so on to every job; an agent inside an allocation has many of them.
         for name in [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]:
             del os.environ[name]
-        self._conf = {"SLURM_CONF": named} if named else {}
         pyslurm.slurm_init(conf)
         os.environ.pop("SLURM_CONF", None)
+        self._conf = named
         self._user = os.getuid()
         self._library = libslurm.Library()
         self._scratch = libslurm.scratch_job(pyslurm.Job)
@@ -137,9 +137,8 @@ class NativeBackend:
                 f"this agent can't ask Slurm for {', '.join(options)}: pyslurm can't, and sbatch isn't here",
                 hint=f"put sbatch's folder on the agent's PATH, or leave {', '.join(options)} out",
             )
-        return sbatch.submit(
-            job, sbatch=command, conf=self._conf, patience=commands.CONTROL, owner=None, site=self._site
-        )
+        conf = {"SLURM_CONF": self._conf} if self._conf else {}
+        return sbatch.submit(job, sbatch=command, conf=conf, patience=commands.CONTROL, owner=None, site=self._site)
 
     def jobs(self) -> list[Observation]:
         """Give this user's jobs, those that finished within MinJobAge included, in one call for these jobs only."""
@@ -206,7 +205,8 @@ class NativeBackend:
                     with contextlib.suppress(IndexError):
                         rows += self._rows([job_id], [name], since)
         found = (self._account(row) for row in rows if {(row.id, row.name), (ANY_ID, row.name)} & wanted)
-        return [row for row in found if row.submit_time is not None and row.submit_time >= math.floor(since)]
+        fitting = [row for row in found if row.submit_time is not None and row.submit_time >= math.floor(since)]
+        return details.of_sacct(fitting, since, self._conf)
 
     def _keeps_accounting(self) -> bool:
         """Ask the controller, once, where it keeps accounting."""
@@ -279,6 +279,7 @@ class NativeBackend:
             submit_time=job.submit_time,
             # Until then these are the controller's guesses.
             start_time=job.start_time if started else None,
+            start_estimate=None if started else job.start_time,
             end_time=job.end_time if ended else None,
             restarts=job.requeue_count,
         )
@@ -304,21 +305,22 @@ class NativeBackend:
 
     def _account(self, row: Any) -> AccountingRow:
         exit_code, signal = _split(self._row_exit.of(row))
+        accounting = Accounting(
+            state=row.state,
+            exit_code=exit_code or 0,
+            signal=signal or 0,
+            elapsed=float(row.elapsed_time or 0),
+            cpu_seconds=float(row.stats.total_cpu_time),
+            alloc_cpus=row.cpus or 0,
+            max_rss=row.stats.resident_memory or None,
+            alloc_nodes=row.num_nodes or 0,
+            alloc_tres=_tres(row.allocated_tres),
+        )
         return AccountingRow(
             job_id=row.id,
             name=row.name,
             final=row.state in FINAL and row.end_time is not None,
-            accounting=Accounting(
-                state=row.state,
-                exit_code=exit_code or 0,
-                signal=signal or 0,
-                elapsed=float(row.elapsed_time or 0),
-                cpu_seconds=float(row.stats.total_cpu_time),
-                alloc_cpus=row.cpus or 0,
-                max_rss=row.stats.resident_memory or None,
-                alloc_nodes=row.num_nodes or 0,
-                alloc_tres=_tres(row.allocated_tres),
-            ),
+            accounting=details.of_objects(row, accounting),
             node_list=_word(row.nodelist),
             submit_time=row.submit_time,
             start_time=row.start_time,
