@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
-from dagster_slurmbus.launchers import BashLauncher, ComputeLauncher, RayLauncher
+from dagster_slurmbus.launchers import (
+    BashLauncher,
+    ComputeLauncher,
+    MpiLauncher,
+    RayLauncher,
+    SparkLauncher,
+    TorchrunLauncher,
+)
 from dagster_slurmbus.values import wrong
 
 FRAMEWORKS: dict[str, type[ComputeLauncher]] = {
     "bash": BashLauncher,
     "python": BashLauncher,
     "ray": RayLauncher,
+    "mpi": MpiLauncher,
+    "torchrun": TorchrunLauncher,
+    "spark": SparkLauncher,
 }
 """By the name that stands in ``resource_requirements``; a launcher of your own may be added."""
 
