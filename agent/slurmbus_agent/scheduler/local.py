@@ -144,8 +144,10 @@ class LocalScheduler:
         """Give all jobs but those that finished more than ``min_job_age`` ago."""
         return await self._call("jobs", self._jobs)
 
-    async def job(self, job_id: int) -> Observation | None:
+    async def job(self, job_id: int, task: int | None = None) -> Observation | None:
         """Give one job, or None when there is none or it finished more than ``min_job_age`` ago."""
+        if task is not None:
+            raise Refused("jobs of this machine are no arrays in this version")
         return await self._call("job", self._job, job_id)
 
     async def accounting_backlog(self) -> int:
@@ -205,6 +207,8 @@ class LocalScheduler:
             self._supervisors = {pid for pid in self._supervisors if not _reaped(pid)}
 
     def _submit(self, job: BatchJob) -> int:
+        if job.array:
+            raise Refused("jobs of this machine are no arrays in this version")
         if not job.script.startswith("#!/"):
             raise Refused("this is no batch script: its first line doesn't start with '#!' and a path")
         if not Path(job.work_dir).is_dir():

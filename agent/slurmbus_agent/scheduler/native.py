@@ -111,6 +111,8 @@ class NativeBackend:
         Slurm refuses some jobs (a configuration that no node has) after it gave them an id: those are seen as FAILED
         with the reason BadConstraints under their name afterwards.
         """
+        if job.array:
+            raise _no_arrays()
         not_for_pyslurm = beyond(job.options)
         if not_for_pyslurm:
             return self._submit_by_sbatch(job, not_for_pyslurm)
@@ -151,8 +153,10 @@ class NativeBackend:
             raise _unavailable(pyslurm.RPCError(error.errno)) from error
         return seen
 
-    def job(self, job_id: int) -> Observation | None:
+    def job(self, job_id: int, task: int | None = None) -> Observation | None:
         """Give one job; None is Slurm's "invalid job id"."""
+        if task is not None:
+            raise _no_arrays()
         job = self._load(job_id)
         return None if job is None else self._observe(job)
 
@@ -368,6 +372,12 @@ def _tres(resources: Any) -> str:
     counts |= {f"gres/{name}": resource for name, resource in resources.gres.items()}
     return ",".join(
         f"{name}={resource.count}{'M' if name == 'mem' else ''}" for name, resource in counts.items() if resource
+    )
+
+
+def _no_arrays() -> Refused:
+    return Refused(
+        "job arrays aren't submitted through pyslurm in this version", hint="set the scheduler to 'commands'"
     )
 
 
