@@ -14,7 +14,15 @@ from contract.commands_site import CommandsSite
 from contract.sites import end_of, observe, run_for
 from contract.test_native import frozen, stopped, unique, until
 from slurmbus_agent.scheduler.array import task_name
-from slurmbus_agent.scheduler.base import ANY_ID, Observation, OutcomeUnknown, Refused, Scheduler, Unavailable
+from slurmbus_agent.scheduler.base import (
+    ANY_ID,
+    NoAccounting,
+    Observation,
+    OutcomeUnknown,
+    Refused,
+    Scheduler,
+    Unavailable,
+)
 from slurmbus_agent.scheduler.limits import CallLimits
 from slurmbus_cluster import Cluster
 
@@ -221,6 +229,20 @@ def test_accounting_that_is_down_leaves_the_rest_alone(alice: CommandsSite) -> N
                     rows = await scheduler.accounting([(job_id, name)], since)
                 except Unavailable:
                     rows = []
+
+    asyncio.run(check())
+
+
+def test_a_site_without_accounting_says_so(alice: CommandsSite) -> None:
+    conf = f"{alice.work_dir}/slurm.conf"
+    alice.run(["sh", "-c", f"grep -v ^AccountingStorage /etc/slurm/slurm.conf >{conf}"])
+    alice.env = {"SLURM_CONF": conf}
+
+    async def check() -> None:
+        async with alice.open() as scheduler:
+            with pytest.raises(NoAccounting):
+                await scheduler.accounting([(1, "any")], time.time() - 60)
+            assert await scheduler.ping() > 0
 
     asyncio.run(check())
 
