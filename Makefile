@@ -59,9 +59,10 @@ image: sync  ## build the cluster's images: of Slurm 26.05 (forky), 24.11 (trixi
 bench: sync  ## what Slurmbus adds to a job, side by side with bare Slurm
 	@$(RUN) pytest tests/bench -o python_files="bench_*.py" -s
 
-chaos: sync  ## break everything at random; SEED=… repeats a run, SECONDS=600 is long, MODE=points or newbus
+chaos: sync  ## break everything at random; SEED=… repeats a run, SECONDS=600 is long, MODE=points or newbus, SCHEDULER=commands
 	@PYTHONPATH=containers:tests $(RUN) python -m chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) \
-	  $(if $(filter points,$(MODE)),--mode points) $(if $(filter newbus,$(MODE)),--new-bus) $(ARGS)
+	  $(if $(filter points,$(MODE)),--mode points) $(if $(filter newbus,$(MODE)),--new-bus) \
+	  $(if $(SCHEDULER),--scheduler $(SCHEDULER)) $(ARGS)
 
 clean:  ## remove what was installed into this folder
 	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

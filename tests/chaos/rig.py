@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 
 from chaos import points
 from chaos.workload import RUNS
-from slurmbus.home import Home
+from slurmbus.home import Home, SchedulerKind
 from slurmbus.owner import ServerOwner
 from slurmbus_cluster import Cluster, ClusterError
 from slurmbus_cluster.agents import AGENT, AgentProcess, install_agent
@@ -112,20 +112,29 @@ class Rig:
         folder: where logs and the bus's data go.
         progress: takes one line of text per step.
         pointed: run the agents so that they can be stopped at labelled points.
+        scheduler: by what the agents submit: ``native`` or ``commands``.
     """
 
-    def __init__(self, folder: Path, progress: Callable[[str], None], *, pointed: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        progress: Callable[[str], None],
+        *,
+        pointed: bool = False,
+        scheduler: SchedulerKind = "native",
+    ) -> None:
         self.folder = folder
         self.home = Home(folder / "home")
         self._progress = progress
         self._pointed = pointed
+        self._scheduler: SchedulerKind = scheduler
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self.cluster = stack.enter_context(Cluster(self._progress, HOSTS, shared={SCRATCH: SCRATCH_SIZE}))
             self._prepare_hosts()
-            self.home.add_site(SITE, scheduler="native", slurm_conf="/etc/slurm/slurm.conf", spool=SPOOL)
+            self.home.add_site(SITE, scheduler=self._scheduler, slurm_conf="/etc/slurm/slurm.conf", spool=SPOOL)
             self.bus = stack.enter_context(BusServer(self.home, self.cluster.gateway))
             self.agents = Agents({host: self._make_agent(host) for host in LOGINS})
             self._stack = stack.pop_all()
