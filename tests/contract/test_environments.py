@@ -29,6 +29,7 @@ from slurmbus.environments import (
     Shipper,
     SiteFolder,
 )
+from slurmbus_agent.environments.store import Store
 from slurmbus_protocol import blobs, subjects
 from slurmbus_protocol.environments import EnvironmentKind
 from slurmbus_protocol.errors import (
@@ -226,7 +227,7 @@ def slow_job(bus: BusSite, agent: RealAgent, folder: Path, title: str) -> tuple[
         "#!/bin/sh\n"
         f"echo $$ >> {folder}/pids\n"
         f"for _ in $(seq 1200); do test -e {release} && break; sleep 0.05; done\n"
-        "mkdir -p $2/env/bin $2/env/conda-meta; "
+        "test -d $2 || exit 1; mkdir -p $2/env/bin $2/env/conda-meta; "
         f"printf '#!/bin/sh\\necho {title}\\n' > $2/env/bin/tool; chmod +x $2/env/bin/tool\n"
     )
     pack = shipped(bus, PixiPack(str(script)))
@@ -258,6 +259,19 @@ def test_a_killed_agents_installation_is_taken_up_again(tmp_path: Path) -> None:
         assert story.stdout == "survived\n"
         assert len(list((store(agent) / "store").iterdir())) == 1
         assert not list(store(agent).glob("*.lock"))
+
+
+def test_an_attempt_that_another_agent_took_for_dead_begins_again(
+    site: tuple[BusSite, RealAgent], tmp_path: Path
+) -> None:
+    bus, agent = site
+    key, release = slow_job(bus, agent, tmp_path, "again")
+    running = max((store(agent) / "store").iterdir(), key=lambda path: path.stat().st_ctime)
+    Store(store(agent)).discard(running)
+    release.touch()
+    story = follow(bus.client, key)
+    assert (story.record.state, story.stdout) == (JobState.COMPLETED, "again\n"), story.record
+    assert len((tmp_path / "pids").read_text().split()) == 2
 
 
 def test_two_agents_that_install_the_same_at_once_do_it_once(tmp_path: Path) -> None:

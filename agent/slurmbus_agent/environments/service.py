@@ -44,6 +44,10 @@ _REINSTALL_AFTER = 60.0
 """Seconds for which a failure is remembered: a hundred jobs that wait for the same broken environment try it once."""
 
 
+class _TakenOver(Exception):
+    """Another agent took this one for dead, broke its lock and threw its attempt away."""
+
+
 @dataclass
 class Underway:
     """An installation that goes on, and who waits for it."""
@@ -191,6 +195,11 @@ class Environments:
     # ------------------------------------------------------------------ installing
 
     async def _install(self, ref: EnvironmentRef) -> Installation:
+        while True:
+            with contextlib.suppress(_TakenOver):
+                return await self._attempt(ref)
+
+    async def _attempt(self, ref: EnvironmentRef) -> Installation:
         underway = self._underway[ref.digest]
         begun = time.monotonic()
         if self._gate.locked():
@@ -207,7 +216,9 @@ class Environments:
                 done = await self._run(folder, underway.tell)
             except (BusUnreachable, asyncio.CancelledError):
                 raise  # the next attempt goes on with the files that were fetched
-            except BaseException:
+            except BaseException as error:
+                if not await asyncio.to_thread(folder.exists):
+                    raise _TakenOver from error
                 await asyncio.to_thread(self.store.discard, folder)
                 raise
             info = Info(

@@ -8,6 +8,7 @@ import os
 import tempfile
 import tomllib
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from slurmbus_protocol.errors import EnvironmentUnusable, InvalidSetting
 from slurmbus_protocol.messages import Platform, SitePython
 
 _CHOICES = ("here", "site")
+_NOT_SOURCE = frozenset({"__pycache__", "build", "dist", "node_modules", "target", "venv"})
 _GLIBCS = (17, 28, *range(31, 41))
 """Minor versions of glibc that uv knows as platforms. Source: uv pip compile --help."""
 
@@ -124,11 +126,11 @@ class UvLock(_Packages):
 
     def _inputs(self) -> list[Path]:
         folder = self._folder
-        sources = sorted(path for path in folder.rglob("*.py") if path.is_file()) if self.project else []
-        return [folder / "uv.lock", folder / "pyproject.toml", *sources]
+        return [folder / "uv.lock", folder / "pyproject.toml"]
 
     def _words(self) -> list[str]:
-        return ["uv-lock", str(self.groups), str(self.extras), str(self.project), self.resolve, str(self.bytecode)]
+        how = [str(self.groups), str(self.extras), self.resolve, str(self.bytecode)]
+        return ["uv-lock", *how, *(_state_of(self._folder) if self.project else ())]
 
     def _title(self) -> str:
         try:
@@ -209,6 +211,15 @@ class Requirements(_Packages):
                 "environment: a pylock.toml isn't resolved by the site; give its requirements.txt, or leave resolve out"
             )
         return self._file.read_text()
+
+
+def _state_of(project: Path) -> Iterator[str]:
+    """Tell when each file of a project was last changed; what was built or installed into its folder doesn't count."""
+    for folder, folders, files in os.walk(project):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _NOT_SOURCE)
+        for name in sorted(files):
+            status = os.stat(os.path.join(folder, name), follow_symlinks=False)  # noqa: PTH116, PTH118
+            yield f"{folder}/{name} {status.st_size} {status.st_mtime_ns}"
 
 
 def _toml(path: Path) -> dict[str, Any]:
