@@ -94,13 +94,15 @@ class Environments:
         self._failed: dict[str, tuple[SlurmbusError, float]] = {}
         self._gate = asyncio.Semaphore(settings.at_once)
         self._platform: Platform | None = None
+        self._asking = asyncio.Lock()
 
     async def platform(self) -> Platform:
         """Say what an environment must be made for; the Pythons are asked once."""
-        if self._platform is None:
-            found = await asyncio.to_thread(pythons.discover, self._preferred)
-            self._platform = pythons.this_platform(found)
-        return self._platform
+        async with self._asking:
+            if self._platform is None:
+                found = await asyncio.to_thread(pythons.discover, self._preferred)
+                self._platform = pythons.this_platform(found)
+            return self._platform
 
     # ------------------------------------------------------------------ getting one ready
 

@@ -32,10 +32,11 @@ from slurmbus_protocol.messages import (
 AnyEnvironment = str | PackedEnvironment | InstalledEnvironment | SiteFolder | Modules | ApptainerImage
 """What can be given as an environment; a text is the name or the hash of an installed one."""
 
-_PLATFORM_TIMEOUT = 60.0
-"""Seconds; the site asks each of its Pythons, and a parallel file system may be slow to give them."""
-_AGENT_PATIENCE = 30.0
-"""Seconds; an agent that takes over from another one answers within that."""
+_ANSWER_TIMEOUT = 10.0
+"""Seconds for one question; an agent that doesn't lead yet gives no answer."""
+_AGENT_PATIENCE = 60.0
+"""Seconds; an agent that takes over from another one answers within 30. It asks each of its Pythons, which a parallel
+file system may be slow to give."""
 _VALID_FOR = 300.0
 _POLL = (0.2, 0.2, 0.5, 0.5, 1.0)
 _PATIENCE = 60.0
@@ -79,7 +80,7 @@ class Shipper:
         deadline = time.monotonic() + _AGENT_PATIENCE
         while True:
             try:
-                platform = self._client.ask("platform", AskPlatform(), Platform, timeout=_PLATFORM_TIMEOUT)
+                platform = self._client.ask("platform", AskPlatform(), Platform, timeout=_ANSWER_TIMEOUT)
                 break
             except SiteUnreachable:
                 if known.exists():
@@ -103,9 +104,8 @@ class Shipper:
 
     def installed(self, digest: str | None = None) -> Environments:
         """Ask which environments the site has; one that is asked for counts as used now."""
-        return self._client.ask(
-            "environments", AskEnvironments(digests=(digest,) if digest else ()), Environments, 30.0
-        )
+        question = AskEnvironments(digests=(digest,) if digest else ())
+        return self._client.ask("environments", question, Environments, _ANSWER_TIMEOUT)
 
     # ------------------------------------------------------------------ bringing it there
 
