@@ -7,8 +7,8 @@ steps used of GPUs. sacct asks the same daemon and says both; it costs about 10 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -27,13 +27,14 @@ def of_objects(row: Any, accounting: Accounting) -> Accounting:
     return sacct.summed(accounting, steps, float(row.stats.consumed_energy) or None)
 
 
-def of_sacct(rows: list[AccountingRow], since: float, conf: str | None) -> list[AccountingRow]:
+def of_sacct(
+    rows: list[AccountingRow], since: float, program: str | None, conf: Mapping[str, str]
+) -> list[AccountingRow]:
     """Replace the figures of finished jobs by sacct's; the rows stay as they are where it can't tell."""
-    program = shutil.which("sacct")
     wanted = {(row.job_id, row.name) for row in rows if row.final}
     if program is None or not wanted:
         return rows
-    env = {**os.environ, **sacct.ENVIRONMENT, **({"SLURM_CONF": conf} if conf else {})}
+    env = {**os.environ, **sacct.ENVIRONMENT, **conf}
     try:
         said = subprocess.run(
             [program, *sacct.arguments(wanted, since)],

@@ -210,7 +210,7 @@ class NativeBackend:
                         rows += self._rows([job_id], [name], since)
         found = (self._account(row) for row in rows if {(row.id, row.name), (ANY_ID, row.name)} & wanted)
         fitting = [row for row in found if row.submit_time is not None and row.submit_time >= math.floor(since)]
-        return details.of_sacct(fitting, since, self._conf)
+        return details.of_sacct(fitting, since, commands.find("sacct"), self._conf)
 
     def _keeps_accounting(self) -> bool:
         """Ask the controller, once, where it keeps accounting."""
