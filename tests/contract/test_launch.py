@@ -141,8 +141,9 @@ def test_more_gpus_than_slurm_gave(place: Lab) -> None:
     assert "num_gpus_per_node=2, but Slurm gave 1 on c1" in (end_of(job).error or "")
 
 
-def test_a_port_that_was_taken_meanwhile_is_changed(place: Lab) -> None:
-    job = stage(place, "bash", "-c", "echo $RAY_ADDRESS", first="port-taken")
+@pytest.mark.parametrize("first", ["port-taken", "impatient", "watch-ends"])
+def test_what_can_be_started_again_is(place: Lab, first: str) -> None:
+    job = stage(place, "bash", "-c", "echo $RAY_ADDRESS", first=first)
     assert run(place, job) == 0, (job.path / "0.stderr").read_text()
     assert "is ready on c1" in (job.path / "0.stderr").read_text()
 

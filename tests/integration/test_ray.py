@@ -52,7 +52,7 @@ raise SystemExit(3)
 
 def job(*argv: str, options: JobOptions = TWO_NODES, env: dict[str, str] | None = None, **settings: Any) -> JobSpec:
     """Give a job with a Ray cluster; ``argv`` are a payload of this folder and its arguments."""
-    launcher = RayLauncher(**{"python": PYTHON, **settings})
+    launcher = RayLauncher(**{"python": PYTHON, "start_timeout": 300, **settings})
     payload = str(argv[0])
     return JobSpec(
         name="ray",

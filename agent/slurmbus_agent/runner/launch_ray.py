@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 
 from slurmbus_agent.runner import launch_network
 from slurmbus_agent.runner.launch_crew import Crew, Member
@@ -13,6 +14,7 @@ from slurmbus_agent.runner.launch_errors import LaunchFailed
 from slurmbus_agent.runner.launch_lines import how_it_ended
 from slurmbus_agent.runner.launch_ray_node import Sizes, folder_of, sizes
 from slurmbus_agent.runner.launch_ray_start import CLIENT_PORT, NO_RAY
+from slurmbus_agent.runner.launch_ray_watch import SAYS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +38,10 @@ KERNEL_PORTS = (
 ANSWERS_WITHIN = 5.0
 REST = 0.5
 """Seconds between two attempts to start a worker."""
+IMPATIENT = "timed out during startup"
+"""Ray's own words when a node wasn't there within the 30 s that it grants. Source: ray/_private/node.py."""
+WATCH = ""
+"""Stands for the watch where nodes are named."""
 WORDS = 4
 """Lines of Ray's own words in an error."""
 MIB = 1024 * 1024
@@ -137,7 +143,10 @@ class Cluster:
             now = time.monotonic()
             for name in [name for name, due in self._again.items() if due <= now]:
                 del self._again[name]
-                self._start_worker(self._crew.members[name])
+                if name == WATCH:
+                    self._start_watch()
+                else:
+                    self._start_worker(self._crew.members[name])
             if now >= self._until and not self._ready:
                 raise LaunchFailed(self._who_is_missing())
         self._tell()
@@ -172,17 +181,31 @@ class Cluster:
             del head["dashboard_port"], head["dashboard_host"]
             head["include_dashboard"] = "false"
         self._start_ray(self._crew.members[name], head)
+        self._start_watch()
+
+    def _start_watch(self) -> None:
+        attempt = self._attempts
+
+        def ended(_exit: int) -> None:
+            if attempt == self._attempts:  # the head was too slow for Ray's own patience
+                self._again[WATCH] = time.monotonic() + REST
+
         argv = [self._options["python"], self._job.runner, "--ray-watch", self.address, str(len(self._crew.members))]
         env = {**os.environ, **self._access()}
-        self._watch = self._job.spawn(argv, env, self._hear_watch, lambda _exit: None)
+        self._watch = self._job.spawn(argv, env, self._hear_watch, ended)
 
     def _start_head_again(self, words: str) -> None:
-        """Start everything again when the head ended because somebody took one of its ports; LaunchFailed otherwise."""
+        """Start everything again when somebody took one of the head's ports, or Ray lost patience with a slow node.
+
+        Raises:
+            LaunchFailed: it ended for another reason, or again and again.
+        """
         here = self._job.allocation.here.name
         answer = self._crew.ask({here: {"do": "taken", "ports": list(self._ports.values())}}, ORDER_WITHIN)[here]
-        if not answer["taken"] or self._attempts == ATTEMPTS:
+        if not (answer["taken"] or IMPATIENT in words) or self._attempts == ATTEMPTS:
             raise LaunchFailed(f"Ray can't be started on {here}: {words}")
-        os.killpg(self._watch, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended, too
+            os.killpg(self._watch, signal.SIGKILL)
         self._crew.ask_all({"do": "clear"}, ORDER_WITHIN)
         self._start_head()
         self._again = {name: 0.0 for name, member in self._crew.members.items() if not self._is_head(member)}
@@ -216,7 +239,12 @@ class Cluster:
         if "head" not in options:  # what only a head may say; older versions of Ray insist
             del options["temp_dir"], options["disable_usage_stats"]
         argv = [self._options["python"], self._job.runner, "--ray-start", json.dumps(options)]
-        env = {**self._access(), "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": self._folder}
+        env = {
+            **self._access(),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TMPDIR": self._folder,
+            "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(int(self._options["start_timeout"]) + 1),
+        }
         order = {"do": "start", "name": "ray", "argv": argv, "env": env}
         self._crew.ask({member.name: order}, ORDER_WITHIN)
 
@@ -231,11 +259,13 @@ class Cluster:
             del said[:-20]
 
     def _hear_watch(self, line: str) -> None:
-        if line.startswith("{"):
-            self._about = json.loads(line)
-        if not line.startswith("["):
+        if not line.startswith(SAYS):
             return
-        self._alive = set(json.loads(line))
+        said = json.loads(line[len(SAYS) :])
+        if "alive" not in said:
+            self._about = said
+            return
+        self._alive = set(said["alive"])
         awaited = {member.address for member in self._crew.members.values()}
         if not self._ready:
             self._ready = awaited <= self._alive

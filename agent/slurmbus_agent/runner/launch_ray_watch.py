@@ -1,7 +1,8 @@
 """Says which nodes a Ray cluster has, as Ray itself sees it: ``python <runner> --ray-watch <host:port> <how many>``.
 
-Writes a JSON list of the addresses of living nodes on one line, whenever it has changed. Looks often until there are
-as many as expected, then seldom. It is no driver: Ray starts no workers for it.
+Writes lines of JSON after a word of its own, because Ray writes to the same pipe: what this Ray is, then the addresses
+of living nodes whenever they have changed. Looks often until there are as many as expected, then seldom. It is no
+driver: Ray starts no workers for it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+SAYS = "slurmbus-ray-watch "
+"""How each line of ours begins."""
 OFTEN = 0.05
 SELDOM = 2.0
 
@@ -31,16 +34,20 @@ def main(argv: list[str]) -> int:
     except ImportError:
         return EXIT_SETUP  # --ray-start says it
     token = importlib.util.find_spec("ray._private.authentication") is not None  # since 2.52
-    sys.stdout.write(json.dumps({"ray": ray.__version__, "token": token}) + "\n")
+    _say({"ray": ray.__version__, "token": token})
     state._initialize_global_state(_options(ray, address))  # noqa: SLF001 - ray.nodes() is this, but for drivers only
     said = None
     while True:
         alive = sorted(node["NodeManagerAddress"] for node in state.node_table() if node["Alive"])
         if alive != said:
             said = alive
-            sys.stdout.write(json.dumps(alive) + "\n")
-            sys.stdout.flush()
+            _say({"alive": alive})
         time.sleep(OFTEN if len(alive) < expected else SELDOM)
+
+
+def _say(message: dict[str, Any]) -> None:
+    sys.stdout.write(SAYS + json.dumps(message) + "\n")
+    sys.stdout.flush()
 
 
 def _options(ray: Any, address: str) -> Any:
