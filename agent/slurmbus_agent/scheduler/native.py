@@ -83,7 +83,7 @@ class NativeBackend:
             del os.environ[name]
         pyslurm.slurm_init(conf)
         os.environ.pop("SLURM_CONF", None)
-        self._conf = named
+        self._conf = {"SLURM_CONF": named} if named else {}
         self._user = os.getuid()
         self._library = libslurm.Library()
         self._scratch = libslurm.scratch_job(pyslurm.Job)
@@ -139,8 +139,9 @@ class NativeBackend:
                 f"this agent can't ask Slurm for {', '.join(options)}: pyslurm can't, and sbatch isn't here",
                 hint=f"put sbatch's folder on the agent's PATH, or leave {', '.join(options)} out",
             )
-        conf = {"SLURM_CONF": self._conf} if self._conf else {}
-        return sbatch.submit(job, sbatch=command, conf=conf, patience=commands.CONTROL, owner=None, site=self._site)
+        return sbatch.submit(
+            job, sbatch=command, conf=self._conf, patience=commands.CONTROL, owner=None, site=self._site
+        )
 
     def jobs(self) -> list[Observation]:
         """Give this user's jobs, those that finished within MinJobAge included, in one call for these jobs only."""
