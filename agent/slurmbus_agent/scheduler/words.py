@@ -72,13 +72,13 @@ _OF_THE_SYSTEM = frozenset(os.strerror(number).lower() for number in errno.error
 
 _SUBMISSION = re.compile(r"^\S+: error: Batch job submission failed: (?P<words>.+)$", re.MULTILINE)
 _ARGUMENTS = re.compile(
-    r"^sbatch: (?:error|fatal): |"
+    r"^sbatch: error: |"
     r"^\S+: (?:(?:error|fatal): )?(?:This does not look like a batch script|Batch script |Script |unrecognized option|"
     r"invalid |ambiguous option|option '|Unable to parse |Bad |Memory specification can not be satisfied)",
     re.MULTILINE | re.IGNORECASE,
 )
 """What sbatch says when it doesn't take its own arguments or script. Its errors come before it sends anything, but for
-the one that a submission has failed.
+the one that a submission has failed; what is fatal may come from anywhere, so only known words count.
 """
 
 RETRYING = b"retrying"
