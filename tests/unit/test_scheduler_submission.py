@@ -39,7 +39,7 @@ def test_what_is_not_asked_for_is_left_to_slurm() -> None:
     told = described()
     assert set(told) == {
         *("name", "script", "working_directory", "standard_output", "log_files_open_mode", "environment"),
-        *("is_requeueable", "ntasks", "nodes", "use_min_nodes"),
+        *("is_requeueable", "ntasks", "nodes", "use_min_nodes", "profile_types"),
     }
     assert told["is_requeueable"] is False
     assert told["log_files_open_mode"] == "append"

@@ -71,6 +71,7 @@ def run(
     *,
     env: Mapping[str, str],
     patience: float,
+    cwd: str = "/",
     stdin: bytes = b"",
     stop_at: bytes | None = None,
     owner: int | None = None,
@@ -81,6 +82,7 @@ def run(
         argv: its path and arguments.
         env: all of its environment.
         patience: seconds after which it is killed.
+        cwd: the folder that it is started in.
         stdin: what it reads.
         stop_at: words on its standard error at which it is killed at once.
         owner: a pipe whose other end whoever waits for the answer holds open.
@@ -98,7 +100,7 @@ def run(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=dict(env),
-            cwd="/",
+            cwd=cwd,
             process_group=0,
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - this process has one thread
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from slurmbus_agent.scheduler import words
 from slurmbus_agent.scheduler.array import ARRAY_TASK, expression
@@ -48,6 +49,7 @@ def submit(
         [sbatch, *argv(job)],
         env={**job.environment, **conf},
         patience=patience,
+        cwd=job.work_dir if Path(job.work_dir).is_dir() else "/",  # what the job finds as SLURM_SUBMIT_DIR
         stdin=job.script.encode(),
         stop_at=words.RETRYING,
         owner=owner,

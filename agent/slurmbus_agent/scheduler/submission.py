@@ -13,6 +13,16 @@ from slurmbus_agent.scheduler.base import BatchJob
 from slurmbus_protocol.messages import JobOptions
 from slurmbus_protocol.options import OPTIONS
 
+_FOR_MPIRUN = {
+    "OMPI_MCA_plm_slurm_args": "--external-launcher",
+    "PRTE_MCA_plm_slurm_args": "--external-launcher",
+    "HYDRA_BOOTSTRAP": "slurm",
+    "HYDRA_LAUNCHER_EXTRA_ARGS": "--external-launcher",
+    "I_MPI_HYDRA_BOOTSTRAP": "slurm",
+    "I_MPI_HYDRA_BOOTSTRAP_EXEC_EXTRA_ARGS": "--external-launcher",
+}
+"""With these an ``mpirun`` starts its own helpers as sbatch means it to, without taking the job's CPUs for them."""
+
 
 def beyond(options: JobOptions) -> list[str]:
     """Name the options of a job that pyslurm can't express."""
@@ -70,6 +80,8 @@ def description(job: BatchJob) -> dict[str, Any]:
         # A requeued job shall not wipe out what its first start said.
         "log_files_open_mode": "append",
         "environment": _environment(job, tasks),
+        # Without this pyslurm asks for every kind of profiling there is. An empty list it takes for nothing said.
+        "profile_types": iter(()),
         "is_requeueable": options.requeue,
         "ntasks": tasks,
         "nodes": {"min": least, "max": most},
@@ -97,9 +109,12 @@ def _environment(job: BatchJob, tasks: int) -> dict[str, str]:
     }
     if job.options.cpus_per_task is not None:
         own["SLURM_CPUS_PER_TASK"] = str(job.options.cpus_per_task)
+        own["SLURM_TRES_PER_TASK"] = f"cpu={job.options.cpus_per_task}"
     if job.options.ntasks_per_node is not None:
         own["SLURM_NTASKS_PER_NODE"] = str(job.options.ntasks_per_node)
-    return job.environment | own
+    if job.options.gpus_per_node is not None:
+        own["SLURM_GPUS_PER_NODE"] = job.options.gpus_per_node
+    return _FOR_MPIRUN | job.environment | own
 
 
 def _gres(options: JobOptions) -> str | None:
