@@ -128,6 +128,8 @@ class Rig:
         self._progress = progress
         self._pointed = pointed
         self._scheduler: SchedulerKind = scheduler
+        self.draining = False
+        """Whether a fault keeps jobs from starting on nodes just now."""
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -246,11 +248,14 @@ class Rig:
         self.cluster.exec("ctld", command, check=False)
 
     def resume_nodes(self) -> None:
-        """Let jobs start again on nodes that were drained by anybody but us, and those that the controller holds."""
+        """Let jobs start again on nodes that nobody drains on purpose now, and those that the controller holds.
+
+        A controller that is killed soon after a resume remembers the drain.
+        """
         drained = self.cluster.exec("ctld", ["sinfo", "-R", "-h", "-o", "%n %E"], check=False).stdout
         for line in drained.splitlines():
             node, _, reason = line.partition(" ")
-            if reason != REASON:
+            if reason != REASON or not self.draining:
                 self.set_nodes(node, "resume")
         waiting = self.cluster.exec("ctld", ["squeue", "-h", "-t", "PD", "-o", "%A %r"], check=False).stdout
         held = [line.partition(" ")[0] for line in waiting.splitlines() if "held" in line.lower()]

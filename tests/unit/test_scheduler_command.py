@@ -82,7 +82,7 @@ def test_bytes_that_are_no_text() -> None:
 
 
 def test_words_end_it_at_once() -> None:
-    ended = shell("echo 'sleeping and retrying' >&2; exec sleep 1000", stop_at=b"retrying")
+    ended = shell("echo 'sleeping and retrying' >&2; exec sleep 1000", stop_at=(b"other", b"retrying"))
     assert ended.code is None
     assert "retrying" in ended.stderr
 

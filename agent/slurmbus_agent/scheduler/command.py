@@ -73,7 +73,7 @@ def run(
     patience: float,
     cwd: str = "/",
     stdin: bytes = b"",
-    stop_at: bytes | None = None,
+    stop_at: tuple[bytes, ...] = (),
     owner: int | None = None,
 ) -> Ended:
     """Run a command to its end or to its deadline.
@@ -84,7 +84,7 @@ def run(
         patience: seconds after which it is killed.
         cwd: the folder that it is started in.
         stdin: what it reads.
-        stop_at: words on its standard error at which it is killed at once.
+        stop_at: words on its standard error at any of which it is killed at once.
         owner: a pipe whose other end whoever waits for the answer holds open.
 
     Raises:
@@ -134,7 +134,7 @@ class _Talk:
     """The pipes of a running command."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], stdin: bytes, stop_at: bytes | None, owner: int | None
+        self, process: subprocess.Popen[bytes], stdin: bytes, stop_at: tuple[bytes, ...], owner: int | None
     ) -> None:
         self.stdout = bytearray()
         self.stderr = bytearray()
@@ -163,7 +163,7 @@ class _Talk:
                 return _LATE
             had_ended = self._process.poll() is not None
             quiet = not self._turn(min(left, LOOK_AGAIN))
-            if self._stop_at is not None and self._stop_at in self.stderr[-2 * _READ :]:
+            if any(words in self.stderr[-2 * _READ :] for words in self._stop_at):
                 return "was stopped"
             if len(self.stdout) + len(self.stderr) > MAX_OUTPUT:
                 return f"wrote more than {MAX_OUTPUT >> 20} MiB"

@@ -72,17 +72,17 @@ _OF_THE_SYSTEM = frozenset(os.strerror(number).lower() for number in errno.error
 
 _SUBMISSION = re.compile(r"^\S+: error: Batch job submission failed: (?P<words>.+)$", re.MULTILINE)
 _ARGUMENTS = re.compile(
-    r"^sbatch: error: |"
-    r"^\S+: (?:(?:error|fatal): )?(?:This does not look like a batch script|Batch script |Script |unrecognized option|"
-    r"invalid |ambiguous option|option '|Unable to parse |Bad |Memory specification can not be satisfied)",
-    re.MULTILINE | re.IGNORECASE,
+    r"^sbatch: (?:error: |unrecognized option|invalid option|ambiguous option|option )", re.MULTILINE
 )
-"""What sbatch says when it doesn't take its own arguments or script. Its errors come before it sends anything, but for
-the one that a submission has failed; what is fatal may come from anywhere, so only known words count.
-"""
+"""What sbatch says when it, or a filter of the site in it, doesn't take its arguments or the script. Its errors come
+before it sends anything, but for the one that a submission has failed."""
+_CONFIGURATION = re.compile(
+    r"^sbatch: (?:error|fatal): .*(?:configuration|slurm\.conf|fetch_config|dns_srv)", re.MULTILINE
+)
+"""What it says when it can't find out where the controller is."""
 
-RETRYING = b"retrying"
-"""sbatch says so before it sleeps for a second, and for a second longer each time."""
+RETRYING = (b"sleeping and retrying", b"temporarily disabled, retrying", b"retrying in 1sec")
+"""What sbatch says before it sleeps for a second, and for a second longer each time."""
 _NO_CONF = "retrying in 1sec"
 _NOT_YET = ("job queue full", "temporarily")
 _SLEEP = 1.0
@@ -90,7 +90,7 @@ _SLEEP = 1.0
 
 def of_submit(ended: Ended) -> Meaning:
     """Give what became of a submit that gave no id."""
-    if RETRYING.decode() in ended.stderr:
+    if any(words.decode() in ended.stderr for words in RETRYING):
         # Killed within its first sleep it has sent one submit, and the controller's answer to that was: not now.
         answered = any(word in ended.stderr for word in _NOT_YET) and ended.seconds < _SLEEP
         return Meaning.NOT_SENT if answered or _NO_CONF in ended.stderr else Meaning.UNKNOWN
@@ -99,6 +99,8 @@ def of_submit(ended: Ended) -> Meaning:
     said = _SUBMISSION.findall(ended.stderr)
     if said:
         return of_words(said[-1])
+    if _CONFIGURATION.search(ended.stderr):
+        return Meaning.NOT_SENT
     return Meaning.REFUSED if _ARGUMENTS.search(ended.stderr) else Meaning.UNKNOWN
 
 
