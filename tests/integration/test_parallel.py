@@ -131,13 +131,13 @@ def test_ranks_are_cancelled_on_all_nodes(alice: SiteClient) -> None:
 def test_torchrun_reduces_over_both_nodes(alice: SiteClient, command: str | None) -> None:
     story = run(alice, job(TorchrunLauncher(python=PYTHON, torchrun=command), "torch_sum.py"))
     assert story.record.state is JobState.COMPLETED, story.stderr
-    assert sorted(story.stdout.splitlines()) == [f"{line} after 0 restarts" for line in sums()]
+    assert sorted(story.stdout.splitlines()) == sums()
 
 
 def test_torchrun_starts_all_processes_again(alice: SiteClient) -> None:
     story = run(alice, job(TorchrunLauncher(python=PYTHON, max_restarts=1), "torch_sum.py", "7"))
     assert story.record.state is JobState.COMPLETED, story.stderr
-    assert sorted(story.stdout.splitlines()) == sorted(f"{line} after {n} restarts" for line in sums() for n in (0, 1))
+    assert sorted(story.stdout.splitlines()) == sorted([*sums(), *(f"{line} again" for line in sums())])
 
 
 def test_a_process_of_torchrun_that_fails_ends_the_job(alice: SiteClient) -> None:
@@ -158,7 +158,7 @@ def result(story: Story) -> dict[str, Any]:
 
 
 def spark(**settings: Any) -> SparkLauncher:
-    return SparkLauncher(python=PYTHON, executor_memory_gb=0.5, driver_memory_gb=0.5, **settings)
+    return SparkLauncher(python=PYTHON, executor_memory_gb=0.5, driver_memory_gb=0.5, start_timeout=300, **settings)
 
 
 def test_two_spark_clusters_on_the_same_two_nodes(alice: SiteClient) -> None:
@@ -242,7 +242,7 @@ def test_without_slurm_the_same_launchers_work(local: SiteClient, cluster: Clust
     assert sorted(story.stdout.splitlines()) == [f"[rank {n}] {line}" for n, line in enumerate(sums(3, ("login",)))]
     torch = TorchrunLauncher(python=PYTHON, processes_per_node=2)
     story = run(local, job(torch, "torch_sum.py", options=JobOptions()))
-    assert sorted(story.stdout.splitlines()) == [f"{line} after 0 restarts" for line in sums(2, ("login",))]
+    assert sorted(story.stdout.splitlines()) == sums(2, ("login",))
     story = run(local, job(spark(cores_per_node=1), "spark_local.py", options=JobOptions()))
     assert story.stdout == "45 on spark login\n", story.stderr
     look = "pgrep -a -u alice -f 'java|mpi_sum|torch_sum'; ls -d /tmp/spark-* 2>/dev/null; true"

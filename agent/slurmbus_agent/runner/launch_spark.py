@@ -14,10 +14,12 @@ from slurmbus_agent.runner.launch_lines import how_it_ended
 from slurmbus_agent.runner.launch_spark_conf import (
     DAEMON_MIB,
     DEFAULTS_FOLDER,
+    EXECUTOR_OPTIONS,
     Sizes,
     defaults,
     find_home,
     folder_of,
+    java_options,
     write,
 )
 from slurmbus_agent.runner.launch_tunnel import tunnel
@@ -96,6 +98,7 @@ class Cluster:
         return {
             **self._common(self._crew.members[self._here]),
             "SPARK_MASTER": self.address,
+            "SPARK_SUBMIT_OPTS": f"{os.environ.get('SPARK_SUBMIT_OPTS', '')} {java_options(self._folder)}".strip(),
             "SPARK_CONF_DIR": self._folder + DEFAULTS_FOLDER,
             "PYTHONPATH": ":".join(path for path in paths if path),
         }
@@ -129,7 +132,9 @@ class Cluster:
         self._wait_for_master(lambda about: not self._missing(about))
         self._ready = True
         host = members[self._here].address
-        write(self._folder + DEFAULTS_FOLDER, defaults(self.address, host, self._secret, sizes, self._options["conf"]))
+        values = defaults(self.address, host, self._secret, sizes, self._options["conf"])
+        values[EXECUTOR_OPTIONS] = f"{values.get(EXECUTOR_OPTIONS, '')} {java_options(self._folder)}".strip()
+        write(self._folder + DEFAULTS_FOLDER, values)
         self._tell()
 
     def _left(self) -> float:
@@ -161,7 +166,7 @@ class Cluster:
         own = os.environ.get("SPARK_DAEMON_JAVA_OPTS", "")
         env = {
             **self._common(member),
-            "SPARK_DAEMON_JAVA_OPTS": f"{own} {OPTIONS}".strip(),
+            "SPARK_DAEMON_JAVA_OPTS": f"{own} {java_options(self._folder)} {OPTIONS}".strip(),
             "SPARK_DAEMON_MEMORY": f"{DAEMON_MIB}m",
             "_SPARK_AUTH_SECRET": self._secret,  # an argument could be read by others on the node
         }

@@ -27,6 +27,7 @@ LEAST_HEAP_MIB = 512
 DEFAULTS = "spark-defaults.conf"
 DEFAULTS_FOLDER = "/conf"
 """In the cluster's folder on the first node."""
+EXECUTOR_OPTIONS = "spark.executor.extraJavaOptions"
 PYSPARK_HINT = (
     "install it there (pip install pyspark), name the Python that has it with SparkLauncher(python=…), or name an "
     "installed Spark with SparkLauncher(spark_home=…)"
@@ -117,6 +118,11 @@ def folder_of(crew: Crew, wanted: str | None, within: float) -> str:
         else:
             return folder
     raise LaunchFailed(f"temp_dir: {words}; name a folder on each node's own disk")
+
+
+def java_options(folder: str) -> str:
+    """Give what keeps a JVM from leaving files of its own outside of a folder when it is killed."""
+    return f"-Djava.io.tmpdir={folder} -XX:-UsePerfData"
 
 
 def defaults(address: str, host: str, secret: str, sizes: Sizes, conf: Mapping[str, str]) -> dict[str, str]:

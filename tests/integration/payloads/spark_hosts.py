@@ -30,7 +30,7 @@ def end_worker(rows):
 
 def wait_for(condition, words):
     """Wait until something is so."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline, words
         time.sleep(0.1)
