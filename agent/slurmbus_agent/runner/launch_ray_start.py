@@ -21,6 +21,8 @@ NO_RAY = "slurmbus-no-ray"
 OPEN_FILES = 65536
 """Ray's advice. Source: its documentation, "Deploying on Slurm" and "System limits"."""
 CLIENT_PORT = "ray_client_server_port"
+NEEDED_FOR_CLIENTS = "get_ray_client_dependency_error"
+"""By this ``ray start`` finds out whether it can serve remote clients."""
 
 
 def main(argv: list[str]) -> int:
@@ -36,7 +38,9 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"{NO_RAY} {error}\n")
         return EXIT_SETUP
     options = {option.name: option for option in scripts.start.params}
-    if not _has_client():
+    if hasattr(scripts, NEEDED_FOR_CLIENTS):
+        # Payloads need no server for remote clients, and when it can't keep up Ray's own command ends the whole head.
+        setattr(scripts, NEEDED_FOR_CLIENTS, lambda: ImportError("not wanted"))
         wanted.pop(CLIENT_PORT, None)
     arguments = ["start"]
     for name, value in wanted.items():
@@ -45,11 +49,3 @@ def main(argv: list[str]) -> int:
             arguments += [flag] if value is True and options[name].is_flag else [f"{flag}={value}"]
     scripts.cli(arguments)  # it ends the process itself
     return 0
-
-
-def _has_client() -> bool:
-    try:
-        client: Any = importlib.import_module("ray.util.client.server")
-    except ImportError:
-        return False
-    return client is not None
