@@ -147,15 +147,18 @@ def test_processes_for_gpus_that_slurm_didnt_give() -> None:
         processes("gpus", {"cpus": 8, "tasks": 2}, 0, "c1")
 
 
-def test_a_node_of_torchrun_knows_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "")
-    monkeypatch.delenv("OMP_NUM_THREADS")
+@pytest.mark.parametrize("again", [False, True])
+def test_a_node_of_torchrun_knows_its_part(again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     wanted = {
         "command": ["python3", "-m", "torch.distributed.run"],
         "first": "here",
         "nodes": {"here": {"cpus": 8, "tasks": 2}},
         "processes": "tasks",
         "interface": None,
+        "again": again,
         "join_timeout": 300,
         "arguments": ["--nnodes=1", "train.py"],
     }
@@ -169,6 +172,7 @@ def test_a_node_of_torchrun_knows_its_part(monkeypatch: pytest.MonkeyPatch) -> N
         "train.py",
     ]
     assert os.environ["OMP_NUM_THREADS"] == "4"
+    assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE" in os.environ) is again
 
 
 def members(**memory: int | None) -> list[Any]:

@@ -64,6 +64,7 @@ def _wanted(job: Launch, command: list[str]) -> dict[str, Any]:
         "nodes": {node.name: {"cpus": node.cpus, "tasks": node.tasks} for node in allocation.nodes},
         "processes": options["processes_per_node"],
         "interface": options["interface"],
+        "again": bool(options["max_restarts"] or least is not None),
         "join_timeout": int(options["start_timeout"]),
         "arguments": [
             f"--nnodes={least}:{nodes}" if least is not None else f"--nnodes={nodes}",

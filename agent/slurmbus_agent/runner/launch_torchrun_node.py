@@ -42,6 +42,8 @@ def command(name: str, wanted: dict[str, Any], gpus: int | None) -> list[str]:
     count = processes(wanted["processes"], node, gpus, name)
     # torchrun would set it to 1, with many words.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, node["cpus"] // count)))
+    if wanted["again"]:  # processes that are started again would find the addresses of their predecessors
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     words = [*wanted["command"], f"--nproc-per-node={count}"]
     # Who is the host isn't left to names: a host's own may not be the one in the endpoint.
     is_first = int(name == wanted["first"])
