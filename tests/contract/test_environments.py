@@ -358,10 +358,10 @@ def test_the_command_pushes_lists_and_removes(site: tuple[BusSite, RealAgent], t
     bus, _ = site
     lock = make_lock(tmp_path, make_package(tmp_path, "demo", "VALUE = 'command'\ndef main(): ...\n"))
 
-    def slurmbus(*words: str) -> subprocess.CompletedProcess[str]:
+    def slurmbus(*words: str, group: tuple[str, ...] = ("env",)) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "SLURMBUS_HOME": str(bus.home.path)}
         program = Path(sys.executable).with_name("slurmbus")
-        return subprocess.run([program, "env", *words], env=env, capture_output=True, text=True, check=False)
+        return subprocess.run([program, *group, *words], env=env, capture_output=True, text=True, check=False)
 
     pushed = slurmbus("push", "--site", "scripted", "--name", "mine", str(lock))
     assert pushed.returncode == 0, pushed.stderr
@@ -371,6 +371,8 @@ def test_the_command_pushes_lists_and_removes(site: tuple[BusSite, RealAgent], t
     listed = json.loads(slurmbus("list", "--site", "scripted", "--json").stdout)
     assert [one["names"] for one in listed if one["digest"] == digest] == [["mine"]]
     assert "mine" in slurmbus("list", "--site", "scripted").stdout
+    job = ["submit", "--site", "scripted", "--environment", "mine", "python3", "-c", "import demo; print(demo.VALUE)"]
+    assert slurmbus(*job, group=()).stdout == "command\n"
     dry = slurmbus("remove", "--site", "scripted", "--dry-run", "mine")
     assert dry.stdout.split("\t")[:2] == [digest, "would remove"]
     assert Shipper(bus.client).installed(digest).environments

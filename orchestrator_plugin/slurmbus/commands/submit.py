@@ -17,8 +17,9 @@ from slurmbus.commands.options import json_option, open_site, site_options
 from slurmbus.commands.view import JobView
 from slurmbus.events import Finished, StateChanged
 from slurmbus.exits import REFUSED, SUCCESS
+from slurmbus_protocol.environments import check_name
 from slurmbus_protocol.errors import InvalidSetting
-from slurmbus_protocol.messages import CommandPlan, FileRef, JobOptions, JobSpec
+from slurmbus_protocol.messages import CommandPlan, FileRef, JobOptions, JobSpec, NamedEnvironment
 from slurmbus_protocol.states import JobState
 
 _NAMED = {name: name for name in ("partition", "account", "qos", "nodes", "ntasks", "cpus", "mem")} | {
@@ -49,6 +50,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
     help="Any other option of sbatch: --option time-min=10 --option contiguous.",
 )
 @click.option("--env", "-e", "variables", multiple=True, metavar="K=V", help="A variable for the job; K alone copies.")
+@click.option("--environment", metavar="NAME|HASH", help="What it runs in: see 'slurmbus env list' and 'env push'.")
 @click.option(
     "--file", "-f", "files", multiple=True, metavar="PATH[:TARGET]", help="A file to put into the job's folder."
 )
@@ -74,6 +76,7 @@ def command(
     options = _options(request)  # before anything is opened: mistakes come at once
     name = _name(request["name"], request["argv"][0])
     env = dict(_variable(item) for item in request["variables"])
+    environment = NamedEnvironment(name=check_name(request["environment"])) if request["environment"] else None
     sources = [_source(item) for item in files]
     client = open_site(site, local=local)
     job = JobSpec(
@@ -83,6 +86,7 @@ def command(
         env=env,
         files=_upload(client, sources),
         outputs=request["outputs"],
+        environment=environment,
     )
     key = client.submit(job, tell=tell_waiting)
     if not follow:
