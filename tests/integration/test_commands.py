@@ -31,7 +31,6 @@ from integration.test_jobs import (
 )
 from integration.test_outages import (
     heartbeat,
-    test_a_node_that_dies_ends_its_job_as_node_fail,  # noqa: F401
     test_an_agent_that_is_killed_and_started_again_goes_on_where_it_stopped,  # noqa: F401
 )
 from slurmbus.client import SiteClient
