@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 import msgspec
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dagster_slurmbus.metrics import MIB, allocated_gpus, allocated_memory
 from dagster_slurmbus.outcomes import figures
@@ -28,14 +28,24 @@ class _More(dg.Config):
     attempts: int = Field(default=2, ge=1, description="How often it is run again.")
     limit: str | None = None
 
-    @field_validator("limit")
+    @model_validator(mode="before")
     @classmethod
-    def _limit_can_be_read(cls, value: str | None) -> str | None:
-        try:
-            cls.parsed(value)
-        except SlurmbusError as error:
-            raise ValueError(str(error)) from error
-        return value
+    def _known(cls, given: Any) -> Any:
+        for name in given if isinstance(given, Mapping) else ():
+            if name not in cls.model_fields:
+                raise ValueError(f"{name!r} is unknown; known: {', '.join(cls.model_fields)}")
+        return given
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _limit_can_be_read(cls, value: Any) -> Any:
+        text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        if isinstance(text, str):
+            try:
+                cls.parsed(text)
+            except SlurmbusError as error:
+                raise ValueError(str(error)) from error
+        return text
 
     @classmethod
     def parsed(cls, limit: str | None) -> float:

@@ -1,7 +1,6 @@
 """Asset checks on the figures of the latest materialization: was what it asked for used?"""
 
-from __future__ import annotations
-
+# No "from __future__ import annotations" here: Dagster reads the annotation of a check's context at run time.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -34,4 +34,4 @@ def one(context: dg.AssetExecutionContext):
     ).get_materialize_result()
 
 
-one_job = dg.Definitions(assets=[one], jobs=[dg.define_asset_job("one_job", [one])]).resolve_job_def("one_job")
+one = dg.Definitions(assets=[one], jobs=[dg.define_asset_job("one_job", [one])]).resolve_job_def("one_job")
