@@ -68,7 +68,7 @@ class Agent:
         """Serve, or stand by while another agent serves, until ``stop`` is set."""
         self._runner = await asyncio.to_thread(self.spool.prepare)
         self._audit = Audit(self.spool.root / "audit.log")
-        self._roster = Roster(self.spool, self._audit)
+        self._roster = Roster(self.spool, self._audit, self.config.array_size)
         scheduler = await asyncio.to_thread(
             make_scheduler,
             self.config.scheduler,
@@ -257,6 +257,7 @@ class Agent:
                     accept=self._roster.accept,
                     cancel=self._roster.cancel,
                     spoiled=lambda: _count_bad(pulse),
+                    array_size=self.config.array_size,
                 )
                 group.create_task(intake.run())
         finally:

@@ -60,6 +60,18 @@ SPOOL_READS_PER_SECOND = 20.0
 SPOOL_READ = 256 * 1024
 """Bytes a read, the size of one chunk on the bus."""
 
+# ---- job arrays
+ARRAY_SIZE = 1000
+"""Tasks that Slurm gets as one array: its MaxArraySize is 1001 by default, and the largest index is one less."""
+ARRAY_LOOK = 0.25
+"""Seconds between two looks whether an array is ready, when nothing tells."""
+ARRAY_PATIENCE = 5.0
+"""Seconds without news after which an array is submitted without the tasks that aren't staged yet: they follow."""
+ARRAY_CANCEL_TOGETHER = 0.05
+"""Seconds in which cancels of an array's tasks are collected, as long as more come: Slurm is asked once for all."""
+ARRAY_RECORDS_AT_ONCE = 64
+"""Records of an array that are made at the same time: a thousand take a quarter of a second."""
+
 # ---- forgetting
 FORGET_FIRST = 60.0
 """Seconds from the start to the first look for jobs to be forgotten: taking over comes first; a laptop's agent seldom

@@ -104,6 +104,9 @@ class Unlinked(Event, frozen=True, kw_only=True):
 class Denied(Event, frozen=True, kw_only=True):
     """The controller answered that it doesn't know the job."""
 
+    removed: bool = False
+    """It knows the array of which this was a task: Slurm keeps nothing of waiting tasks that are cancelled."""
+
 
 class Accounted(Event, frozen=True, kw_only=True):
     """Accounting was asked, as often as it should be; None: it never had a final row for the job."""

@@ -84,6 +84,8 @@ ESTIMATE_SHARE = 0.2
 """The same as a share of the time from the submit to the expected start."""
 
 _FORGOTTEN = "the controller doesn't know the job any more; asking accounting"
+_REMOVED = JobState.CANCELLED.value
+"""Slurm's state of a waiting task that it keeps nothing of, since it was cancelled, while its array is still there."""
 SLURM_FINAL = FINAL - {JobState.REJECTED, JobState.LOST}
 
 
@@ -253,6 +255,8 @@ def _observed(record: Record, event: Observed) -> Result:
         "estimated_start": _estimate(record, seen),
         "lookups": 0,
     }
+    if seen.task_job_id is not None:
+        shown["task_job_id"] = seen.task_job_id
     if seen.state == "PENDING":
         return _with(record, JobState.PENDING, **shown), ()
     if "COMPLETING" in seen.flags:
@@ -317,9 +321,13 @@ def _unlinked(record: Record, event: Unlinked) -> Result:
     return record, (Watch(urgent=True), *looks)
 
 
-def _denied(record: Record, _: Denied) -> Result:
+def _denied(record: Record, event: Denied) -> Result:
     if record.verdict is not None or record.job_id is None:
         return record, ()
+    if event.removed and not record.starts and record.cancel is not None:
+        return record, (TakeClaim(start=0),)
+    if event.removed and not record.starts:  # somebody cancelled it in Slurm, or it failed long ago without a claim
+        record = _with(record, slurm_state=_REMOVED)
     denied = _with(record, lookups=max(1, record.lookups), reason=_FORGOTTEN)
     return denied, (ReadClaims(), AskAccounting(again=UNCLAIMED_PATIENCE))
 
@@ -349,7 +357,8 @@ def _accounted(record: Record, event: Accounted) -> Result:
 def _unaccounted(record: Record) -> Result:
     """Neither the controller nor accounting has the job's end."""
     if not record.starts:
-        return (record, (TakeClaim(start=0),)) if record.cancel is not None else _submit(record)
+        unwanted = record.cancel is not None or record.slurm_state == _REMOVED
+        return (record, (TakeClaim(start=0),)) if unwanted else _submit(record)
     if record.lookups == 1:
         return _with(record, lookups=2), (AskAccounting(again=CLAIMED_PATIENCE),)
     lost = _with(
@@ -379,6 +388,7 @@ def _claimed(record: Record, event: Claimed) -> Result:
     seal = next((start for start in event.starts if start.node == AGENT_NODE), None)
     if seal is not None and seal.number == 0:
         return _sealed(record, seal, event.batch_output) if not record.starts else (record, ())
+    record = _with_own_ids(record, event.starts)
     known = {start.number for start in record.starts}
     fresh = tuple(start for start in event.starts if start.number not in known and start.node != AGENT_NODE)
     sealed = record.sealed or seal is not None
@@ -388,6 +398,17 @@ def _claimed(record: Record, event: Claimed) -> Result:
     looks: tuple[Instruction, ...] = (LookForTwins(),) if record.submits > 1 else ()
     closing = _closing(record) if record.verdict is not None else (Watch(),)
     return _finish(record, (*twin, *looks, *_repeat_cancel(record), *closing))
+
+
+def _with_own_ids(record: Record, claimed: tuple[Start, ...]) -> Record:
+    """Learn from a runner that says hello what its claim in the spool doesn't: the own id of an array's task."""
+    own = {start.nonce: start.task_job_id for start in claimed if start.task_job_id is not None}
+    if not any(start.task_job_id is None and start.nonce in own for start in record.starts):
+        return record
+    starts = tuple(
+        msgspec.structs.replace(start, task_job_id=start.task_job_id or own.get(start.nonce)) for start in record.starts
+    )
+    return _with(record, starts=starts, task_job_id=starts[-1].task_job_id or record.task_job_id)
 
 
 def _adopt(record: Record, fresh: tuple[Start, ...]) -> Result:
@@ -414,6 +435,7 @@ def _adopt(record: Record, fresh: tuple[Start, ...]) -> Result:
         estimated_start=None,
         reason=None,
         lookups=0,
+        task_job_id=latest.task_job_id or (None if other else record.task_job_id),
     )
     return record, stop_twin
 

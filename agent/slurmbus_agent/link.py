@@ -104,6 +104,7 @@ class _Hello(msgspec.Struct, frozen=True, kw_only=True):
     nonce: str
     claimed_at: float
     version: NonNegative = 1
+    task_job_id: NonNegative | None = None
 
 
 class _Chunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -348,7 +349,12 @@ class _Session:
         """Serve until the connection ends."""
         hello = self._hello
         start = Start(
-            number=hello.start, job_id=hello.job_id, node=hello.node, nonce=hello.nonce, started_at=hello.claimed_at
+            number=hello.start,
+            job_id=hello.job_id,
+            node=hello.node,
+            nonce=hello.nonce,
+            started_at=hello.claimed_at,
+            task_job_id=hello.task_job_id,
         )
         welcome = await self._sink.hello(hello.key, hello.task, start)
         self._wire.owing -= 1

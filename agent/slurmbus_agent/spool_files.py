@@ -55,6 +55,8 @@ class RunnerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The folder of the ``dagster_pipes`` module; goes to the end of the payload's PYTHONPATH."""
     launch: dict[str, Any] | None = None
     """What starts before the payload (a plan's ``type`` and its own fields); None runs ``argv`` as it is."""
+    array_index: NonNegative | None = None
+    """Of a task of a job array: its index in Slurm."""
     link: str | None = None
     """The file with the link's address; None for a job that reports by the spool alone."""
     environment: RunnerEnvironment | None = None

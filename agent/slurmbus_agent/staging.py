@@ -9,6 +9,9 @@ import pwd
 import secrets
 import sys
 from pathlib import Path
+from weakref import WeakValueDictionary
+
+import msgspec
 
 from slurmbus_agent import budgets
 from slurmbus_agent.environments.activation import activate
@@ -49,8 +52,13 @@ class Stager:
         self._environments = environments
         self._here = here
         self._gate = asyncio.Semaphore(budgets.STAGING_AT_ONCE)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Of what several jobs need and one of them fetches."""
+        self._installed: dict[str, str] = {}
 
-    async def stage(self, folder: JobDir, record: Record, spec: JobSpec, tell: Tell) -> Staged:
+    async def stage(
+        self, folder: JobDir, record: Record, spec: JobSpec, tell: Tell, shared: tuple[FileRef, ...] = ()
+    ) -> Staged:
         """Get the environment ready, and make working directory, files, context and plan.
 
         Args:
@@ -58,6 +66,12 @@ class Stager:
             record: the job's.
             spec: what was asked for.
             tell: called with what takes long, for people.
+
+        Args:
+            folder: of the job.
+            record: of the job.
+            spec: what was asked for.
+            shared: the files among ``spec.files`` that a task has in common with its siblings.
 
         Raises:
             EnvironmentUnusable: the environment can't be had.
@@ -76,7 +90,10 @@ class Stager:
             work = await asyncio.to_thread(self._prepare, folder, spec)
             pipes_path = await self._place_pipes_module(spec.pipes_module)
             for file in spec.files:
-                await self._place(work, file)
+                if file in shared:
+                    await self._share(record, work, file)
+                else:
+                    await self._place(work, file)
             environment = activation.runner if activation is not None else None
             await asyncio.to_thread(self._write_plan, folder, record, spec, work, pipes_path, environment)
         return Staged(
@@ -103,9 +120,26 @@ class Stager:
         with work.place(file.path, executable=file.executable) as target:
             await blobs.fetch_into(self._bus, file.sha256, file.size, target)
 
+    async def _share(self, record: Record, work: WorkDir, file: FileRef) -> None:
+        """Let a file of a whole array appear in a task's working directory; it is fetched once."""
+        array = self._spool.array(record.key)
+        name = array.file_name(file.sha256, executable=file.executable)
+        async with self._locks.setdefault(f"{record.key} {name}", asyncio.Lock()):
+            if not await asyncio.to_thread(array.has, name):
+                files = await asyncio.to_thread(array.files)
+                await self._place(files, msgspec.structs.replace(file, path=name))
+                await asyncio.to_thread(array.seal, name)
+        await asyncio.to_thread(array.link, name, work, file.path)
+
     async def _place_pipes_module(self, module: FileRef | None) -> str | None:
         if module is None:
             return None
+        async with self._locks.setdefault(module.sha256, asyncio.Lock()):
+            if module.sha256 not in self._installed:
+                self._installed[module.sha256] = await self._install_pipes_module(module)
+        return self._installed[module.sha256]
+
+    async def _install_pipes_module(self, module: FileRef) -> str:
         content = b"".join([piece async for piece in blobs.fetch(self._bus, module.sha256, module.size)])
         return str(await asyncio.to_thread(self._spool.install_pipes_module, module.sha256, content))
 
@@ -133,14 +167,16 @@ class Stager:
                 requeue=spec.options.requeue,
                 pipes=spec.pipes_context is not None,
                 pipes_path=pipes_path,
+                array_index=record.task - record.array_base if record.tasks else None,
                 link=str(self._spool.link),
                 environment=environment,
             )
         )
 
-    def batch_script(self, folder: JobDir) -> str:
-        """Give the batch script of a job."""
-        return batch_script(self._python, self._runner, folder.path, login=not self._here)
+    def batch_script(self, folder: JobDir, record: Record) -> str:
+        """Give the batch script of a job, or of an array."""
+        base = record.array_base if record.tasks else None
+        return batch_script(self._python, self._runner, folder.path, login=not self._here, array_base=base)
 
     def environment(self) -> dict[str, str]:
         """Give what jobs start from.

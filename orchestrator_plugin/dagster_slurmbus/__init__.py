@@ -4,6 +4,8 @@ from importlib.metadata import version
 
 from dagster_slurmbus._compat import DagsterLibraryRegistry
 from dagster_slurmbus.again import MoreMemory, MoreTime
+from dagster_slurmbus.array_results import CompletedArray, TaskOutcome
+from dagster_slurmbus.array_tasks import ArrayTask, partition_tasks
 from dagster_slurmbus.bus import BusResource
 from dagster_slurmbus.checks import cpu_efficiency_check, memory_headroom_check
 from dagster_slurmbus.environments import EnvironmentConfig
@@ -40,8 +42,10 @@ __version__ = version("dagster-slurmbus")
 
 __all__ = [
     "ApptainerImage",
+    "ArrayTask",
     "BashLauncher",
     "BusResource",
+    "CompletedArray",
     "CompletedJob",
     "ComputeLauncher",
     "ComputeResource",
@@ -67,10 +71,12 @@ __all__ = [
     "SlurmRunConfig",
     "SlurmSite",
     "SparkLauncher",
+    "TaskOutcome",
     "TorchrunLauncher",
     "UvLock",
     "cpu_efficiency_check",
     "memory_headroom_check",
+    "partition_tasks",
     "slurmbus_reconcile_sensor",
 ]
 

@@ -11,6 +11,7 @@ import dagster as dg
 from dagster_slurmbus.outcomes import Metadata, Tail, failure_metadata, figures, payload_end
 from dagster_slurmbus.units import clock, size
 from dagster_slurmbus.units import minutes as words
+from slurmbus_protocol.arrays import slurm_id
 from slurmbus_protocol.errors import SlurmbusError
 from slurmbus_protocol.messages import JobOptions, Record
 from slurmbus_protocol.states import JobState
@@ -61,7 +62,7 @@ def from_error(error: SlurmbusError, metadata: Metadata | None = None) -> dg.Fai
 def describe(record: Record, last_words: str = "") -> str:
     """Say in a sentence or two what happened to a job and what to do next."""
     what = "local job" if record.scheduler == "local" else "Slurm job"
-    name = f"{what} {record.job_id}" if record.job_id is not None else "the job"
+    name = f"{what} {slurm_id(record)}" if record.job_id is not None else "the job"
     return f"{name}: {_STORIES[record.state](record, last_words)}"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 import dagster_pipes
@@ -63,6 +63,7 @@ RUN_LABEL = "dagster_run"
 DEPLOYMENT_LABEL = "dagster_deployment"
 """Says whose jobs these are: several Dagster deployments may share a site."""
 
+T = TypeVar("T")
 Connect = Callable[[str | None], SiteClient]
 """Gives the client of a site; of the configured one for None."""
 
@@ -143,9 +144,13 @@ class Invocation:
         Raises:
             dagster.Failure: the job failed, or something between here and the agent did.
         """
+        return self._guarded(self._run)
+
+    def _guarded(self, run: Callable[[CommitLookup], T]) -> T:
+        """Turn whatever ends a call into what Dagster understands."""
         try:
             with CommitLookup(self._request.code_folder) as lookup:
-                return self._run(lookup)
+                return run(lookup)
         except SlurmbusError as error:
             raise from_error(error, self._whereabouts()) from error
         except INTERRUPTS as interrupt:
@@ -238,9 +243,7 @@ class Invocation:
 
     def _submit(self, client: SiteClient, key: str, files: list[FileRef] | None = None) -> Done:
         """Submit and follow; the launch handle is written before anything is published."""
-        over = _compat.status_of_ended_run(self._context)
-        if over is not None:  # nobody would see what comes of it
-            raise wrong(f"run {self._context.run_id} is over ({over}): this step submits nothing any more")
+        self._check_run()
         files = self._uploaded(client) if files is None else files
         plain = self._spec(files)
         parts = self._parts(plain)
@@ -255,6 +258,11 @@ class Invocation:
         self._watching = watching = self._watch(client, key)
         record = watching.follow(lambda: client.submit(spec, key=key))
         return Done(client, record, watching.stderr, files)
+
+    def _check_run(self) -> None:
+        over = _compat.status_of_ended_run(self._context)
+        if over is not None:  # nobody would see what comes of it
+            raise wrong(f"run {self._context.run_id} is over ({over}): this step submits nothing any more")
 
     def _watch(self, client: SiteClient, key: str) -> Watching:
         return Watching(self._context, client, key, self._conduct, self._reader)
@@ -386,14 +394,18 @@ class Invocation:
 
     # ------------------------------------------------------------------ what came of it
 
-    def _fetch_outputs(self, client: SiteClient, record: Record) -> dict[str, Path]:
+    def _fetch_outputs(self, client: SiteClient, record: Record, task: str = "") -> dict[str, Path]:
+        """Fetch what came back; of a task of an array, into a folder of its own."""
         if record.outputs_error:
-            self._context.log.warning("not all outputs came back: %s", record.outputs_error)
+            whose = f" of task {task!r}" if task else ""
+            self._context.log.warning("not all outputs%s came back: %s", whose, record.outputs_error)
         if not record.outputs:
             return {}
         step = _NOT_IN_A_NAME.sub("_", _compat.step_key(self._context))
         own = _compat.files_directory(self._context) / "slurmbus" / step / record.key
         folder = self._request.outputs_dir or own
+        if task:
+            folder = folder / (_NOT_IN_A_NAME.sub("_", task)[:_NAME_LENGTH] or str(record.task))
         try:
             return {
                 ref.path: client.download(ref, folder / inside(ref.path, "the agent's outputs"))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import dagster as dg
 from pydantic import Field, field_validator
 
 from dagster_slurmbus._compat import Context, is_env_var
 from dagster_slurmbus.again import MoreMemory, MoreTime, Policy
+from dagster_slurmbus.array_invocation import ArrayRequest, OnTaskFailure
+from dagster_slurmbus.array_results import CompletedArray
+from dagster_slurmbus.array_tasks import Task, numbered
 from dagster_slurmbus.bus import BusResource
+from dagster_slurmbus.calls import PayloadCall
 from dagster_slurmbus.environments import EnvironmentConfig, as_config
 from dagster_slurmbus.files import Files, LocalFile, StrPath, local_file, local_files, without_duplicates
 from dagster_slurmbus.frameworks import launcher_for
@@ -234,6 +238,92 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         Raises:
             dagster.Failure: the job failed or couldn't be submitted; the message says why and what to do.
         """
+        client, request = self._prepared(
+            context,
+            payload_path,
+            remote_payload_path=remote_payload_path,
+            payload_args=payload_args,
+            extra_files=extra_files,
+            extra_env=extra_env,
+            extras=extras,
+            outputs=outputs,
+            outputs_dir=outputs_dir,
+            outputs_limit=outputs_limit,
+            stream_limit=stream_limit,
+            options=options,
+            extra_slurm_opts=extra_slurm_opts,
+            resource_requirements=resource_requirements,
+            run_config=run_config,
+            launcher=launcher,
+            environment=environment,
+            ship_pipes_module=ship_pipes_module,
+            reattach_key=reattach_key,
+            on_out_of_memory=on_out_of_memory,
+            on_timeout=on_timeout,
+            metrics=metrics,
+        )
+        return client.invoke(context, request)
+
+    def run_array(
+        self,
+        *,
+        context: Context,
+        payload_path: StrPath | None = None,
+        tasks: Iterable[Task],
+        throttle: int | None = None,
+        on_task_failure: OnTaskFailure = "raise",
+        only: Collection[str | int] | None = None,
+        **call: Unpack[PayloadCall],
+    ) -> CompletedArray:
+        """Run a payload once for each task, as one job array, and wait for the end of all.
+
+        When this step is a retry, it goes on with the tasks that run or have succeeded, and runs the failed ones again.
+
+        Args:
+            context: of the executing step.
+            payload_path: the program here; it travels once, whatever the number of tasks.
+            tasks: the tasks: ``ArrayTask(…)``, the same as mappings, or texts (a name that is also the only argument);
+                for the partitions of a run see ``partition_tasks``.
+            throttle: how many tasks may run at the same time.
+            on_task_failure: ``raise`` lets all tasks end, then fails the step and tells each failed task; ``cancel``
+                ends the others as soon as one has failed; ``continue`` leaves it to the caller to look at ``failed``.
+            only: names or numbers of the tasks to run; the others are left out.
+            call: as for ``run``.
+
+        Raises:
+            dagster.Failure: a task failed or couldn't be submitted; a retry of the step runs the failed ones again.
+        """
+        array = ArrayRequest(tasks=numbered(tasks, only), throttle=throttle, on_task_failure=on_task_failure)
+        client, request = self._prepared(context, payload_path, **call)
+        return client.invoke_array(context, request, array)
+
+    def _prepared(
+        self,
+        context: Context,
+        payload_path: StrPath | None,
+        *,
+        remote_payload_path: str | None = None,
+        payload_args: Sequence[str] = (),
+        extra_files: Files | None = None,
+        extra_env: Mapping[str, str] | None = None,
+        extras: Mapping[str, Any] | None = None,
+        outputs: Sequence[str] = (),
+        outputs_dir: StrPath | None = None,
+        outputs_limit: int = OUTPUTS_LIMIT,
+        stream_limit: int = STREAM_LIMIT,
+        options: Options | None = None,
+        extra_slurm_opts: Mapping[str, Any] | None = None,
+        resource_requirements: Mapping[str, Any] | None = None,
+        run_config: SlurmRunConfig | None = None,
+        launcher: ComputeLauncher | None = None,
+        environment: AnyEnvironment | None = None,
+        ship_pipes_module: bool = True,
+        reattach_key: str | None = None,
+        on_out_of_memory: MoreMemory | None = None,
+        on_timeout: MoreTime | None = None,
+        metrics: OwnMetrics | None = None,
+    ) -> tuple[PipesSlurmClient, Request]:
+        """Check what was asked for, and put it together; the arguments are those of ``run``."""
         slurm = self.chosen(context)
         client = self.pipes_client(context)
         payload, program = _payload(payload_path, remote_payload_path)
@@ -265,7 +355,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             ),
             metrics=metrics,
         )
-        return client.invoke(context, request)
+        return client, request
 
     def _own_environment(self) -> AnyEnvironment | None:
         return self.environment.environment() if self.environment is not None else None

@@ -54,7 +54,8 @@ class SignedRequest:
         if isinstance(self.message, Cancel):
             return ()
         job = self.message.job
-        return (*job.files, job.pipes_module) if job.pipes_module is not None else job.files
+        files = (*job.files, *(file for task in job.tasks for file in task.files))
+        return (*files, job.pipes_module) if job.pipes_module is not None else files
 
     async def publish(self, bus: Bus, patience: float) -> None:
         """Publish it until the bus has acknowledged it; nothing happens when it is there.
@@ -125,7 +126,10 @@ class Outbox:
     def seen(self, record: Record) -> None:
         """Forget what the record's agent has made durable: a job past its staging, the cancel of one that ended."""
         for request in self.of_job(record.site, record.key):
-            if record.state.is_final or (isinstance(request.message, Submit) and record.state not in _UNTIL_STAGED):
+            # Of an array others may still be staged, or need their cancel: the agent's spool has the request by now.
+            staged = isinstance(request.message, Submit) and record.state not in _UNTIL_STAGED and not record.tasks
+            ended = record.state.is_final and (isinstance(request.message, Submit) or not record.tasks)
+            if staged or ended:
                 self.drop(request)
 
     def holds(self, request: SignedRequest) -> bool:

@@ -19,6 +19,7 @@ ENVIRONMENTS = "environments"
 LAUNCH_MPI = "launch-mpi"
 LAUNCH_TORCHRUN = "launch-torchrun"
 LAUNCH_SPARK = "launch-spark"
+ARRAYS = "arrays"
 
 FIRST_OPTIONS = frozenset(
     {
@@ -71,6 +72,7 @@ ADDITIONS: dict[str, Addition] = {
     LAUNCH_SPARK: Addition("Spark clusters", lambda job: isinstance(job.plan, SparkPlan)),
     OPTIONS_2: Addition("all of Slurm's options", lambda job: bool(newer_options(job.options))),
     ENVIRONMENTS: Addition("environments", lambda job: job.environment is not None),
+    ARRAYS: Addition("job arrays", lambda job: bool(job.tasks)),
 }
 """By token."""
 

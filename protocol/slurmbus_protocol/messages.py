@@ -21,6 +21,8 @@ NonNegative = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 EnvironmentName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 JobName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+TaskIndex = Annotated[int, msgspec.Meta(ge=0, lt=100_000)]
+TaskName = Annotated[str, msgspec.Meta(max_length=256)]
 MiB = Positive
 
 
@@ -203,6 +205,25 @@ class ImageEnvironment(Value, frozen=True, kw_only=True, omit_defaults=True, tag
 Environment = EnvironmentRef | NamedEnvironment | FolderEnvironment | ModulesEnvironment | ImageEnvironment
 
 
+class TaskSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What one task of a job array has of its own; everything else it shares with its siblings."""
+
+    index: TaskIndex
+    """The task's number in subjects, spool and Slurm; stays the same when the task is run again by itself."""
+    name: TaskName = ""
+    """For people: the partition key or the parameters."""
+    args: tuple[str, ...] = ()
+    """Go after the plan's arguments."""
+    argv: tuple[str, ...] = ()
+    """Stands in the place of the plan's command; ``args`` still follow."""
+    env: dict[str, str] = {}
+    """Over the job's."""
+    files: tuple[FileRef, ...] = ()
+    """Besides the job's; one with the same path stands in its place."""
+    pipes_context: bytes | None = None
+    """A JSON object whose members go over those of the job's Pipes context: extras, partition_key, …"""
+
+
 class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """What shall run, with what, and what shall come back."""
 
@@ -230,6 +251,10 @@ class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Where the job comes from (run, step, asset): for people and for the comment in Slurm."""
     environment: Environment | None = None
     """What the payload runs in; None is what the login shell gives."""
+    tasks: tuple[TaskSpec, ...] = ()
+    """The tasks of a job array, by ascending index; none for a single job."""
+    array_throttle: Positive | None = None
+    """How many tasks may run at the same time."""
 
 
 class Submit(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -244,7 +269,7 @@ class Submit(Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Cancel(Message, frozen=True, kw_only=True, omit_defaults=True):
-    """End this job."""
+    """End this job, or one task of it."""
 
     TYPE: ClassVar[str] = "cancel"
     id: Ulid
@@ -253,6 +278,8 @@ class Cancel(Message, frozen=True, kw_only=True, omit_defaults=True):
     expires_at: float
     submitter: str
     reason: str = ""
+    task: TaskIndex | None = None
+    """Only this task of an array; None is all of them."""
 
 
 class Problem(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -316,6 +343,8 @@ class Start(Value, frozen=True, kw_only=True, omit_defaults=True):
     """What it used when the runner last looked; the last one stays when it has ended."""
     facts: dict[str, str] = {}
     """What the launcher has found out, for people: the address of a dashboard, for example."""
+    task_job_id: NonNegative | None = None
+    """Of an array's task: its own Slurm id (SLURM_JOB_ID); ``job_id`` is the array's (SLURM_ARRAY_JOB_ID)."""
 
 
 class AccountingStep(Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -449,6 +478,14 @@ class Record(Message, frozen=True, kw_only=True, omit_defaults=True):
     """When the agent did what (accepted, staged, submit_sent, submit_done, …), for finding out who was slow."""
     environment: str | None = None
     """The digest of the installed environment in which it runs; None when it runs in none of those."""
+    tasks: NonNegative = 0
+    """How many tasks the array has that this is one of; 0 for a single job. Then ``job_id`` is the array's id."""
+    task_name: str = ""
+    """What the request calls the task: the partition key or the parameters."""
+    array_base: NonNegative = 0
+    """The task has Slurm's index ``task - array_base``: a long array is submitted as several."""
+    task_job_id: NonNegative | None = None
+    """The id that Slurm gave to this task alone, once it has one."""
 
 
 class Chunk(Message, frozen=True, kw_only=True, omit_defaults=True):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from slurmbus_agent.scheduler.array import expanded, expression, split_name, task_name
+from slurmbus_agent.scheduler.array import expanded, split_name, task_name
+from slurmbus_protocol.arrays import compact
 
 
 @pytest.mark.parametrize(
@@ -12,7 +13,7 @@ from slurmbus_agent.scheduler.array import expanded, expression, split_name, tas
     [([0], "0"), ([3, 1, 2], "1-3"), ([0, 1, 2, 7, 9, 10], "0-2,7,9-10"), (range(1000), "0-999"), ([5, 5], "5")],
 )
 def test_indexes_are_written_as_sbatch_takes_them(indexes: list[int], text: str) -> None:
-    assert expression(indexes) == text
+    assert compact(indexes) == text
     assert expanded(text) == tuple(sorted(set(indexes)))
 
 
@@ -24,15 +25,16 @@ def test_indexes_are_written_as_sbatch_takes_them(indexes: list[int], text: str)
         ("[1,4-6%3]", (1, 4, 5, 6)),
         ("0-8:4", (0, 4, 8)),
         ("[7]%1", (7,)),
+        ("0x29%4", (0, 3, 5)),
     ],
 )
 def test_slurms_own_words_are_read(text: str, indexes: tuple[int, ...]) -> None:
     assert expanded(text) == indexes
 
 
-@pytest.mark.parametrize("text", ["1,3,5,...", "", "N/A", "1-", "a-b", "0x1F"])
+@pytest.mark.parametrize("text", ["1,3,5,...", "", "N/A", "1-", "a-b", "0xZZ"])
 def test_a_list_that_was_cut_short_is_never_taken_for_all(text: str) -> None:
-    with pytest.raises(ValueError, match="array's tasks"):
+    with pytest.raises(ValueError, match=r"array.s tasks|invalid literal"):
         expanded(text)
 
 

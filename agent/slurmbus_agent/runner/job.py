@@ -66,10 +66,7 @@ def claim(plan: Plan) -> dict[str, Any]:
         Taken: the job may not start again.
         OSError: the spool doesn't work.
     """
-    try:
-        job_id = int(os.environ["SLURM_JOB_ID"])
-    except (KeyError, ValueError):
-        raise BadPlan("this isn't a Slurm job: SLURM_JOB_ID isn't set") from None
+    job_id, own_id = slurm_ids(plan)
     node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
     nonce = os.urandom(8).hex()
     now = time.time()
@@ -88,7 +85,7 @@ def claim(plan: Plan) -> dict[str, Any]:
         if not plan.requeue or other_id != job_id:  # a requeue keeps the id: another one is a twin
             raise Taken(f"start {start} of this job was taken by Slurm job {other_id} on {other_node}")
         start += 1
-    return {
+    identity = {
         "key": plan.key,
         "task": plan.task,
         "start": start,
@@ -97,6 +94,27 @@ def claim(plan: Plan) -> dict[str, Any]:
         "nonce": nonce,
         "claimed_at": claims.parse(mine)[3],
     }
+    if plan.array_index is not None:
+        identity["task_job_id"] = own_id
+    return identity
+
+
+def slurm_ids(plan: Plan) -> tuple[int, int]:
+    """Give the id by which this job is told from its twins, and its own: a task of an array has the array's and one.
+
+    Raises:
+        BadPlan: this isn't the job that the plan is for.
+    """
+    try:
+        own_id = int(os.environ["SLURM_JOB_ID"])
+    except (KeyError, ValueError):
+        raise BadPlan("this isn't a Slurm job: SLURM_JOB_ID isn't set") from None
+    if plan.array_index is None:
+        return own_id, own_id
+    array_id = os.environ.get("SLURM_ARRAY_JOB_ID", "")
+    if os.environ.get("SLURM_ARRAY_TASK_ID") != str(plan.array_index) or not array_id.isdigit():
+        raise BadPlan(f"this isn't task {plan.array_index} of a job array: SLURM_ARRAY_TASK_ID says otherwise")
+    return int(array_id), own_id
 
 
 def run(plan: Plan, identity: dict[str, Any], signals: Signals) -> int:

@@ -32,6 +32,7 @@ class Plan:
             self.preamble = str(content.get("preamble") or "")
             self.env = {str(name): str(value) for name, value in (content.get("env") or {}).items()}
             self.requeue = bool(content.get("requeue"))
+            self.array_index: int | None = content.get("array_index")
             self.pipes = bool(content.get("pipes"))
             self.pipes_path = str(content.get("pipes_path") or "")
             self.link = str(content.get("link") or "")

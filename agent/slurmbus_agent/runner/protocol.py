@@ -2,8 +2,10 @@
 
 Files of a job, ``jobs/<key>.<task>/`` in the spool (JSON unless it says otherwise)::
 
-    request       the signed request as it came from the bus (msgpack; the runner doesn't read it)
-    plan.json     key, task, argv, cwd, secret (base64), preamble, env, requeue, pipes, pipes_path, launch, link
+    request       the signed request as it came from the bus (msgpack; the runner doesn't read it); an array's tasks
+                  share the one in arrays/<key>/ of the spool
+    plan.json     key, task, argv, cwd, secret (base64), preamble, env, requeue, pipes, pipes_path, launch, link,
+                  array_index (of an array's task: its index in Slurm)
     context       Dagster Pipes' context, there when the plan says pipes
     starts/<n>    a symlink to nothing: its target is the claim of start n, see claims.py
     <n>.stdout    <n>.stderr  <n>.messages: the streams of start n, bytes
@@ -21,7 +23,8 @@ The file ``link`` of the spool's root: hosts, port, server, epoch.
 Frames on the link, see frames.py for their bytes. The runner sends (>) hello first; every frame but chunk has a
 header only::
 
-    > hello      key, task, start, job_id, node, nonce, claimed_at, python, version, challenge
+    > hello      key, task, start, job_id, node, nonce, claimed_at, python, version, challenge,
+                 task_job_id (of an array's task: its own id; job_id is the array's)
     < challenge  challenge, proof                 the agent proves that it knows the job's secret
     > proof      proof                            the runner does
     < welcome    offsets {stream: offset}         go on from there

@@ -9,6 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from slurmbus_protocol.arrays import compact as expression
+
+__all__ = ["ARRAY_TASK", "expanded", "expression", "split_name", "task_name"]
+
 ARRAY_TASK = "{array-task}"
 """Stands for a task's index in BatchJob.output."""
 _NAMED = re.compile(r"(?P<name>.*)\[(?P<indexes>[0-9,:-]+)\]", re.DOTALL)
@@ -27,23 +31,15 @@ def split_name(name: str) -> tuple[str, tuple[int, ...] | None]:
     return (found["name"], expanded(found["indexes"])) if found else (name, None)
 
 
-def expression(indexes: Iterable[int]) -> str:
-    """Write indexes as sbatch's ``--array`` takes them: ``0-3,7``."""
-    runs: list[list[int]] = []
-    for index in sorted(set(indexes)):
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-
-
 def expanded(text: str) -> tuple[int, ...]:
-    """Read what Slurm writes for the tasks that share a record: ``3-9%2``, ``[1,4-6]``, ``0-8:4``.
+    """Read what Slurm writes for the tasks that share a record: ``3-9%2``, ``[1,4-6]``, ``0-8:4``, ``0x1F``.
 
     Raises:
         ValueError: it is something else, or was cut short (``1,3,5,...``: set SLURM_BITSTR_LEN=0 to have all of it).
     """
+    if text.startswith("0x"):  # slurmdbd's own words: bit n is index n
+        mask = int(text.partition("%")[0], 16)
+        return tuple(index for index in range(mask.bit_length()) if mask >> index & 1)
     found: set[int] = set()
     for part in _THROTTLE.sub("", text.strip().strip("[]")).strip("[]").split(","):
         match = _PART.fullmatch(part.strip())

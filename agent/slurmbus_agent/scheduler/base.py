@@ -83,7 +83,8 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """What the controller says about one job at one moment. Source of the words: squeue(1), scontrol(1).
 
-    The tasks of an array come one by one, also those that Slurm itself still keeps in one record (``12_[3-9%2]``).
+    The tasks of an array come one by one, also those that Slurm itself still keeps in one record (``12_[3-9%2]``). Of
+    tasks that are cancelled while they wait Slurm keeps nothing; their array is still there, unlike a forgotten one.
     """
 
     job_id: int

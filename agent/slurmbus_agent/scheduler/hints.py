@@ -26,6 +26,9 @@ _RESERVATIONS = "see the reservations with: scontrol show reservation"
 _FEATURES = "see the nodes' features with: sinfo -o '%P %f'"
 _GRES = "see the nodes' generic resources with: sinfo -o '%P %G'"
 _OPERATORS = "only Slurm's operators may do that: leave it out, or ask the site"
+_ARRAY = (
+    "set array_size in the agent's configuration to less than MaxArraySize: scontrol show config | grep MaxArraySize"
+)
 _FIXED = {
     2002: "only the site's administrators may ask for that: leave it out, or ask them",  # ACCESS_DENIED
     2003: "see who may use the partition with: scontrol show partition (AllowGroups, AllowAccounts)",
@@ -50,6 +53,7 @@ _FIXED = {
     2066: "see your QOS with: sacctmgr show assoc user=$USER format=account,qos",  # INVALID_QOS
     2071: "the job would wait for itself: take it out of dependency",  # CIRCULAR_DEPENDENCY
     2072: _GRES,  # INVALID_GRES
+    2081: _ARRAY,  # INVALID_ARRAY
     2092: "the site doesn't let you use its burst buffers",  # BURST_BUFFER_PERMISSION
     2093: "ask for less: the burst buffers have a limit",  # BURST_BUFFER_LIMIT
     2094: "bb is written as the site's documentation says; there may be no burst buffers at all",

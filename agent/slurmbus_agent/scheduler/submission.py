@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+from slurmbus_agent.scheduler.array import ARRAY_TASK, expression
 from slurmbus_agent.scheduler.base import BatchJob
 from slurmbus_protocol.messages import JobOptions
 from slurmbus_protocol.options import OPTIONS
@@ -71,12 +72,12 @@ def description(job: BatchJob) -> dict[str, Any]:
         "comment": job.comment or None,
         "resource_sharing": "exclusive" if options.exclusive else None,
     }
-    return {name: value for name, value in given.items() if value is not None} | {
+    fixed = {
         "name": job.name,
         "script": job.script,
         "working_directory": job.work_dir,
         # A path, not one of Slurm's file name patterns. Standard error goes there too when it isn't named.
-        "standard_output": job.output.replace("%", "%%"),
+        "standard_output": job.output.replace("%", "%%").replace(ARRAY_TASK, "%a"),
         # A requeued job shall not wipe out what its first start said.
         "log_files_open_mode": "append",
         "environment": _environment(job, tasks),
@@ -87,6 +88,14 @@ def description(job: BatchJob) -> dict[str, Any]:
         "nodes": {"min": least, "max": most},
         "use_min_nodes": options.nodes is None and options.nodes_max is None,
     }
+    return {name: value for name, value in given.items() if value is not None} | fixed | _array(job)
+
+
+def _array(job: BatchJob) -> dict[str, Any]:
+    if not job.array:
+        return {}
+    throttle = f"%{job.array_throttle}" if job.array_throttle else ""
+    return {"array": f"{expression(job.array)}{throttle}"}
 
 
 def _nodes(options: JobOptions, tasks: int) -> tuple[int, int]:
