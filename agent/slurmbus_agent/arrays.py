@@ -150,14 +150,17 @@ class ArrayQueue:
         """Wait for the siblings that are still being staged, as long as they keep coming."""
         loop = asyncio.get_running_loop()
         patience = loop.time() + budgets.ARRAY_PATIENCE
-        while self._more_to_come(submission) and loop.time() < patience:
+        while True:
             submission.news.clear()
+            # One that is staged may be about to come: it gets a moment in any case.
+            waiting = self._more_to_come(submission) and loop.time() < patience
             try:
-                async with asyncio.timeout(budgets.ARRAY_LOOK):
+                async with asyncio.timeout(budgets.ARRAY_LOOK if waiting else budgets.ARRAY_SETTLED):
                     await submission.news.wait()
                 patience = loop.time() + budgets.ARRAY_PATIENCE
             except TimeoutError:
-                continue
+                if not waiting:
+                    return
 
     def _more_to_come(self, submission: _Submission) -> bool:
         first = next(iter(submission.jobs.values())).record

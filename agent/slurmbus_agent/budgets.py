@@ -65,6 +65,8 @@ ARRAY_SIZE = 1000
 """Tasks that Slurm gets as one array: its MaxArraySize is 1001 by default, and the largest index is one less."""
 ARRAY_LOOK = 0.25
 """Seconds between two looks whether an array is ready, when nothing tells."""
+ARRAY_SETTLED = 0.02
+"""Seconds without another task after which an array is complete that has no task left to be staged."""
 ARRAY_PATIENCE = 5.0
 """Seconds without news after which an array is submitted without the tasks that aren't staged yet: they follow."""
 ARRAY_CANCEL_TOGETHER = 0.05
