@@ -26,7 +26,7 @@ from slurmbus_agent.staging import Stager
 from slurmbus_agent.tasks import spawn
 from slurmbus_agent.watcher import Watcher
 from slurmbus_protocol.errors import BlobMissing, BusFull, BusUnreachable, SlurmbusError
-from slurmbus_protocol.messages import CancelAsked, JobSpec, Record, Start
+from slurmbus_protocol.messages import CancelAsked, Environment, JobSpec, Record, Start
 from slurmbus_protocol.subjects import Stream
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,11 @@ class Job:
     def spec(self) -> JobSpec:
         """What was asked for; a thousand tasks don't keep their copies of it."""
         return arrays.spec_of(self._request, self.record)
+
+    @property
+    def environment(self) -> Environment | None:
+        """What it asks to run in; the tasks of an array have it in common."""
+        return self._request.environment
 
     def throttle(self, array_size: int) -> int | None:
         """Give how many tasks of each array that the request becomes may run at the same time."""

@@ -314,7 +314,7 @@ class Roster:
 
 
 def _uses(job: Job, installation: Installation) -> bool:
-    digest, wanted = installation.info.digest, job.spec.environment
+    digest, wanted = installation.info.digest, job.environment
     if job.record.environment is not None:
         return job.record.environment == digest
     if isinstance(wanted, NamedEnvironment):  # it isn't known yet which one that is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -31,8 +32,9 @@ def check_tasks(job: JobSpec) -> None:
 
 
 def task_of(job: JobSpec, index: int) -> TaskSpec | None:
-    """Give a task of a request, or None: it is a single job, or has no such task."""
-    return next((task for task in job.tasks if task.index == index), None)
+    """Give a task of a request, or None: it is a single job, or has no such task. The tasks must have been checked."""
+    at = bisect_left(job.tasks, index, key=lambda task: task.index)
+    return job.tasks[at] if at < len(job.tasks) and job.tasks[at].index == index else None
 
 
 def spec_of_task(job: JobSpec, task: TaskSpec) -> JobSpec:
