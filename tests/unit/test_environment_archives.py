@@ -283,7 +283,7 @@ def test_an_installed_tree_is_read_only(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- Pythons
 
 
-def test_pythons_describe_themselves(tmp_path: Path) -> None:
+def test_pythons_describe_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = here()
     assert python.version == ".".join(map(str, sys.version_info[:3]))
     assert python.library == f"lib/python{python.series}/site-packages"
@@ -293,4 +293,10 @@ def test_pythons_describe_themselves(tmp_path: Path) -> None:
         pythons.choose([python], "3.99")
     with pytest.raises(EnvironmentUnusable, match="none on this host"):
         pythons.choose([python], str(tmp_path / "python"))
+    wrapper = tmp_path / "python3"
+    wrapper.write_text("#!/bin/sh\nsleep 600\n")
+    wrapper.chmod(0o755)
+    monkeypatch.setattr(pythons, "_PATIENCE", 0.3)
+    assert pythons.ask(str(wrapper)) is None  # and its child doesn't hold us up
+    monkeypatch.undo()
     assert here().path in [one.path for one in pythons.discover([sys.executable])]

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -73,14 +74,27 @@ def discover(preferred: Iterable[str]) -> list[Python]:
 
 
 def ask(path: str) -> Python | None:
-    """Let an interpreter describe itself; None when it is none, or too old."""
+    """Let an interpreter describe itself; None when it is none, or too old, or doesn't answer."""
     try:
-        done = subprocess.run(
-            [path, "-I", "-S", "-c", _ASK], capture_output=True, text=True, timeout=_PATIENCE, check=True
+        process = subprocess.Popen(
+            [path, "-I", "-S", "-c", _ASK],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
         )
-        facts = json.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError):
+    except OSError:
         return None
+    with process:
+        try:
+            said, _ = process.communicate(timeout=_PATIENCE)
+            facts = json.loads(said)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # also a wrapper's own children, which keep the pipe open
+            return None
+        except ValueError:
+            return None
     version = tuple(int(part) for part in facts["version"].split(".")[:2])
     if version < OLDEST:
         return None
