@@ -6,6 +6,7 @@ UV := .uv/bin/uv
 RUN := $(UV) run --frozen --all-packages
 MODE ?= auto
 SECONDS ?= 120
+RELEASES ?= forky trixie bookworm
 
 .PHONY: help sync demo dev test check format engine image bench chaos clean
 
@@ -52,15 +53,16 @@ format: sync  ## put the code into shape
 engine:  ## install and start a container engine on a Debian host that has none (root)
 	@containers/engine.sh
 
-image: sync  ## build the cluster's image
-	@PYTHONPATH=containers $(RUN) python -m slurmbus_cluster build
+image: sync  ## build the cluster's images: of Slurm 26.05 (forky), 24.11 (trixie) and 22.05 (bookworm)
+	@PYTHONPATH=containers $(RUN) python -m slurmbus_cluster build $(RELEASES)
 
 bench: sync  ## what Slurmbus adds to a job, side by side with bare Slurm
 	@$(RUN) pytest tests/bench -o python_files="bench_*.py" -s
 
-chaos: sync  ## break everything at random; SEED=… repeats a run, SECONDS=600 is long, MODE=points or newbus
+chaos: sync  ## break everything at random; SEED=… repeats a run, SECONDS=600 is long, MODE=points or newbus, SCHEDULER=commands
 	@PYTHONPATH=containers:tests $(RUN) python -m chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) \
-	  $(if $(filter points,$(MODE)),--mode points) $(if $(filter newbus,$(MODE)),--new-bus) $(ARGS)
+	  $(if $(filter points,$(MODE)),--mode points) $(if $(filter newbus,$(MODE)),--new-bus) \
+	  $(if $(SCHEDULER),--scheduler $(SCHEDULER)) $(ARGS)
 
 clean:  ## remove what was installed into this folder
 	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
-# A container engine on a Debian host that has none, and the base image where no image registry answers.
+# A container engine on a Debian host that has none, and the base images where no image registry answers.
 #
 # Called by `make engine`, as root. Safe to run again: what is already there is left alone. On other systems install
 # Docker as its makers say; this script then only makes sure that the base image is there.
 set -euo pipefail
 
-readonly BASE_IMAGE=debian:forky
-readonly SUITE=forky
+readonly SUITES=(${RELEASES:-forky trixie bookworm})
 readonly LOG=/var/log/slurmbus-dockerd.log
 readonly START_DEADLINE=60 # seconds until dockerd must answer; a cold start takes about two
-readonly PULL_DEADLINE=45  # seconds for the base image from a registry (50 MB)
+readonly PULL_DEADLINE=45  # seconds for a base image from a registry (50 MB)
 
 say() { printf 'engine: %s\n' "$*"; }
 
@@ -77,26 +76,30 @@ start_engine() {
     done
 }
 
-have_base_image() { docker image inspect "$BASE_IMAGE" >/dev/null 2>&1; }
+have_base_image() { docker image inspect "debian:$1" >/dev/null 2>&1; }
 
+# A registry that didn't answer once isn't asked again.
+registry=unknown
 pull_base_image() {
-    say "pulling $BASE_IMAGE (at most $PULL_DEADLINE s)"
-    timeout "$PULL_DEADLINE" docker pull -q "$BASE_IMAGE" >/dev/null 2>&1
+    [[ $registry != silent ]] || return 1
+    say "pulling debian:$1 (at most $PULL_DEADLINE s)"
+    timeout "$PULL_DEADLINE" docker pull -q "debian:$1" >/dev/null 2>&1 || { registry=silent && return 1; }
 }
 
 # The same files that the registry's image is made of: the suite's essential packages and apt.
 make_base_image() {
-    require_debian_root "make $BASE_IMAGE from Debian's packages"
+    require_debian_root "make debian:$1 from Debian's packages"
     install_packages mmdebstrap mmdebstrap
-    say "no registry answers: making $BASE_IMAGE with mmdebstrap"
+    say "no registry answers: making debian:$1 with mmdebstrap"
     local work
     work=$(mktemp -d)
     # shellcheck disable=SC2064  # the folder's name is fixed now, the function's variable is gone at exit
     trap "rm -rf '$work'" EXIT
     # A mirror's Release file can be past its date; its signature is checked all the same.
-    mmdebstrap --quiet --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' "$SUITE" "$work/base.tar" ||
+    mmdebstrap --quiet --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' "$1" "$work/base.tar" ||
         fail "mmdebstrap failed" "check this host's way to a Debian mirror"
-    docker import "$work/base.tar" "$BASE_IMAGE" >/dev/null
+    docker import "$work/base.tar" "debian:$1" >/dev/null
+    rm -rf "$work"
 }
 
 if engine_answers; then
@@ -108,12 +111,14 @@ else
     say "docker $(docker version --format '{{.Server.Version}}') answers"
 fi
 
-if have_base_image; then
-    say "$BASE_IMAGE is there"
-elif pull_base_image; then
-    say "$BASE_IMAGE pulled"
-else
-    make_base_image
-    say "$BASE_IMAGE made"
-fi
+for suite in "${SUITES[@]}"; do
+    if have_base_image "$suite"; then
+        say "debian:$suite is there"
+    elif pull_base_image "$suite"; then
+        say "debian:$suite pulled"
+    else
+        make_base_image "$suite"
+        say "debian:$suite made"
+    fi
+done
 say "ready"

@@ -47,10 +47,31 @@ def cluster(engine: None, progress: Callable[[str], None]) -> Iterator[Cluster]:
         yield running
 
 
+def _older(release: str, progress: Callable[[str], None]) -> Iterator[Cluster]:
+    with Cluster(progress, ("ctld", "c1", "c2", "login"), release=release) as running:
+        install_agent(running)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cluster_trixie(engine: None, progress: Callable[[str], None]) -> Iterator[Cluster]:
+    """A cluster with Slurm 24.11, where there is no pyslurm."""
+    yield from _older("trixie", progress)
+
+
+@pytest.fixture(scope="session")
+def cluster_bookworm(engine: None, progress: Callable[[str], None]) -> Iterator[Cluster]:
+    """A cluster with Slurm 22.05, where there is no pyslurm."""
+    yield from _older("bookworm", progress)
+
+
+CLUSTERS = {"cluster", "cluster_trixie", "cluster_bookworm", "slurm_sites"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs the cluster, and run it last, so that quick failures come first."""
     for item in items:
-        if "cluster" in getattr(item, "fixturenames", ()):
+        if CLUSTERS & set(getattr(item, "fixturenames", ())):
             item.add_marker("cluster")
             item.add_marker(pytest.mark.timeout(900))
     items.sort(key=lambda item: item.get_closest_marker("cluster") is not None)

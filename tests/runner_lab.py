@@ -8,14 +8,14 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from slurmbus_agent.link import EndReport, LinkServer, Welcome
 from slurmbus_agent.spool import JobDir, RunnerPlan, Spool, batch_script
-from slurmbus_protocol.messages import Start
+from slurmbus_protocol.messages import Live, Start
 from slurmbus_protocol.subjects import Stream, new_ulid
 
 SECRET = bytes(range(32))
@@ -38,6 +38,8 @@ class Sink:
     hellos: list[Start] = field(default_factory=list)
     started_at: dict[int, float] = field(default_factory=dict)
     ends: dict[int, EndReport] = field(default_factory=dict)
+    live_use: list[Live] = field(default_factory=list)
+    found: list[dict[str, str]] = field(default_factory=list)
     connected: int = 0
     chunks: int = 0
     largest: int = 0
@@ -71,6 +73,12 @@ class Sink:
 
     async def ended(self, key: str, task: int, start: int, end: EndReport) -> None:
         self.ends[start] = end
+
+    async def live(self, key: str, task: int, start: int, live: Live) -> None:
+        self.live_use.append(live)
+
+    async def facts(self, key: str, task: int, start: int, facts: Mapping[str, str]) -> None:
+        self.found.append(dict(facts))
 
     def lost(self, key: str, task: int, start: int) -> None:
         self.connected -= 1

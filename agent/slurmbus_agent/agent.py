@@ -8,11 +8,17 @@ import logging
 import platform
 import re
 import secrets
+import sys
 import time
 
 from slurmbus_agent import budgets
 from slurmbus_agent.audit import Audit
+from slurmbus_agent.board import LiveBoard
 from slurmbus_agent.config import AgentConfig
+from slurmbus_agent.environments.questions import EnvironmentQuestions
+from slurmbus_agent.environments.service import Environments
+from slurmbus_agent.environments.store import Store
+from slurmbus_agent.environments.tidying import Tidying
 from slurmbus_agent.follower import SpoolFollower
 from slurmbus_agent.forgetting import Forgetting
 from slurmbus_agent.intake import Intake
@@ -62,9 +68,12 @@ class Agent:
         """Serve, or stand by while another agent serves, until ``stop`` is set."""
         self._runner = await asyncio.to_thread(self.spool.prepare)
         self._audit = Audit(self.spool.root / "audit.log")
-        self._roster = Roster(self.spool, self._audit)
-        scheduler = make_scheduler(
-            self.config.scheduler, folder=self.spool.root / "local", slurm_conf=self.config.slurm_conf
+        self._roster = Roster(self.spool, self._audit, self.config.array_size)
+        scheduler = await asyncio.to_thread(
+            make_scheduler,
+            self.config.scheduler,
+            folder=self.spool.root / "local",
+            slurm_conf=self.config.slurm_conf,
         )
         bus = await self._connect(stop)
         if bus is None:
@@ -106,7 +115,22 @@ class Agent:
         lease = Lease(bus, site, self.agent_id, pulse.message, lambda: self._is_same_bus(bus))
         scheduler.lease_deadline = lambda: lease.deadline
         watcher = Watcher(scheduler, self.config.watch_interval or budgets.WATCH_INTERVAL, self._roster.stray)
-        stager = Stager(blob_bus, self.spool, self._runner, self.config.python, here=scheduler.kind == "local")
+        local = scheduler.kind == "local"
+        environments = Environments(
+            blob_bus,
+            Store(self.config.environments_root),
+            self.config.environments,
+            self.spool.check_room,
+            (sys.executable,) if local else (self.config.python,),
+        )
+        self._tidying = Tidying(
+            environments,
+            self.config.retention,
+            users=self._roster.users,
+            guard=lambda: lease.held,
+            audit=self._audit,
+        )
+        stager = Stager(blob_bus, self.spool, self._runner, self.config.python, environments, here=local)
         tools = Tools(records, scheduler, relay, watcher, stager)
         questions = Questions(
             bus,
@@ -117,6 +141,18 @@ class Agent:
             leading=lambda: lease.held,
         )
         await questions.serve()
+        await EnvironmentQuestions(
+            bus,
+            site,
+            environments,
+            self._tidying,
+            users=self._roster.users,
+            unused_days=self.config.retention.environments_days,
+            keys=self._keys,
+            bus_time=lambda: lease.bus_time,
+            audit=self._audit,
+            leading=lambda: lease.held,
+        ).serve()
         stopped = asyncio.create_task(stop.wait())
         try:
             while not stop.is_set():
@@ -129,6 +165,7 @@ class Agent:
                     leading.result()
         finally:
             stopped.cancel()
+            await environments.aclose()
             await lease.release()
 
     async def _lead_once(self, bus: Bus, lease: Lease, pulse: Pulse, tools: Tools) -> None:
@@ -183,8 +220,9 @@ class Agent:
 
     async def _lead(self, bus: Bus, lease: Lease, pulse: Pulse, tools: Tools) -> None:
         local = tools.scheduler.kind == "local"
+        board = LiveBoard()
         links = LinkServer(
-            JobLinks(self._roster.jobs, tools.relay),
+            JobLinks(self._roster.jobs, tools.relay, board),
             self._roster.secret,
             host="127.0.0.1" if local else "0.0.0.0",  # noqa: S104  # compute nodes dial in
             budget_bytes=budgets.LINK_BYTES,
@@ -202,9 +240,11 @@ class Agent:
                 # Only now: a runner that comes back finds its job.
                 await asyncio.to_thread(self.spool.write_link, address)
                 group.create_task(tools.watcher.run())
-                group.create_task(SpoolFollower(lambda: list(self._roster.jobs.values())).run())
+                group.create_task(board.run())
+                group.create_task(SpoolFollower(lambda: list(self._roster.jobs.values()), board).run())
                 group.create_task(self._roster.adopt())
                 group.create_task(self._forget(bus, lease))
+                group.create_task(self._tidying.run())
                 intake = Intake(
                     bus,
                     self.config.site,
@@ -217,6 +257,7 @@ class Agent:
                     accept=self._roster.accept,
                     cancel=self._roster.cancel,
                     spoiled=lambda: _count_bad(pulse),
+                    array_size=self.config.array_size,
                 )
                 group.create_task(intake.run())
         finally:

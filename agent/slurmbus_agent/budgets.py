@@ -47,6 +47,11 @@ READ_WAIT = 30.0
 READS_PER_SECOND = 1.0
 """rl_enable's default is 2 a second, shared with the user's own commands."""
 
+# ---- what jobs use while they run
+LIVE_PER_SECOND = 1.0
+"""For all jobs together: a record is 1.2 kB and a fsync on the bus, and costs the agent about a millisecond. Runners
+tell less and less often; when a thousand begin at once, they have to wait for their turn."""
+
 # ---- the spool
 SPOOL_POLL = (0.5, 1.0, 2.0, 4.0, 8.0, 10.0)
 """Without the link the spool is looked at with back-off; it is somebody's NFS server."""
@@ -54,6 +59,20 @@ SPOOL_READS_PER_SECOND = 20.0
 """For all jobs together; a metadata server notices more."""
 SPOOL_READ = 256 * 1024
 """Bytes a read, the size of one chunk on the bus."""
+
+# ---- job arrays
+ARRAY_SIZE = 1000
+"""Tasks that Slurm gets as one array: its MaxArraySize is 1001 by default, and the largest index is one less."""
+ARRAY_LOOK = 0.25
+"""Seconds between two looks whether an array is ready, when nothing tells."""
+ARRAY_SETTLED = 0.02
+"""Seconds without another task after which an array is complete that has no task left to be staged."""
+ARRAY_PATIENCE = 5.0
+"""Seconds without news after which an array is submitted without the tasks that aren't staged yet: they follow."""
+ARRAY_CANCEL_TOGETHER = 0.05
+"""Seconds in which cancels of an array's tasks are collected, as long as more come: Slurm is asked once for all."""
+ARRAY_RECORDS_AT_ONCE = 64
+"""Records of an array that are made at the same time: a thousand take a quarter of a second."""
 
 # ---- forgetting
 FORGET_FIRST = 60.0
@@ -97,6 +116,8 @@ INTAKE_AT_ONCE = 16
 """Requests that are made durable at the same time."""
 STAGING_AT_ONCE = 8
 """Jobs whose files are fetched and written at the same time."""
+STAGING_TOLD_EVERY = 2.0
+"""Seconds between two records that only say how far an environment's installation is."""
 
 # ---- retrying
 BLOB_PATIENCE = 30.0

@@ -1,4 +1,4 @@
-"""``slurmbus-agent``: run an agent in the foreground, or forget finished jobs by hand."""
+"""``slurmbus-agent``: run an agent in the foreground, forget finished jobs by hand, or say what is missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from slurmbus_agent import __version__, clean
+from slurmbus_agent import __version__, clean, doctor
 from slurmbus_agent.agent import Agent
 from slurmbus_agent.config import load
 from slurmbus_protocol.errors import InvalidName, InvalidSetting, SlurmbusError
@@ -22,8 +22,8 @@ EXIT_INTERRUPTED = 130
 def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
-    The exit code is 0, 1 when ``clean`` couldn't remove something, 2 for wrong usage or configuration, 3 when something
-    can't be reached.
+    The exit code is 0, 1 when ``clean`` couldn't remove something or ``doctor`` found that no job can run, 2 for wrong
+    usage or configuration, 3 when something can't be reached.
     """
     parser = argparse.ArgumentParser(prog="slurmbus-agent", description="Submits and follows Slurm jobs for Slurmbus.")
     parser.add_argument("--version", action="version", version=f"slurmbus-agent {__version__}")
@@ -36,14 +36,21 @@ def main(argv: list[str] | None = None) -> int:
         description="Forget finished jobs: their request, their record, then their folder in the spool. Never an "
         "unfinished one, and none before its request has been expired for a day.",
     )
-    for command in (run, cleaning):
-        command.add_argument("--site", required=True, help="the site's name, e.g. leonardo-alice")
+    examining = commands.add_parser(
+        "doctor",
+        help="say whether jobs can run from here, through what, and what is missing",
+        description="Look at Python, Slurm and, with --site, the spool and the bus. The exit code is 1 when no job can "
+        "run.",
+    )
+    for command in (run, cleaning, examining):
+        command.add_argument("--site", required=command is not examining, help="the site's name, e.g. leonardo-alice")
         command.add_argument(
             "--config",
             type=Path,
             help="the file that 'slurmbus sites add' wrote (default: ~/.config/slurmbus/SITE.toml)",
         )
         command.add_argument("-v", "--verbose", action="store_true", help="say more")
+    examining.set_defaults(log_level=logging.ERROR)
     clean.add_options(cleaning)
     arguments = parser.parse_args(argv)
     logging.basicConfig(
@@ -55,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.command == "clean":
             return asyncio.run(clean.clean(load(arguments.site, arguments.config), arguments))
+        if arguments.command == "doctor":
+            return asyncio.run(doctor.report(load(arguments.site, arguments.config) if arguments.site else None))
         asyncio.run(_run(arguments.site, arguments.config))
     except (InvalidSetting, InvalidName) as error:
         print(f"slurmbus-agent: {error}", file=sys.stderr)  # noqa: T201  # the command's own output

@@ -6,10 +6,12 @@ import os
 import stat
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
+from slurmbus_agent import budgets
+from slurmbus_agent.environments.settings import EnvironmentSettings
 from slurmbus_agent.retention import RetentionSettings
 from slurmbus_protocol.bus import BusSettings
 from slurmbus_protocol.errors import InvalidSetting
@@ -37,8 +39,18 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The interpreter (3.9 or newer) that starts the runner on compute nodes."""
     watch_interval: float | None = None
     """Seconds between two questions for all jobs; some sites ask for more than the default."""
+    array_size: Annotated[int, msgspec.Meta(ge=1)] = budgets.ARRAY_SIZE
+    """Tasks that Slurm gets as one array, less than its MaxArraySize; a longer array is submitted as several."""
     retention: RetentionSettings = RetentionSettings()
     """How long finished jobs are kept."""
+    environments: EnvironmentSettings = EnvironmentSettings()
+    """Where environments are installed."""
+
+    @property
+    def environments_root(self) -> Path:
+        """Where environments are installed."""
+        folder = self.environments.folder
+        return Path(folder).expanduser().absolute() if folder else self.spool_root / "environments"
 
     @property
     def spool_root(self) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from slurmbus_agent.scheduler.base import AccountingRow, Observation
-from slurmbus_protocol.messages import CancelAsked, FileRef, Start, Usage
+from slurmbus_protocol.messages import CancelAsked, FileRef, Live, Start, Usage
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,11 +16,19 @@ class Begun(Event, frozen=True, kw_only=True):
     """An agent took the job up: a new request, or after a restart."""
 
 
+class StagingGoesOn(Event, frozen=True, kw_only=True):
+    """Making the spool ready takes its time; this is what is being done."""
+
+    doing: str
+
+
 class Staged(Event, frozen=True, kw_only=True):
     """The spool is ready."""
 
     spool: str
     work_dir: str
+    environment: str | None = None
+    """The digest of the installed environment that the job uses."""
 
 
 class StagingFailed(Event, frozen=True, kw_only=True):
@@ -96,6 +104,9 @@ class Unlinked(Event, frozen=True, kw_only=True):
 class Denied(Event, frozen=True, kw_only=True):
     """The controller answered that it doesn't know the job."""
 
+    removed: bool = False
+    """It knows the array of which this was a task: Slurm keeps nothing of waiting tasks that are cancelled."""
+
 
 class Accounted(Event, frozen=True, kw_only=True):
     """Accounting was asked, as often as it should be; None: it never had a final row for the job."""
@@ -121,6 +132,22 @@ class Ended(Event, frozen=True, kw_only=True):
     usage: Usage | None
     ended_at: float
     error_code: str | None = None
+    live: Live | None = None
+    facts: dict[str, str] = {}
+
+
+class LiveSeen(Event, frozen=True, kw_only=True):
+    """The runner said what the job uses."""
+
+    start: int
+    live: Live
+
+
+class FactsFound(Event, frozen=True, kw_only=True):
+    """The launcher has found something out."""
+
+    start: int
+    facts: dict[str, str]
 
 
 class Drained(Event, frozen=True, kw_only=True):

@@ -7,7 +7,10 @@ import logging
 from collections.abc import Callable, Iterable
 
 from slurmbus_agent import budgets
+from slurmbus_agent.board import LiveBoard
+from slurmbus_agent.events import FactsFound
 from slurmbus_agent.job import Job
+from slurmbus_agent.runner.facts import kept
 from slurmbus_protocol.errors import SlurmbusError
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import Stream
@@ -23,9 +26,11 @@ class SpoolFollower:
 
     Args:
         jobs: gives all jobs of this agent.
+        board: takes what they use.
     """
 
-    def __init__(self, jobs: Callable[[], Iterable[Job]]) -> None:
+    def __init__(self, jobs: Callable[[], Iterable[Job]], board: LiveBoard) -> None:
+        self._board = board
         self._jobs = jobs
         self._due: dict[str, tuple[float, int]] = {}
         self._looking: set[str] = set()
@@ -72,6 +77,10 @@ class SpoolFollower:
         report = await asyncio.to_thread(job.folder.report, start.number)
         if report is None:
             return False
+        if report.live is not None and report.live != start.live:
+            self._board.take(job, start.number, report.live)
+        if report.facts and kept(report.facts) != start.facts:
+            job.post(FactsFound(start=start.number, facts=kept(report.facts)))
         moved = False
         for stream in Stream:
             size = report.sizes.get(stream, 0)

@@ -19,25 +19,27 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 from slurmbus_agent import budgets
 from slurmbus_agent.audit import Audit
+from slurmbus_agent.requests import Requests
 from slurmbus_agent.retention import DAY, Finding, RetentionSettings, Verdict, Wish, judge
 from slurmbus_agent.spool import Spool, SpoolError
 from slurmbus_agent.spool_removal import Obstacle, Steps, Stopped
 from slurmbus_protocol import codec, subjects
 from slurmbus_protocol.bus import Bus, parse_time
 from slurmbus_protocol.errors import BadMessage, SlurmbusError
-from slurmbus_protocol.messages import Record, Submit
+from slurmbus_protocol.messages import Record
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 JobName = tuple[str, int]
 
+_HOUR = 3600.0
 _UNKNOWN_EXPIRY = 30 * DAY
 """Seconds after its creation at which a request counts as expired that nobody can read any more."""
 
@@ -112,6 +114,7 @@ class Forgetting:
         self._site = site
         self._spool = spool
         self._settings = settings
+        self._requests = Requests(spool)
         self._in_use = in_use
         self._guard = guard
         self._audit = audit
@@ -166,8 +169,10 @@ class Forgetting:
         now = await bus_clock(self._bus, self._site)
         names, _ = await self._do(self._spool.folders)
         self._due = {name: due for name, due in self._due.items() if name in set(names)}
-        wanted = [name for name in names if wish is not None or self._due.get(name, 0.0) <= now]
-        return await _each(wanted, lambda name: self._judge(name, now, wish))
+        due = [name for name in names if wish is not None or self._due.get(name, 0.0) <= now]
+        arrays = set(await self._do(self._spool.arrays)) & {key for key, _ in due}
+        wanted = [*(name for name in names if name[0] in arrays), *(name for name in due if name[0] not in arrays)]
+        return _whole_arrays(await _each(wanted, lambda name: self._judge(name, now, wish)), arrays)
 
     async def _judge(self, name: JobName, now: float, wish: Wish | None) -> Candidate:
         try:
@@ -193,10 +198,10 @@ class Forgetting:
             record, ended_at = kept, kept.updated_at
         if not record.state.is_final:
             return Finding(record, ended_at=now, expires_at=now)
-        request = await self._read(self._spool.job(*name).read_request)
+        request = await self._read(lambda: self._requests.read(*name))
         if request is None:
             return Finding(record, ended_at, record.created_at + _UNKNOWN_EXPIRY)
-        return Finding(record, ended_at, codec.decode_as(request.data, Submit).expires_at)
+        return Finding(record, ended_at, request.submit.expires_at)
 
     async def _do(self, work: Callable[..., T], *arguments: object) -> T:
         """Do something that takes long in this object's own thread: others shall not have to wait for it."""
@@ -228,6 +233,7 @@ class Forgetting:
                     begun.append(candidate.name)
             if not begun:
                 self._asked_since = None
+                done.obstacles += await self._do(self._remove_empty_arrays)
                 return done
             batch = begun[: budgets.FORGET_TOGETHER]
             await _each(batch, self._ask)
@@ -270,6 +276,26 @@ class Forgetting:
             await asyncio.sleep(delay)
             delay *= 2
 
+    def _remove_empty_arrays(self) -> list[Obstacle]:
+        """Remove what the tasks of an array shared, once all have gone and no request can come again."""
+        left = {key for key, _ in (*self._spool.folders()[0], *self._spool.forgotten())}
+        obstacles: list[Obstacle] = []
+        for key in self._spool.arrays():
+            if key in left or time.time() < self._array_expiry(key):
+                continue
+            self.pace()
+            obstacles += self._spool.remove_array(key, self.pace)
+        return obstacles
+
+    def _array_expiry(self, key: str) -> float:
+        self.pace()
+        try:
+            request = self._requests.read(key, 0)
+        except BadMessage:
+            request = None
+        expires_at = request.submit.expires_at if request else subjects.ulid_time(key) + _UNKNOWN_EXPIRY
+        return expires_at + self._settings.after_expiry_hours * _HOUR
+
     async def _remove(self, name: JobName, done: Forgotten) -> None:
         try:
             done.obstacles += await self._do(self._spool.remove_forgotten, *name, self.pace)
@@ -288,6 +314,13 @@ class Forgetting:
     def _check(self) -> None:
         if not self._guard():
             raise Stopped
+
+
+def _whole_arrays(candidates: list[Candidate], arrays: set[str]) -> list[Candidate]:
+    """Keep an array as long as one of its tasks is kept: they share their request."""
+    kept = {one.name[0] for one in candidates if not one.verdict.forget} & arrays
+    stays = Verdict(forget=False, why="another task of its array is kept")
+    return [replace(one, verdict=stays) if one.name[0] in kept and one.verdict.forget else one for one in candidates]
 
 
 N = TypeVar("N")

@@ -11,15 +11,18 @@ import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from weakref import WeakValueDictionary
 
 import msgspec
 from nats.aio.msg import Msg
 
 from slurmbus_agent import budgets
+from slurmbus_agent.arrays import task_fields
 from slurmbus_agent.audit import Audit
 from slurmbus_agent.records import RecordStore
 from slurmbus_agent.tasks import spawn
 from slurmbus_protocol import codec, reading, subjects
+from slurmbus_protocol.arrays import check_tasks, indexes
 from slurmbus_protocol.bus import Bus, Stored
 from slurmbus_protocol.errors import (
     BadMessage,
@@ -47,9 +50,9 @@ class Unfollowed(SlurmbusError):
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """A request that is durable: its record, and the bytes that prove where it came from."""
+    """A request that is durable: its records (of an array one for each task), and the bytes that prove its origin."""
 
-    record: Record
+    records: tuple[Record, ...]
     submit: Submit
     stored: Stored
 
@@ -66,9 +69,11 @@ class Intake:
         keys: whose requests are accepted.
         records: where records are kept.
         audit: where every request is noted.
-        accept: takes a new job up, and comes back when its spool holds the request.
-        cancel: hands a cancel to a job that is being followed, and comes back when it is durable; False for none.
+        accept: takes a new job or array up, and comes back when its spool holds the request.
+        cancel: hands a cancel to a job (or one of its tasks) that is being followed, and comes back when it is durable;
+            False for none.
         spoiled: called for every bad message.
+        array_size: how many tasks Slurm gets as one array.
     """
 
     def __init__(
@@ -83,8 +88,9 @@ class Intake:
         records: RecordStore,
         audit: Audit,
         accept: Callable[[Accepted], Awaitable[None]],
-        cancel: Callable[[str, CancelAsked], Awaitable[bool]],
+        cancel: Callable[[str, int | None, CancelAsked], Awaitable[bool]],
         spoiled: Callable[[], None],
+        array_size: int = budgets.ARRAY_SIZE,
     ) -> None:
         self._bus = bus
         self._site = site
@@ -97,6 +103,8 @@ class Intake:
         self._accept = accept
         self._cancel = cancel
         self._spoiled = spoiled
+        self._array_size = array_size
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def run(self) -> None:
         """Take requests for ever; lost connections are repaired."""
@@ -135,10 +143,12 @@ class Intake:
             if address.control_id is None:
                 await self._reject(address, stored, error)
             return
-        if isinstance(message, Submit):
-            await self._take(message, stored)
-        elif isinstance(message, Cancel):
-            await self._take_cancel(message, stored)
+        # A cancel meets an array whole, or not at all yet.
+        async with self._locks.setdefault(address.key, asyncio.Lock()):
+            if isinstance(message, Submit):
+                await self._take(message, stored)
+            elif isinstance(message, Cancel):
+                await self._take_cancel(message, stored)
 
     def _checked(self, stored: Stored, address: RequestAddress) -> Message:
         signer = self._keys.verify(stored.subject, stored.data, stored.headers)
@@ -155,6 +165,8 @@ class Intake:
         now = self._bus_time()
         if now is not None and message.expires_at < now:
             raise RequestExpired("the request expired before an agent could take it")
+        if isinstance(message, Submit):
+            check_tasks(message.job)
         self._note("accepted", stored.subject, signer=signer[:16], submitter=message.submitter)
         return message
 
@@ -177,11 +189,30 @@ class Intake:
             scheduler=self._scheduler,
             timings={"requested": stored.time, "accepted": time.time()},
         )
-        there = await self._records.create(record)
-        if there is None:
-            await self._accept(Accepted(record, submit, stored))
-        elif not there.state.is_final:
-            await self._accept(Accepted(there, submit, stored))
+        asked = await self._cancelled_before(submit)
+        if asked is not None:
+            record = msgspec.structs.replace(record, cancel=asked)
+        gate = asyncio.Semaphore(budgets.ARRAY_RECORDS_AT_ONCE)
+
+        async def make(task: int) -> Record:
+            ours = msgspec.structs.replace(record, **task_fields(job, task, self._array_size))
+            async with gate:
+                return await self._records.create(ours) or ours
+
+        records = await asyncio.gather(*(make(task) for task in indexes(job)))
+        unfinished = tuple(record for record in records if not record.state.is_final)
+        if unfinished:
+            await self._accept(Accepted(unfinished, submit, stored))
+        if asked is not None and any(record.cancel is None for record in unfinished):
+            await self._cancel(submit.key, None, asked)
+
+    async def _cancelled_before(self, submit: Submit) -> CancelAsked | None:
+        """Tell whether all of an array was cancelled before it came; its task 0 says so, which it need not have."""
+        if not submit.job.tasks:
+            return None
+        there = await self._records.read(submit.key, 0)
+        whole = there is not None and there.state is JobState.CANCELLED and not there.tasks
+        return there.cancel if there is not None and whole else None
 
     async def _reject(self, address: RequestAddress, stored: Stored, error: SlurmbusError) -> None:
         now = time.time()
@@ -204,7 +235,7 @@ class Intake:
 
     async def _take_cancel(self, cancel: Cancel, stored: Stored) -> None:
         asked = CancelAsked(id=cancel.id, at=stored.time, submitter=cancel.submitter, reason=cancel.reason)
-        if await self._cancel(cancel.key, asked):
+        if await self._cancel(cancel.key, cancel.task, asked):
             return
         now = time.time()
         # No such job yet: the record that a late submit then meets.
@@ -212,6 +243,8 @@ class Intake:
             Record(
                 key=cancel.key,
                 site=self._site,
+                task=cancel.task or 0,
+                tasks=0 if cancel.task is None else 1,
                 epoch=self._epoch,
                 state=JobState.CANCELLED,
                 name="unknown",

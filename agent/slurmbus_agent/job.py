@@ -12,17 +12,21 @@ from typing import Any
 
 import msgspec
 
-from slurmbus_agent import budgets, events, lifecycle
+from slurmbus_agent import arrays, budgets, events, lifecycle
+from slurmbus_agent.arrays import ArrayQueue
 from slurmbus_agent.events import Event, Instruction
 from slurmbus_agent.records import RecordStore
 from slurmbus_agent.relay import Relay
+from slurmbus_agent.runner.facts import kept
+from slurmbus_agent.scheduler.array import ARRAY_TASK
 from slurmbus_agent.scheduler.base import BatchJob, OutcomeUnknown, Refused, Scheduler, Unavailable
+from slurmbus_agent.scheduler.comment import compose
 from slurmbus_agent.spool import AGENT_NODE, Claim, EndReport, JobDir, SpoolError
 from slurmbus_agent.staging import Stager
 from slurmbus_agent.tasks import spawn
 from slurmbus_agent.watcher import Watcher
 from slurmbus_protocol.errors import BlobMissing, BusFull, BusUnreachable, SlurmbusError
-from slurmbus_protocol.messages import CancelAsked, JobSpec, Record, Start
+from slurmbus_protocol.messages import CancelAsked, Environment, JobSpec, Record, Start
 from slurmbus_protocol.subjects import Stream
 
 log = logging.getLogger(__name__)
@@ -34,6 +38,7 @@ STALLED_AFTER = 1.0
 """Seconds without progress after which the rest of an ended start is read from the spool instead of the link."""
 
 _STAMPS = {
+    events.StagingGoesOn: "environment",
     events.Staged: "staged",
     events.Submitted: "submitted",
     events.Claimed: "claimed",
@@ -52,6 +57,8 @@ class Tools:
     relay: Relay
     watcher: Watcher
     stager: Stager
+    arrays: ArrayQueue | None = None
+    """There while the agent leads."""
 
 
 class Job:
@@ -59,14 +66,14 @@ class Job:
 
     Args:
         record: as it is on the bus.
-        spec: what was asked for.
+        request: what was asked for; of a task of an array, the whole array.
         folder: its spool.
         tools: what it shares with others.
     """
 
-    def __init__(self, record: Record, spec: JobSpec, folder: JobDir, tools: Tools) -> None:
+    def __init__(self, record: Record, request: JobSpec, folder: JobDir, tools: Tools) -> None:
         self.record = record
-        self.spec = spec
+        self._request = request
         self.folder = folder
         self._tools = tools
         self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[None] | None]] = asyncio.Queue()
@@ -76,11 +83,30 @@ class Job:
         self.linked: int | None = None
         """The start whose runner is connected, if any."""
         self._secret: bytes | None = None
+        self._told_staging = 0.0
+        self._told_phase = ""
 
     @property
     def slurm_name(self) -> str:
-        """The job's name in Slurm: for people, and unique by its key."""
-        return f"{self.record.name}.{self.record.key}"
+        """The job's name in Slurm: for people, and unique by its key and task."""
+        return arrays.slurm_name(self.record)
+
+    @property
+    def spec(self) -> JobSpec:
+        """What was asked for; a thousand tasks don't keep their copies of it."""
+        return arrays.spec_of(self._request, self.record)
+
+    @property
+    def environment(self) -> Environment | None:
+        """What it asks to run in; the tasks of an array have it in common."""
+        return self._request.environment
+
+    def throttle(self, array_size: int) -> int | None:
+        """Give how many tasks of each array that the request becomes may run at the same time."""
+        if self._request.array_throttle is None:
+            return None
+        parts = len({task.index // array_size for task in self._request.tasks})
+        return max(1, self._request.array_throttle // parts)
 
     def secret(self) -> bytes | None:
         """Give what the job's runner proves itself with; None before the job was staged."""
@@ -171,29 +197,39 @@ class Job:
 
     async def _stage(self, _: events.Stage) -> None:
         try:
-            work_dir = await self._stage_when_complete()
+            staged = await self._stage_when_complete()
         except BusUnreachable:
             raise
         except SlurmbusError as error:
             self.post(events.StagingFailed(code=error.code, message=error.message, hint=error.hint))
         else:
-            self.post(events.Staged(spool=str(self.folder.path), work_dir=str(work_dir)))
+            self.post(staged)
 
-    async def _stage_when_complete(self) -> Path:
+    async def _stage_when_complete(self) -> events.Staged:
         """Stage; a file that is missing may be on its way: its client puts it on a bus that started anew once more."""
         deadline = time.monotonic() + budgets.BLOB_PATIENCE
         while True:
             try:
-                return await self._tools.stager.stage(self.folder, self.record, self.spec)
+                shared = self._request.files if self.record.tasks else ()
+                return await self._tools.stager.stage(self.folder, self.record, self.spec, self._tell_staging, shared)
             except BlobMissing:
                 if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(RETRY_AFTER)
 
+    def _tell_staging(self, doing: str) -> None:
+        """Show what takes so long; each word is a record on the bus, so not too often."""
+        now, phase = time.monotonic(), doing.partition(",")[0]
+        if phase != self._told_phase or now - self._told_staging >= budgets.STAGING_TOLD_EVERY:
+            self._told_staging, self._told_phase = now, phase
+            self.post(events.StagingGoesOn(doing=doing))
+
     async def _submit(self, _: events.SubmitJob) -> None:
-        batch = self._batch_job()
         try:
-            job_id = await self._tools.scheduler.submit(batch)
+            if self.record.tasks and self._tools.arrays is not None:
+                job_id = await self._tools.arrays.submit(self)
+            else:
+                job_id = await self._tools.scheduler.submit(self.batch_job())
         except Refused as error:
             self.post(events.SubmitRefused(message=error.message, hint=error.hint))
         except Unavailable as error:
@@ -203,17 +239,30 @@ class Job:
         else:
             self.post(events.Submitted(job_id=job_id))
 
-    def _batch_job(self) -> BatchJob:
-        comment = self.record.options.comment or " ".join(f"{k}={v}" for k, v in sorted(self.record.labels.items()))
+    def batch_job(self) -> BatchJob:
+        """Give what Slurm gets; of a task of an array, what it has in common with its siblings."""
         return BatchJob(
-            name=self.slurm_name,
-            script=self._tools.stager.batch_script(self.folder),
-            work_dir=self.record.work_dir or str(self.folder.path),
-            output=str(self.folder.batch_output),
+            name=arrays.array_name(self.record),
+            script=self._tools.stager.batch_script(self.folder, self.record),
+            work_dir=self._work_dir,
+            output=self._batch_output(ARRAY_TASK),
             environment=self._tools.stager.environment(),
             options=self.record.options,
-            comment=comment[:1000],
+            comment=compose(self.record.labels, self.record.options.comment),
         )
+
+    @property
+    def _work_dir(self) -> str:
+        """Where the batch script starts; a task's own folder may go before its siblings begin."""
+        if self.record.tasks:
+            return str(self.folder.shared)
+        return self.record.work_dir or str(self.folder.path)
+
+    def _batch_output(self, index: str | int) -> str:
+        """Give the file of the batch script's own output, of an array's task with this index in Slurm."""
+        if self.record.tasks:
+            return f"{self.folder.shared}/batch-{self.record.array_base}-{index}.out"
+        return str(self.folder.batch_output)
 
     async def _look_up(self, _: events.LookUp) -> None:
         looked = await self._tools.watcher.look_up(self.slurm_name, self.record.created_at)
@@ -252,7 +301,10 @@ class Job:
 
     async def _cancel_job(self, instruction: events.CancelJob) -> None:
         try:
-            await self._tools.scheduler.cancel(instruction.job_id, self.slurm_name)
+            if self.record.tasks and self._tools.arrays is not None:
+                await self._tools.arrays.cancel(instruction.job_id, self.slurm_name)
+            else:
+                await self._tools.scheduler.cancel(instruction.job_id, self.slurm_name)
         except (Unavailable, OutcomeUnknown, Refused) as error:
             log.warning("job %s: the cancel is repeated later: %s", self.record.key, error)
         self.post(events.Poked())
@@ -290,7 +342,8 @@ class Job:
 
     def _batch_words(self) -> str:
         try:
-            text = self.folder.batch_output.read_text(errors="replace")
+            path = Path(self._batch_output(self.record.task - self.record.array_base))
+            text = path.read_text(errors="replace")
         except OSError:
             return ""
         return text[-BATCH_OUTPUT_TAIL:].strip()
@@ -320,7 +373,7 @@ class Job:
 
     def limit(self, stream: Stream) -> int | None:
         """Tell up to where each start's stream is relayed in full; None: all of it."""
-        return None if stream is Stream.MESSAGES else self.spec.stream_limit
+        return None if stream is Stream.MESSAGES else self._request.stream_limit
 
     async def catch_up(self, start: int, stream: Stream, size: int, *, ended: bool = False) -> bool:
         """Bring a stream on the bus up to ``size`` bytes: by the link while it delivers, else from the spool.
@@ -366,7 +419,7 @@ class Job:
         begin = max(offset, size - (budgets.LAST_BYTES if ended else budgets.SAMPLE_BYTES))
         async with relay.reading(stream):
             data = await asyncio.to_thread(self.folder.read, start, stream, begin, size - begin)
-            limit = self.spec.stream_limit
+            limit = self._request.stream_limit
             return await relay.sample(record.key, record.task, start, stream, begin, data, limit=limit, ended=ended)
 
     async def _link_moves(self) -> bool:
@@ -418,6 +471,8 @@ def ended_event(start: int, end: EndReport) -> events.Ended:
         error=end.error,
         error_code=end.error_code,
         usage=end.usage,
+        live=end.live,
+        facts=kept(end.facts),
         ended_at=end.ended_at,
     )
 

@@ -29,8 +29,10 @@ from slurmbus_agent.events import (
     Drained,
     Ended,
     Event,
+    FactsFound,
     Instruction,
     Later,
+    LiveSeen,
     Looked,
     LookForTwins,
     LookUp,
@@ -42,6 +44,7 @@ from slurmbus_agent.events import (
     Stage,
     Staged,
     StagingFailed,
+    StagingGoesOn,
     SubmitAgain,
     SubmitJob,
     SubmitNotSent,
@@ -55,6 +58,7 @@ from slurmbus_agent.events import (
 )
 from slurmbus_agent.runner.claims import AGENT_NODE
 from slurmbus_agent.runner.protocol import EXIT_TWIN
+from slurmbus_agent.scheduler.base import Observation
 from slurmbus_protocol.messages import CancelAsked, Record, Start
 from slurmbus_protocol.states import FINAL, JobState, may_follow
 
@@ -73,7 +77,15 @@ FIGURES_PATIENCE = (4.0, 10.0, 30.0, 120.0)
 LOOK_AFTER_UNLINKED = (2.0, 5.0, 10.0)
 """Seconds after a runner vanished; the controller hears of a killed job within a few seconds."""
 
+ESTIMATE_WITHIN = 300.0
+"""Seconds by which a job's expected start has to move to be written down again: a record for each guess of the
+scheduler would be a flood."""
+ESTIMATE_SHARE = 0.2
+"""The same as a share of the time from the submit to the expected start."""
+
 _FORGOTTEN = "the controller doesn't know the job any more; asking accounting"
+_REMOVED = JobState.CANCELLED.value
+"""Slurm's state of a waiting task that it keeps nothing of, since it was cancelled, while its array is still there."""
 SLURM_FINAL = FINAL - {JobState.REJECTED, JobState.LOST}
 
 
@@ -120,10 +132,16 @@ def _begun(record: Record, _: Begun) -> Result:
 def _staged(record: Record, event: Staged) -> Result:
     if record.state is not JobState.STAGING:
         return record, ()
-    record = _with(record, spool=event.spool, work_dir=event.work_dir)
+    record = _with(record, spool=event.spool, work_dir=event.work_dir, environment=event.environment, reason=None)
     if record.cancel is not None:
         return _with(record, JobState.CANCELLED, reason=_cancel_words(record.cancel)), (Retire(),)
     return _submit(record)
+
+
+def _staging_goes_on(record: Record, event: StagingGoesOn) -> Result:
+    if record.state is not JobState.STAGING:
+        return record, ()
+    return _with(record, reason=event.doing), ()
 
 
 def _staging_failed(record: Record, event: StagingFailed) -> Result:
@@ -234,8 +252,11 @@ def _observed(record: Record, event: Observed) -> Result:
         "alloc_cpus": seen.alloc_cpus or record.alloc_cpus,
         "submit_time": seen.submit_time or record.submit_time,
         "start_time": seen.start_time or record.start_time,
+        "estimated_start": _estimate(record, seen),
         "lookups": 0,
     }
+    if seen.task_job_id is not None:
+        shown["task_job_id"] = seen.task_job_id
     if seen.state == "PENDING":
         return _with(record, JobState.PENDING, **shown), ()
     if "COMPLETING" in seen.flags:
@@ -250,6 +271,15 @@ def _observed(record: Record, event: Observed) -> Result:
         again: tuple[Instruction, ...] = (ReadClaims(),) if record.requeue else ()
         return _with(record, JobState.COMPLETING, **shown), (*again, Watch(urgent=True))
     return _with(record, JobState.RUNNING, **shown), ()
+
+
+def _estimate(record: Record, seen: Observation) -> float | None:
+    """Give when a pending job may start. The scheduler guesses anew all the time; what changes little is no news."""
+    old, new = record.estimated_start, seen.start_estimate
+    if old is None or new is None:
+        return new
+    waited = old - (seen.submit_time or old)
+    return old if abs(new - old) < max(ESTIMATE_WITHIN, ESTIMATE_SHARE * waited) else new
 
 
 def _judge(record: Record, verdict: JobState, exit_code: int | None, signal: int | None) -> Result:
@@ -291,9 +321,13 @@ def _unlinked(record: Record, event: Unlinked) -> Result:
     return record, (Watch(urgent=True), *looks)
 
 
-def _denied(record: Record, _: Denied) -> Result:
+def _denied(record: Record, event: Denied) -> Result:
     if record.verdict is not None or record.job_id is None:
         return record, ()
+    if event.removed and not record.starts and record.cancel is not None:
+        return record, (TakeClaim(start=0),)
+    if event.removed and not record.starts:  # somebody cancelled it in Slurm, or it failed long ago without a claim
+        record = _with(record, slurm_state=_REMOVED)
     denied = _with(record, lookups=max(1, record.lookups), reason=_FORGOTTEN)
     return denied, (ReadClaims(), AskAccounting(again=UNCLAIMED_PATIENCE))
 
@@ -323,7 +357,8 @@ def _accounted(record: Record, event: Accounted) -> Result:
 def _unaccounted(record: Record) -> Result:
     """Neither the controller nor accounting has the job's end."""
     if not record.starts:
-        return (record, (TakeClaim(start=0),)) if record.cancel is not None else _submit(record)
+        unwanted = record.cancel is not None or record.slurm_state == _REMOVED
+        return (record, (TakeClaim(start=0),)) if unwanted else _submit(record)
     if record.lookups == 1:
         return _with(record, lookups=2), (AskAccounting(again=CLAIMED_PATIENCE),)
     lost = _with(
@@ -353,6 +388,7 @@ def _claimed(record: Record, event: Claimed) -> Result:
     seal = next((start for start in event.starts if start.node == AGENT_NODE), None)
     if seal is not None and seal.number == 0:
         return _sealed(record, seal, event.batch_output) if not record.starts else (record, ())
+    record = _with_own_ids(record, event.starts)
     known = {start.number for start in record.starts}
     fresh = tuple(start for start in event.starts if start.number not in known and start.node != AGENT_NODE)
     sealed = record.sealed or seal is not None
@@ -362,6 +398,17 @@ def _claimed(record: Record, event: Claimed) -> Result:
     looks: tuple[Instruction, ...] = (LookForTwins(),) if record.submits > 1 else ()
     closing = _closing(record) if record.verdict is not None else (Watch(),)
     return _finish(record, (*twin, *looks, *_repeat_cancel(record), *closing))
+
+
+def _with_own_ids(record: Record, claimed: tuple[Start, ...]) -> Record:
+    """Learn from a runner that says hello what its claim in the spool doesn't: the own id of an array's task."""
+    own = {start.nonce: start.task_job_id for start in claimed if start.task_job_id is not None}
+    if not any(start.task_job_id is None and start.nonce in own for start in record.starts):
+        return record
+    starts = tuple(
+        msgspec.structs.replace(start, task_job_id=start.task_job_id or own.get(start.nonce)) for start in record.starts
+    )
+    return _with(record, starts=starts, task_job_id=starts[-1].task_job_id or record.task_job_id)
 
 
 def _adopt(record: Record, fresh: tuple[Start, ...]) -> Result:
@@ -385,8 +432,10 @@ def _adopt(record: Record, fresh: tuple[Start, ...]) -> Result:
         job_id=latest.job_id,
         node_list=latest.node if other or again else record.node_list or latest.node,
         start_time=latest.started_at if other or again else record.start_time or latest.started_at,
+        estimated_start=None,
         reason=None,
         lookups=0,
+        task_job_id=latest.task_job_id or (None if other else record.task_job_id),
     )
     return record, stop_twin
 
@@ -418,6 +467,8 @@ def _ended(record: Record, event: Ended) -> Result:
         error=event.error,
         error_code=event.error_code,
         usage=event.usage,
+        live=event.live or start.live,
+        facts=event.facts or start.facts,
     )
     record = _replace_start(record, start)
     instructions: list[Instruction] = [Drain(start=event.start)]
@@ -428,6 +479,22 @@ def _ended(record: Record, event: Ended) -> Result:
         if record.verdict is None:
             instructions.append(Watch(urgent=True))
     return record, tuple(instructions)
+
+
+def _live_seen(record: Record, event: LiveSeen) -> Result:
+    start = _start(record, event.start)
+    if start is None or start.ended_at is not None:
+        return record, ()
+    if start.live is not None and start.live.at >= event.live.at:  # told again on another connection
+        return record, ()
+    return _replace_start(record, msgspec.structs.replace(start, live=event.live)), ()
+
+
+def _facts_found(record: Record, event: FactsFound) -> Result:
+    start = _start(record, event.start)
+    if start is None or start.ended_at is not None or start.facts == event.facts:
+        return record, ()
+    return _replace_start(record, msgspec.structs.replace(start, facts=event.facts)), ()
 
 
 def _drained(record: Record, event: Drained) -> Result:
@@ -486,7 +553,9 @@ def _cancel_requested(record: Record, event: CancelRequested) -> Result:
     if record.cancel is not None:
         return record, ()
     record = _with(record, cancel=event.cancel)
-    # Staging and submitting see the cancel when they come back; nothing is interrupted half-way.
+    if record.state is JobState.STAGING:  # it may take minutes, and nothing was submitted yet
+        return _with(record, JobState.CANCELLED, reason=_cancel_words(record.cancel)), (Retire(),)
+    # Submitting sees the cancel when it comes back: it isn't interrupted half-way.
     return record, _repeat_cancel(record)
 
 
@@ -521,6 +590,7 @@ _HANDLERS: dict[type[Event], Callable[[Record, Any], Result]] = {
     Begun: _begun,
     Staged: _staged,
     StagingFailed: _staging_failed,
+    StagingGoesOn: _staging_goes_on,
     Submitted: _submitted,
     SubmitRefused: _submit_refused,
     SubmitNotSent: _submit_not_sent,
@@ -535,6 +605,8 @@ _HANDLERS: dict[type[Event], Callable[[Record, Any], Result]] = {
     Accounted: _accounted,
     Claimed: _claimed,
     Ended: _ended,
+    LiveSeen: _live_seen,
+    FactsFound: _facts_found,
     Drained: _drained,
     OutputsCollected: _outputs_collected,
     CancelRequested: _cancel_requested,

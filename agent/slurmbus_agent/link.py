@@ -24,10 +24,10 @@ import msgspec
 from slurmbus_agent import budgets
 from slurmbus_agent.link_wire import Budget, PeerGone, Wire
 from slurmbus_agent.runner import frames
-from slurmbus_agent.runner.protocol import SAMPLES_SINCE
+from slurmbus_agent.runner.protocol import NEWS_SINCE, OPTIONAL, SAMPLES_SINCE
 from slurmbus_agent.spool_files import EndReport, LinkAddress
 from slurmbus_protocol.errors import SlurmbusError
-from slurmbus_protocol.messages import NonNegative, Start, Ulid
+from slurmbus_protocol.messages import Live, NonNegative, Start, Ulid
 from slurmbus_protocol.subjects import Stream
 
 __all__ = ["EndReport", "LinkAddress", "LinkServer", "LinkSink", "Welcome"]
@@ -82,6 +82,14 @@ class LinkSink(Protocol):
         """Hear that the payload ended; the last chunks may still follow. The runner waits for this to come back."""
         ...
 
+    async def live(self, key: str, task: int, start: int, live: Live) -> None:
+        """Hear what the job uses."""
+        ...
+
+    async def facts(self, key: str, task: int, start: int, facts: Mapping[str, str]) -> None:
+        """Hear what the launcher has found out; comes back when that is durable."""
+        ...
+
     def lost(self, key: str, task: int, start: int) -> None:
         """Hear that the connection is gone; every chunk that had arrived was handed over before."""
         ...
@@ -96,6 +104,7 @@ class _Hello(msgspec.Struct, frozen=True, kw_only=True):
     nonce: str
     claimed_at: float
     version: NonNegative = 1
+    task_job_id: NonNegative | None = None
 
 
 class _Chunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +119,18 @@ class _Started(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Ended(msgspec.Struct, frozen=True, kw_only=True):
     end: EndReport
+
+
+class _Live(msgspec.Struct, frozen=True, kw_only=True):
+    live: Live
+
+
+class _Facts(msgspec.Struct, frozen=True, kw_only=True):
+    facts: dict[str, str]
+
+
+_News = _Started | _Ended | _Live | _Facts
+_NEWS: dict[str, type[_News]] = {"started": _Started, "ended": _Ended, "live": _Live, "facts": _Facts}
 
 
 class _Dropped(Exception):
@@ -328,7 +349,12 @@ class _Session:
         """Serve until the connection ends."""
         hello = self._hello
         start = Start(
-            number=hello.start, job_id=hello.job_id, node=hello.node, nonce=hello.nonce, started_at=hello.claimed_at
+            number=hello.start,
+            job_id=hello.job_id,
+            node=hello.node,
+            nonce=hello.nonce,
+            started_at=hello.claimed_at,
+            task_job_id=hello.task_job_id,
         )
         welcome = await self._sink.hello(hello.key, hello.task, start)
         self._wire.owing -= 1
@@ -354,6 +380,8 @@ class _Session:
         if welcome.limits:
             sample = {"bytes": budgets.SAMPLE_BYTES, "every": budgets.SAMPLE_EVERY}
             fields |= {"limits": dict(welcome.limits), "sample": sample}
+        if self._hello.version >= NEWS_SINCE:
+            fields["takes"] = sorted(OPTIONAL)
         await self._wire.send("welcome", **fields)
 
     async def _take(self, group: asyncio.TaskGroup) -> None:
@@ -366,8 +394,8 @@ class _Session:
             chunk = msgspec.convert(header, _Chunk)
             cost = await self._reserve(size, urgent=chunk.stream is Stream.MESSAGES)
             self._queue(group, chunk.stream).put_nowait((cost, chunk, await self._wire.data(size)))
-        elif kind in {"started", "ended"} and not size:
-            news = msgspec.convert(header, _Started) if kind == "started" else msgspec.convert(header, _Ended)
+        elif kind in _NEWS and not size:
+            news: _News = msgspec.convert(header, _NEWS[kind])
             if isinstance(news, _Ended):
                 self._final_sizes = news.end.sizes
                 self._has_ended.set()
@@ -419,16 +447,20 @@ class _Session:
                 await self._has_ended.wait()
         return max(following, self._final_sizes.get(stream, 0))
 
-    async def _tell(self, news: _Started | _Ended) -> None:
-        if isinstance(news, _Started):
-            await self._sink.started(*self._about, news.started_at)
-            await self._wire.send("noted", what="started")
-        else:
-            await self._sink.ended(*self._about, news.end)
-            await self._wire.send("noted", what="ended")
+    async def _tell(self, news: _News) -> None:
+        match news:
+            case _Started():
+                await self._sink.started(*self._about, news.started_at)
+            case _Ended():
+                await self._sink.ended(*self._about, news.end)
+            case _Live():
+                await self._sink.live(*self._about, news.live)
+            case _Facts():
+                await self._sink.facts(*self._about, news.facts)
+        await self._wire.send("noted", what=type(news).__name__[1:].lower())
 
 
-_Item = tuple[int, _Chunk | _Started | _Ended, bytes]
+_Item = tuple[int, _Chunk | _News, bytes]
 
 
 def addresses() -> tuple[str, ...]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from slurmbus_agent.events import Claimed, Unlinked
+from slurmbus_agent.board import LiveBoard
+from slurmbus_agent.events import Claimed, FactsFound, Unlinked
 from slurmbus_agent.job import Job, ended_event
 from slurmbus_agent.link import Welcome
 from slurmbus_agent.relay import Relay
+from slurmbus_agent.runner.facts import kept
 from slurmbus_agent.spool import EndReport
-from slurmbus_protocol.messages import Start
+from slurmbus_protocol.messages import Live, Start
 from slurmbus_protocol.subjects import Stream
 
 log = logging.getLogger(__name__)
@@ -22,9 +24,11 @@ class JobLinks:
     Args:
         jobs: the jobs of this agent by (key, task).
         relay: moves their bytes.
+        board: takes what they use.
     """
 
-    def __init__(self, jobs: Mapping[tuple[str, int], Job], relay: Relay) -> None:
+    def __init__(self, jobs: Mapping[tuple[str, int], Job], relay: Relay, board: LiveBoard) -> None:
+        self._board = board
         self._jobs = jobs
         self._relay = relay
 
@@ -56,6 +60,18 @@ class JobLinks:
         job = self._jobs.get((key, task))
         if job is not None:
             await job.tell(ended_event(start, end))
+
+    async def live(self, key: str, task: int, start: int, live: Live) -> None:
+        """Take what a job uses; it is written down when it is its turn."""
+        job = self._jobs.get((key, task))
+        if job is not None:
+            self._board.take(job, start, live)
+
+    async def facts(self, key: str, task: int, start: int, facts: Mapping[str, str]) -> None:
+        """Take what the launcher has found out, and come back when that is durable."""
+        job = self._jobs.get((key, task))
+        if job is not None:
+            await job.tell(FactsFound(start=start, facts=kept(dict(facts))))
 
     def lost(self, key: str, task: int, start: int) -> None:
         """Hear that a link broke; the spool is followed from now on."""

@@ -38,6 +38,8 @@ class RetentionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """Since the end, whatever else is set or asked for: accounting's figures may still follow."""
     every_minutes: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     """How often the agent looks for jobs to be forgotten."""
+    environments_days: Duration = 30.0
+    """Since an environment was last used by a job."""
 
 
 class Outcome(StrEnum):

@@ -8,6 +8,7 @@
         link                       where runners reach the agent
         bus                        the id of the bus on which every job has its record
         jobs/<key>.<task>/         see slurmbus_agent.runner.protocol
+        arrays/<key>/              what the tasks of an array share: its request and files
         forgotten/                 folders of jobs that the bus has been asked to forget; still whole
         trash/                     job folders that are being removed
 """
@@ -17,11 +18,13 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from slurmbus_agent.runner.claims import AGENT_NODE
+from slurmbus_agent.spool_array import ArrayDir
 from slurmbus_agent.spool_files import Claim, EndReport, LinkAddress, Report, RunnerPlan, StoredRequest
 from slurmbus_agent.spool_job import JobDir
 from slurmbus_agent.spool_removal import Obstacle, Pace, Removal, measure, move, opened
@@ -33,6 +36,7 @@ from slurmbus_agent.spool_writing import (
     SpoolFull,
     SpoolUnusable,
     make_folder,
+    sync_folder,
     typed,
     write,
 )
@@ -41,6 +45,7 @@ from slurmbus_protocol.errors import BlobCorrupt, InvalidName, InvalidSetting
 
 __all__ = [
     "AGENT_NODE",
+    "ArrayDir",
     "Claim",
     "EndReport",
     "JobDir",
@@ -58,6 +63,7 @@ __all__ = [
 ]
 
 JOBS = "jobs"
+ARRAYS = "arrays"
 FORGOTTEN = "forgotten"
 TRASH = "trash"
 _HEX_OF_NAME = 12
@@ -82,7 +88,7 @@ class Spool:
             InvalidSetting: the folder belongs to somebody else.
             SpoolError: it can't be made.
         """
-        for folder in (self.root, *(self.root / name for name in ("jobs", "lib", FORGOTTEN, TRASH))):
+        for folder in (self.root, *(self.root / name for name in (JOBS, ARRAYS, "lib", FORGOTTEN, TRASH))):
             make_folder(folder)
         with typed(self.root):
             status = self.root.stat()
@@ -163,7 +169,31 @@ class Spool:
         if task < 0:
             raise InvalidName(f"task {task} is negative", hint="count from 0")
         name = f"{subjects.check_key(key)}.{task}"
-        return JobDir(self.root / "jobs" / name, name, self._count, self._discard)
+        return JobDir(self.root / JOBS / name, name, self._count, self._discard, self.array(key).path)
+
+    def array(self, key: str) -> ArrayDir:
+        """Give the folder that the tasks of an array share, which need not be there."""
+        return ArrayDir(self.root / ARRAYS / subjects.check_key(key), self._count)
+
+    def create_tasks(self, folders: Iterable[JobDir]) -> None:
+        """Make the folders of an array's tasks, and their names durable at once."""
+        for folder in folders:
+            folder.create_task()
+        with typed(self.root / JOBS):
+            sync_folder(self.root / JOBS)
+
+    def arrays(self) -> list[str]:
+        """Give the key of every array."""
+        self._count()
+        try:
+            with typed(self.root / ARRAYS):
+                return sorted(path.name for path in (self.root / ARRAYS).iterdir())
+        except FileNotFoundError:
+            return []
+
+    def remove_array(self, key: str, pace: Pace) -> list[Obstacle]:
+        """Remove what the tasks of an array shared, and give what couldn't be removed."""
+        return self._remove(ARRAYS, self.array(key).path.name, pace)
 
     def _count(self) -> None:
         self.metadata_calls += 1

@@ -6,9 +6,11 @@ The runner reads and writes the same shapes with nothing but the standard librar
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
-from slurmbus_protocol.messages import NonNegative, Usage
+from slurmbus_protocol.messages import Live, NonNegative, Usage
 
 
 class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,6 +19,20 @@ class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
     subject: str
     headers: dict[str, str]
     data: bytes
+
+
+class RunnerEnvironment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the payload runs in; one of prefix, modules and image is set."""
+
+    prefix: str = ""
+    """A virtual environment or a conda prefix."""
+    modules: tuple[str, ...] = ()
+    """Words for ``module``: ``load gcc/13``."""
+    image: str = ""
+    """An Apptainer image."""
+    binds: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    program: str = "apptainer"
 
 
 class RunnerPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,8 +53,14 @@ class RunnerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the payload gets Dagster Pipes' two variables; then the file ``context`` must be there, too."""
     pipes_path: str | None = None
     """The folder of the ``dagster_pipes`` module; goes to the end of the payload's PYTHONPATH."""
+    launch: dict[str, Any] | None = None
+    """What starts before the payload (a plan's ``type`` and its own fields); None runs ``argv`` as it is."""
+    array_index: NonNegative | None = None
+    """Of a task of a job array: its index in Slurm."""
     link: str | None = None
     """The file with the link's address; None for a job that reports by the spool alone."""
+    environment: RunnerEnvironment | None = None
+    """None is what the login shell gives."""
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +90,9 @@ class EndReport(msgspec.Struct, frozen=True, kw_only=True):
     error_code: str | None = None
     """The same for programs: one of the ERROR_… of :mod:`slurmbus_agent.runner.protocol`."""
     usage: Usage | None = None
+    live: Live | None = None
+    """What it used when the runner last looked, and the highest that it saw."""
+    facts: dict[str, str] = {}
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +106,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     sizes: dict[str, NonNegative]
     """Bytes of each stream that other hosts can read."""
     started_at: float | None = None
+    live: Live | None = None
+    facts: dict[str, str] = {}
     end: EndReport | None = None
 
     @property

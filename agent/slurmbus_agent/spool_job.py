@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from slurmbus_agent.runner import claims
+from slurmbus_agent.spool_array import read_request, write_request
 from slurmbus_agent.spool_files import Claim, Report, RunnerPlan, StoredRequest
 from slurmbus_agent.spool_work import WorkDir
 from slurmbus_agent.spool_writing import SpoolUnusable, make_folder, sync_folder, typed, write
@@ -18,7 +19,6 @@ from slurmbus_protocol.errors import BadMessage, InvalidSetting
 from slurmbus_protocol.messages import Record
 from slurmbus_protocol.subjects import Stream
 
-_request_decoder = msgspec.msgpack.Decoder(StoredRequest)
 _plan_decoder = msgspec.json.Decoder(RunnerPlan)
 _report_decoder = msgspec.json.Decoder(Report)
 
@@ -35,10 +35,15 @@ class JobDir:
         name: ``<key>.<task>``.
         count: is called once for each metadata operation on the file system.
         discard: removes the folder.
+        shared: what the tasks of an array share, where this is one of them.
     """
 
-    def __init__(self, path: Path, name: str, count: Callable[[], None], discard: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: Path, name: str, count: Callable[[], None], discard: Callable[[str], None], shared: Path
+    ) -> None:
         self.path = path
+        self.shared = shared
+        """The folder that the tasks of an array share, where this is one of them."""
         self._name = name
         self._count = count
         self._discard = discard
@@ -55,16 +60,22 @@ class JobDir:
         make_folder(self.path)
         make_folder(self.path / "starts")
         self._count()
-        if not (self.path / "request").exists():
-            stored = StoredRequest(subject=subject, headers=dict(headers), data=request)
-            write(self.path / "request", msgspec.msgpack.encode(stored))
-            with typed(self.path):
-                sync_folder(self.path.parent)
+        write_request(self.path, StoredRequest(subject=subject, headers=dict(headers), data=request))
+
+    def create_task(self) -> None:
+        """Make the folder of an array's task; its request lies where its siblings find it, too."""
+        make_folder(self.path)
+        make_folder(self.path / "starts")
+        self._count()
 
     def read_request(self) -> StoredRequest | None:
         """Give the request, or None when the folder or the request isn't there."""
-        data = self._content("request")
-        return None if data is None else _decode(_request_decoder, data, self.path / "request")
+        for folder in (self.path, self.shared):
+            self._count()
+            request = read_request(folder)
+            if request is not None:
+                return request
+        return None
 
     def work_dir(self, work_base: str | None) -> WorkDir:
         """Make the payload's working directory, in ``work_base`` or, when that is None, in the spool.

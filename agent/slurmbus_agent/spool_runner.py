@@ -29,16 +29,20 @@ def bundle() -> tuple[str, bytes]:
     return f"runner-{hashlib.sha256(content).hexdigest()[:12]}.py", content
 
 
-def batch_script(python: str, runner: Path, job_dir: Path, *, login: bool = True) -> str:
+def batch_script(python: str, runner: Path, job_dir: Path, *, login: bool = True, array_base: int | None = None) -> str:
     """Give the batch script of a job: it only finds a Python and becomes the runner.
 
     Args:
         python: the interpreter to try first, a name or a path; any Python 3 will do, the runner looks for a newer
             one when it is older than 3.9.
         runner: what :meth:`slurmbus_agent.spool.Spool.prepare` gave.
-        job_dir: the job's folder in the spool.
+        job_dir: the job's folder in the spool; of an array, that of any of its tasks.
         login: whether a login shell sets the environment up; without, it is what the job was submitted with.
+        array_base: what is added to a task's index to give its number, for an array; None for a single job.
     """
+    folder = shlex.quote(str(job_dir))
+    if array_base is not None:
+        folder = f"{shlex.quote(str(job_dir.with_suffix('')))}.$(({array_base} + SLURM_ARRAY_TASK_ID))"
     shell = "/bin/bash -l" if login else "/bin/bash"
     names = " ".join(shlex.quote(name) for name in dict.fromkeys((python, "python3")))
     return f"""\
@@ -47,7 +51,7 @@ def batch_script(python: str, runner: Path, job_dir: Path, *, login: bool = True
 set +eu
 shopt -s execfail
 for name in {names}; do
-  python=$(type -P -- "$name") && builtin exec "$python" -I -S {shlex.quote(str(runner))} {shlex.quote(str(job_dir))}
+  python=$(type -P -- "$name") && builtin exec "$python" -I -S {shlex.quote(str(runner))} {folder}
 done
 echo "slurmbus: there is no Python 3 on $HOSTNAME; load one in the profile or set 'python' for this site" >&2
 builtin exit {EXIT_SETUP}

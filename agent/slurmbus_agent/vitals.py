@@ -12,10 +12,11 @@ from pathlib import Path
 
 from slurmbus_agent import __version__, budgets
 from slurmbus_agent.lease import Role
+from slurmbus_protocol.capabilities import ADDITIONS
 from slurmbus_protocol.codec import PROTOCOL_RANGE
 from slurmbus_protocol.messages import Heartbeat, SchedulerHealth, Vitals
 
-CAPABILITIES = ("submit", "cancel", "outputs", "read-range")
+CAPABILITIES = ("submit", "cancel", "outputs", "read-range", *ADDITIONS)
 
 
 class Pulse:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from slurmbus_agent import budgets
 from slurmbus_agent.events import Accounted, Denied, Event, Looked, Observed, TwinSeen
+from slurmbus_agent.scheduler.array import split_name
 from slurmbus_agent.scheduler.base import ANY_ID, AccountingRow, NoAccounting, Observation, Scheduler, SchedulerError
 from slurmbus_protocol.states import FINAL
 
@@ -230,7 +231,8 @@ class Watcher:
             return
         await self._scheduler.turn()
         due = self._due_now()
-        if self._round_is_due() or len(due) >= budgets.WATCH_TOGETHER:
+        of_arrays = any(split_name(job.name)[1] for job in due)  # of which a single one costs as much to ask for
+        if self._round_is_due() or of_arrays or len(due) >= budgets.WATCH_TOGETHER:
             await self._ask_for_all(due)
         else:
             for job in due:
@@ -244,17 +246,24 @@ class Watcher:
         return bool(self._watched) and _now() >= self._next_round
 
     async def _ask_for_all(self, due: list[_Watched]) -> None:
+        asked = list(self._watched.values())  # who comes during the question can't be in its answer
         seen = {(found.job_id, found.name): found for found in await self._scheduler.jobs()}
         self._next_round = _now() + self._interval
         for job in due:
             job.due = None
         for other in seen.values():
             self._sort_out(other)
+        arrays = {(other.job_id, split_name(other.name)[0]) for other in seen.values()}
         missing = []
-        for job in list(self._watched.values()):
+        for job in asked:
+            if self._watched.get(job.name) is not job:
+                continue
             found = seen.get((job.job_id, job.name))
+            array, indexes = split_name(job.name)
             if found is not None:
                 job.post(Observed(observation=found))
+            elif indexes:
+                job.post(Denied(removed=(job.job_id, array) in arrays))
             else:
                 missing.append(job)
         if len(missing) > budgets.WATCH_MISSING:  # many have ended and were forgotten while nobody looked

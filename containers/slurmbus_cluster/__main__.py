@@ -1,20 +1,21 @@
-"""``python -m slurmbus_cluster build`` builds the image, and says why when that can't be done here."""
+"""``python -m slurmbus_cluster build [RELEASE…]`` builds the images, and says why when that can't be done here."""
 
 from __future__ import annotations
 
 import sys
 
 from .errors import ClusterError
-from .image import ensure_image
+from .image import DEFAULT_RELEASE, ensure_image
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; 2 for wrong usage, 1 when the image can't be built."""
-    if arguments != ["build"]:
-        print("usage: python -m slurmbus_cluster build", file=sys.stderr)
+    if arguments[:1] != ["build"]:
+        print("usage: python -m slurmbus_cluster build [RELEASE…]", file=sys.stderr)
         return 2
     try:
-        print(f"the cluster's image is {ensure_image(print)}")
+        for release in arguments[1:] or [DEFAULT_RELEASE]:
+            print(f"the cluster's image of {release} is {ensure_image(print, release)}")
     except ClusterError as error:
         print(error, file=sys.stderr)
         return 1

@@ -24,7 +24,7 @@ from testcontainers.core.network import Network as NetworkDefinition
 from . import engine, leftovers, slurm
 from .errors import ClusterError, ConditionTimeout
 from .host import COMMAND_TIMEOUT, READY_TIMEOUT, Host, HostProcess, Result
-from .image import ensure_image
+from .image import DEFAULT_RELEASE, ensure_image
 
 DEFAULT_HOSTS = ("ctld", "c1", "c2", "login")
 SUBNET_ATTEMPTS = 5
@@ -49,6 +49,7 @@ class Cluster:
         labels: further labels of the containers.
         env: further environment of every host; see `slurm/bin/slurmbus-host` for what it understands.
         ssh_key: public key (a line) with which alice and bob may log in by SSH on the login nodes.
+        release: which Debian, and so which Slurm, the hosts have: a key of `image.RELEASES`.
         shared: further file systems that all hosts share, in memory: folder to size, e.g. ``{"/scratch": "64m"}``.
             Everybody may write to them, and they can be filled.
     """
@@ -61,6 +62,7 @@ class Cluster:
         labels: Mapping[str, str] | None = None,
         env: Mapping[str, str] | None = None,
         ssh_key: str | None = None,
+        release: str = DEFAULT_RELEASE,
         shared: Mapping[str, str] | None = None,
     ) -> None:
         self.name = f"slurmbus-{uuid.uuid4().hex[:8]}"
@@ -68,6 +70,7 @@ class Cluster:
         self._host_names = tuple(hosts)
         self._labels = {**(labels or {}), leftovers.CLUSTER_LABEL: self.name, **engine.owner_labels()}
         self._env = {**(env or {}), **({"SLURMBUS_SSH_KEY": ssh_key} if ssh_key else {})}
+        self.release = release
         self._shared = dict(shared or {})
         self._hosts: dict[str, Host] = {}
         self._client: docker.DockerClient | None = None
@@ -76,7 +79,7 @@ class Cluster:
     # Start and end
 
     def __enter__(self) -> Self:
-        image = ensure_image(self._progress)
+        image = ensure_image(self._progress, self.release)
         started = time.monotonic()
         self._client = engine.connect()
         try:

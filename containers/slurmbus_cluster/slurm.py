@@ -13,7 +13,7 @@ from .host import Host
 
 SACCT_FIELDS = (
     "JobID,JobName,User,Account,Partition,QOS,State,ExitCode,Reason,NodeList,Submit,Start,End,Elapsed,"
-    "AllocTRES,ReqMem,MaxRSS,TotalCPU,UserCPU,SystemCPU,Comment,Restarts"
+    "AllocTRES,ReqMem,MaxRSS,TotalCPU,UserCPU,SystemCPU,Comment"
 )
 """The fields of `accounting`; memory in bytes."""
 

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ import dagster as dg
 from dagster._config.field_utils import is_dagster_env_var
 from dagster._core.definitions.resource_annotation import TreatAsResourceParam
 from dagster._core.execution.context.invocation import BaseDirectExecutionContext
+from dagster._core.pipes.context import build_external_execution_context_data
 from dagster._core.pipes.reattach import (
     PIPES_LAUNCH_HANDLE_METADATA_KEY,
     PipesLaunchHandle,
@@ -39,6 +40,7 @@ from dagster._core.utils import PYTHON_LOGGING_LEVELS_NAMES
 from dagster._record import copy
 from dagster._serdes import deserialize_value, serialize_value
 from dagster._utils import interrupts
+from dagster_pipes import PipesParams
 from dagster_shared.libraries import DagsterLibraryRegistry
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "DagsterLibraryRegistry",
     "FoundLaunch",
     "TreatAsResourceParam",
+    "add_partition_metadata",
     "attempt",
     "capture_interrupts",
     "captured",
@@ -58,14 +61,18 @@ __all__ = [
     "is_env_var",
     "is_invoked_directly",
     "is_log_level",
+    "latest_materialization",
     "launches_of_step",
     "may_be_from_failure",
     "op_context",
     "partition",
+    "pipes_partition",
+    "pipes_session",
     "record_launch",
     "record_reattach",
     "related_runs",
     "run_tags",
+    "selected_assets",
     "shown_path",
     "status_of_ended_run",
     "step_key",
@@ -126,6 +133,16 @@ def run_tags(context: Context) -> dict[str, str]:
     """Give the tags of the run; none when the function was called by hand."""
     op = op_context(context)
     return {} if is_invoked_directly(op) else dict(op.run_tags)
+
+
+def assets_metadata(context: Context) -> dict[str, Mapping[str, Any]]:
+    """Give the metadata that the assets of this step were defined with, by asset; nothing for an op without assets."""
+    op = op_context(context)
+    if is_invoked_directly(op) or not op.has_assets_def:
+        return {}
+    metadata = op.assets_def.metadata_by_key
+    keys = {key.to_user_string(): key for key in op.selected_asset_keys}
+    return {name: metadata.get(keys[name]) or {} for name in sorted(keys)}
 
 
 def partition(context: dg.OpExecutionContext) -> dict[str, str]:
@@ -359,12 +376,93 @@ def captured(context: dg.OpExecutionContext, stream: str, position: int, length:
     return found
 
 
+class _NoMessages(dg.PipesMessageReader):
+    @contextmanager
+    def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[PipesParams]:
+        del handler
+        yield {}
+
+    @property
+    def expected_writer_count(self) -> int:
+        return 1
+
+    def no_messages_debug_text(self) -> str:
+        return ""
+
+
+def pipes_session(
+    context: dg.OpExecutionContext, injector: dg.PipesContextInjector, extras: Mapping[str, Any] | None
+) -> dg.PipesSession:
+    """Give a Pipes session whose messages others take, as ``dg.open_pipes_session`` makes one."""
+    if context.has_assets_def:
+        context.set_requires_typed_event_stream(
+            error_message="return the results of run_array(): .get_results() or .get_materialize_result()"
+        )
+    data = build_external_execution_context_data(context, dict(extras or {}))
+    with injector.inject_context(data):
+        pass
+    return dg.PipesSession(
+        context_data=data,
+        message_handler=dg.PipesMessageHandler(context, _NoMessages()),
+        context_injector_params={},
+        message_reader_params={},
+        context=context,
+    )
+
+
+def pipes_partition(context: dg.OpExecutionContext, key: str) -> dict[str, Any]:
+    """Give what Pipes' context says of a partition."""
+    window = None
+    if not is_invoked_directly(context):
+        definition = context.get_step_execution_context().run_partitions_def
+        if isinstance(definition, dg.TimeWindowPartitionsDefinition):
+            found = definition.time_window_for_partition_key(key)
+            window = {"start": found.start.isoformat(), "end": found.end.isoformat()}
+    return {
+        "partition_key": key,
+        "partition_key_range": {"start": key, "end": key},
+        "partition_time_window": window,
+    }
+
+
+def selected_assets(context: dg.OpExecutionContext) -> list[dg.AssetKey]:
+    """Give the assets that this step materializes."""
+    return sorted(context.selected_asset_keys) if context.has_assets_def else []
+
+
+def add_partition_metadata(
+    context: dg.OpExecutionContext, metadata: Mapping[str, Any], asset: dg.AssetKey, partition: str
+) -> None:
+    """Let metadata stand with one partition of an asset that this step materializes; of others nothing is kept."""
+    if is_invoked_directly(context) or not context.has_partition_key_range or partition not in context.partition_keys:
+        return
+    context.get_step_execution_context().add_asset_metadata(metadata=metadata, asset_key=asset, partition_key=partition)
+
+
 def times_logged(context: dg.OpExecutionContext, text: str) -> int:
     """Count how often this run's log has this line of this step."""
     if is_invoked_directly(context):
         return 0
     entries = context.instance.all_logs(context.run_id)
     return sum(entry.step_key == step_key(context) and entry.user_message == text for entry in entries)
+
+
+def latest_materialization(context: dg.AssetCheckExecutionContext, key: dg.AssetKey) -> dg.AssetMaterialization | None:
+    """Give what was materialized last: by this run, else of the partition that it is about, else at all.
+
+    Right after the asset's own step the latest one is this run's, whoever else materializes the asset meanwhile.
+    """
+    op, instance = op_context(context), context.instance
+    if not is_invoked_directly(op):
+        own = instance.all_logs(op.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+        for entry in reversed(own):
+            materialization: dg.AssetMaterialization | None = entry.asset_materialization
+            if materialization is not None and materialization.asset_key == key:
+                return materialization
+    named = None if is_invoked_directly(op) else op.run_tags.get(PARTITION_NAME_TAG)
+    wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[named] if named is not None else None)
+    records = instance.fetch_materializations(wanted, limit=1).records
+    return records[0].asset_materialization if records else None
 
 
 def files_directory(context: dg.OpExecutionContext) -> Path:

@@ -9,6 +9,9 @@ from collections.abc import Callable
 import dagster as dg
 
 from dagster_slurmbus.outcomes import Metadata, Tail, failure_metadata, figures, payload_end
+from dagster_slurmbus.units import clock, size
+from dagster_slurmbus.units import minutes as words
+from slurmbus_protocol.arrays import slurm_id
 from slurmbus_protocol.errors import SlurmbusError
 from slurmbus_protocol.messages import JobOptions, Record
 from slurmbus_protocol.states import JobState
@@ -25,12 +28,27 @@ _TRES_MEMORY = re.compile(r"(?:^|,)mem=(?P<number>[\d.]+)(?P<unit>[KMGT])")
 _CANCELLED_BY = re.compile(r"CANCELLED by (?P<uid>\d+)")
 
 
-def failure(record: Record, stderr: Tail, payload_exception: str | None = None) -> dg.Failure:
-    """Give the failure for a job that didn't succeed."""
-    metadata: Metadata = failure_metadata(record, stderr.text, payload_exception)
+def failure(
+    record: Record,
+    stderr: Tail,
+    payload_exception: str | None = None,
+    *,
+    attempts: int = 1,
+    more: Metadata | None = None,
+) -> dg.Failure:
+    """Give the failure for a job that didn't succeed.
+
+    Args:
+        record: the job's.
+        stderr: its last lines.
+        payload_exception: what a Python payload ended with.
+        attempts: how many jobs there were, each asking for more than the one before.
+        more: further metadata.
+    """
+    metadata: Metadata = {**(more or {}), **failure_metadata(record, stderr.text, payload_exception)}
     last_words = (payload_exception or "").strip().splitlines()[-1:] or [stderr.last_line]
     return dg.Failure(
-        describe(record, last_words[0]),
+        describe(record, last_words[0]) + (f". It was the last of {attempts} attempts" if attempts > 1 else ""),
         metadata=metadata,
         allow_retries=record.state in RETRYABLE,
     )
@@ -44,7 +62,7 @@ def from_error(error: SlurmbusError, metadata: Metadata | None = None) -> dg.Fai
 def describe(record: Record, last_words: str = "") -> str:
     """Say in a sentence or two what happened to a job and what to do next."""
     what = "local job" if record.scheduler == "local" else "Slurm job"
-    name = f"{what} {record.job_id}" if record.job_id is not None else "the job"
+    name = f"{what} {slurm_id(record)}" if record.job_id is not None else "the job"
     return f"{name}: {_STORIES[record.state](record, last_words)}"
 
 
@@ -74,7 +92,7 @@ def _timeout(record: Record, _: str) -> str:
     if minutes is None:
         limit, more = "the time limit of its partition", 'a longer one with time_limit="HH:MM:SS"'
     else:
-        limit, more = f"its time limit of {_minutes(minutes)}", f'more with time_limit="{_clock(2 * minutes)}"'
+        limit, more = f"its time limit of {words(minutes)}", f'more with time_limit="{clock(2 * minutes)}"'
     return f"it reached {limit} and was ended{_where(record)}; ask for {more}, as far as the partition allows"
 
 
@@ -116,7 +134,9 @@ def _cancelled(record: Record, _: str) -> str:
         why = f" ({record.cancel.reason})" if record.cancel.reason else ""
         return f"it was cancelled by {record.cancel.submitter}{why}"
     told = _CANCELLED_BY.search(f"{record.slurm_state} {record.accounting.state if record.accounting else ''}")
-    who = f"user id {told['uid']}" if told else "somebody"
+    by = record.accounting.cancelled_by if record.accounting else ""
+    uid = told["uid"] if told else by if by.isdecimal() else None
+    who = f"user id {uid}" if uid else by or "somebody"
     return f"{who} cancelled it in Slurm{_because(record)}{_where(record)}, not through Dagster"
 
 
@@ -155,26 +175,6 @@ def asked_memory(record: Record) -> int | None:
         return options.mem_per_cpu_mib * (options.cpus_per_task or 1) * _MIB
     told = _TRES_MEMORY.search(record.accounting.alloc_tres) if record.accounting else None
     return int(float(told["number"]) * _UNITS[told["unit"]]) if told else None
-
-
-def size(number: int) -> str:
-    """Write a number of bytes for people: 1 GiB, 1.02 GiB, 512 MiB."""
-    value, unit = float(number), "bytes"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:  # noqa: PLR2004 - the units' own step
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.2f}".rstrip("0").rstrip(".") + f" {unit}"
-
-
-def _minutes(number: int) -> str:
-    return "1 minute" if number == 1 else f"{number} minutes"
-
-
-def _clock(minutes: int) -> str:
-    hours, rest = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return f"{days}-{hours:02}:{rest:02}:00" if days else f"{hours:02}:{rest:02}:00"
 
 
 def _signal(number: int) -> str:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 import dagster_pipes
 import msgspec
 
 from dagster_slurmbus import _compat
-from dagster_slurmbus.failures import failure, from_error
+from dagster_slurmbus.again import NO_POLICY, Ladder, Policy, changes, options_of
+from dagster_slurmbus.environments import Telling
+from dagster_slurmbus.failures import describe, failure, from_error
 from dagster_slurmbus.files import LocalFile
 from dagster_slurmbus.messages import RelayedMessageReader, RequestContextInjector
+from dagster_slurmbus.metrics import gpus_asked_for, metrics_metadata
 from dagster_slurmbus.outcomes import (
     CompletedJob,
     Metadata,
@@ -28,22 +31,27 @@ from dagster_slurmbus.outcomes import (
     succeeded,
     success_metadata,
 )
+from dagster_slurmbus.own_metrics import OwnMetrics, own_metadata
 from dagster_slurmbus.provenance import CommitLookup, provenance_metadata, versions
 from dagster_slurmbus.reattach import (
     Choice,
     Found,
     Launches,
     OnChangedRequest,
+    attempt_client,
     choose,
     launch_client,
     request_hash,
     request_parts,
 )
+from dagster_slurmbus.tables import attempt_row, attempts_metadata
 from dagster_slurmbus.values import inside, wrong
 from dagster_slurmbus.watching import INTERRUPTS, Conduct, Watching
 from slurmbus.client import SiteClient
+from slurmbus.environments import AnyEnvironment, Pack, Shipper
 from slurmbus_protocol.errors import BlobMissing, RequestExpired, SlurmbusError
-from slurmbus_protocol.messages import CommandPlan, FileRef, JobOptions, JobSpec, Record
+from slurmbus_protocol.messages import Environment, FileRef, JobOptions, JobSpec, Record
+from slurmbus_protocol.plans import AnyPlan
 from slurmbus_protocol.subjects import new_ulid
 
 OUTPUTS_LIMIT = 64 * 1024**2
@@ -55,6 +63,7 @@ RUN_LABEL = "dagster_run"
 DEPLOYMENT_LABEL = "dagster_deployment"
 """Says whose jobs these are: several Dagster deployments may share a site."""
 
+T = TypeVar("T")
 Connect = Callable[[str | None], SiteClient]
 """Gives the client of a site; of the configured one for None."""
 
@@ -69,10 +78,11 @@ _LABEL_LENGTH = 200
 class Request:
     """What one ``run()`` asks for, checked."""
 
-    plan: CommandPlan
+    plan: AnyPlan
     options: JobOptions
     env: Mapping[str, str]
     files: tuple[LocalFile, ...] = ()
+    environment: AnyEnvironment | None = None
     outputs: tuple[str, ...] = ()
     outputs_limit: int = OUTPUTS_LIMIT
     stream_limit: int = STREAM_LIMIT
@@ -82,6 +92,8 @@ class Request:
     extras: Mapping[str, Any] | None = None
     ship_pipes_module: bool = True
     reattach_key: str | None = None
+    again: Policy = NO_POLICY
+    metrics: OwnMetrics | None = None
 
     @property
     def code_folder(self) -> Path | None:
@@ -119,6 +131,10 @@ class Invocation:
         self._reader = RelayedMessageReader(context.log.warning, partial(_compat.times_logged, self._context))
         self._injector = RequestContextInjector()
         self._call = ""
+        self._environment: Environment | None = None
+        self._pack: Pack | None = None
+        self._base: Mapping[str, str] = {}
+        self._ladder = Ladder(request.again)
         self._watching: Watching | None = None
         self._begun = time.monotonic()
 
@@ -128,9 +144,13 @@ class Invocation:
         Raises:
             dagster.Failure: the job failed, or something between here and the agent did.
         """
+        return self._guarded(self._run)
+
+    def _guarded(self, run: Callable[[CommitLookup], T]) -> T:
+        """Turn whatever ends a call into what Dagster understands."""
         try:
             with CommitLookup(self._request.code_folder) as lookup:
-                return self._run(lookup)
+                return run(lookup)
         except SlurmbusError as error:
             raise from_error(error, self._whereabouts()) from error
         except INTERRUPTS as interrupt:
@@ -144,20 +164,27 @@ class Invocation:
         with dg.open_pipes_session(self._context, self._injector, self._reader, self._request.extras) as session:
             client = self._connect(None)
             self._call = launch_client(self._context, self._request.reattach_key)
+            self._pack_environment(client)
             launches = Launches.of(self._context)
             files = self._hashed() if launches else self._uploaded(client)
-            parts = self._parts(self._spec(files))
-            found = launches.take(self._call, client.site, parts)
+            self._base = self._parts(self._spec(files))
+            found = self._found(launches, client.site)
             if found is not None:
-                done = self._go_on(client, found, parts)
+                done = self._go_on(client, found, self._parts(self._spec(files)))
             else:
                 done = self._submit(client, new_ulid(), files if not launches else None)
-            self._reader.finish(done.record.starts[-1].number if done.record.starts else 0)
-        record = _with_accounting(done.client, done.record)
+            record = self._with_accounting(done.client, done.record)
+            while self._climb(record):
+                done = self._submit(client, new_ulid())
+                record = self._with_accounting(done.client, done.record)
+            self._reader.finish(record.starts[-1].number if record.starts else 0)
+        figures = {**metrics_metadata(record), **attempts_metadata(self._attempts(record))}
         if not succeeded(record):
-            raise failure(record, done.stderr, self._reader.payload_exception)
+            exception, attempts = self._reader.payload_exception, self._ladder.number + 1
+            raise failure(record, done.stderr, exception, attempts=attempts, more=figures)
         outputs = self._fetch_outputs(done.client, record)
         metadata: Metadata = {
+            **figures,
             **success_metadata(record),
             **outputs_metadata(outputs),
             **prefixed(self._about_this_attempt(record, reattached=done.reattached)),
@@ -165,44 +192,94 @@ class Invocation:
                 done.files, lookup.result() if done.files else None, versions(agent=_agent_version(done.client))
             ),
         }
+        metadata |= own_metadata(self._request.metrics, record, outputs, metadata, self._context.log.warning)
         return CompletedJob(session, record=record, outputs=outputs, metadata=metadata)
 
     def _about_this_attempt(self, record: Record, *, reattached: bool) -> dict[str, dg.MetadataValue[Any] | None]:
         """Give the time of this ``run()`` without that from Slurm's yes to the end of the payload."""
         if reattached:
             return {"reattached": dg.MetadataValue.bool(True)}
+        if self._ladder.number:
+            return {}
         try:
             with_slurm = record.timings["ended"] - record.timings["submitted"]
         except KeyError:
             return {}
         return {"added_seconds": dg.MetadataValue.float(max(0.0, time.monotonic() - self._begun - with_slurm))}
 
+    # ------------------------------------------------------------------ again, with more memory or time
+
+    def _found(self, launches: Launches, site: str) -> Found | None:
+        """Give what an earlier attempt of this step launched last for this call."""
+        found = launches.take(self._call, site, self._base)
+        last = launches.take_again(found.launch.client if found else self._call, self._base)
+        if last is None or last.again is None:
+            return found
+        if self._request.again != NO_POLICY and last.again["base"] == request_hash(self._base):
+            self._ladder = Ladder(self._request.again, last.again["before"])
+            self._request = replace(self._request, options=options_of(last.again["options"]))
+        return last
+
+    def _climb(self, record: Record) -> bool:
+        """Ask for more in the next job, when this one ended for the lack of it and that is wanted."""
+        options = self._ladder.more(record)
+        if options is None:
+            return False
+        self._context.log.warning(
+            "%s. Running it again with %s, as attempt %d",
+            describe(record).partition("; ask for ")[0],
+            changes(self._request.options, options),
+            self._ladder.number + 2,
+        )
+        self._ladder.climb(attempt_row(self._ladder.number + 1, record))
+        self._request = replace(self._request, options=options)
+        self._reader.another_job()
+        return True
+
+    def _attempts(self, record: Record) -> list[dict[str, Any]]:
+        return [*self._ladder.before, attempt_row(self._ladder.number + 1, record)]
+
     # ------------------------------------------------------------------ a new job
 
     def _submit(self, client: SiteClient, key: str, files: list[FileRef] | None = None) -> Done:
         """Submit and follow; the launch handle is written before anything is published."""
-        over = _compat.status_of_ended_run(self._context)
-        if over is not None:  # nobody would see what comes of it
-            raise wrong(f"run {self._context.run_id} is over ({over}): this step submits nothing any more")
+        self._check_run()
         files = self._uploaded(client) if files is None else files
         plain = self._spec(files)
         parts = self._parts(plain)
+        self._ship_environment(client)
         spec = msgspec.structs.replace(plain, pipes_module=self._pipes_module(client), labels=self._labels())
-        _compat.record_launch(
-            self._context,
-            client=self._call,
-            key=key,
-            extras={"site": client.site, "request": request_hash(parts), "parts": parts},
-        )
+        extras: dict[str, Any] = {"site": client.site, "request": request_hash(parts), "parts": parts}
+        if self._ladder.number:
+            options = msgspec.to_builtins(self._request.options)
+            extras["again"] = {"base": request_hash(self._base), "options": options, "before": self._ladder.before}
+        name = attempt_client(self._call, self._ladder.number)
+        _compat.record_launch(self._context, client=name, key=key, extras=extras)
         self._watching = watching = self._watch(client, key)
         record = watching.follow(lambda: client.submit(spec, key=key))
         return Done(client, record, watching.stderr, files)
+
+    def _check_run(self) -> None:
+        over = _compat.status_of_ended_run(self._context)
+        if over is not None:  # nobody would see what comes of it
+            raise wrong(f"run {self._context.run_id} is over ({over}): this step submits nothing any more")
 
     def _watch(self, client: SiteClient, key: str) -> Watching:
         return Watching(self._context, client, key, self._conduct, self._reader)
 
     def _uploaded(self, client: SiteClient) -> list[FileRef]:
         return [client.upload(file.path, file.target) for file in self._request.files]
+
+    def _pack_environment(self, client: SiteClient) -> None:
+        """Put the environment together; what it comes to is a part of the request."""
+        if self._request.environment is not None:
+            shipper = Shipper(client, Telling(self._context.log.info))
+            self._environment, self._pack = shipper.wire(self._request.environment)
+
+    def _ship_environment(self, client: SiteClient) -> None:
+        """Bring the environment to the bus, unless the site has it."""
+        if self._pack is not None:
+            Shipper(client, Telling(self._context.log.info)).upload(self._pack)
 
     def _hashed(self) -> list[FileRef]:
         """Give the files without uploading them: perhaps nothing has to be submitted."""
@@ -229,6 +306,7 @@ class Invocation:
             outputs_limit=request.outputs_limit,
             stream_limit=request.stream_limit,
             pipes_context=self._injector.data,
+            environment=self._environment,
         )
 
     def _parts(self, spec: JobSpec) -> dict[str, str]:
@@ -270,6 +348,8 @@ class Invocation:
             )
             return self._submit(client, new_ulid())
         choice = choose(record, same=same, on_changed=on_changed)
+        if choice is Choice.SUBMIT and same and record is not None:
+            self._climb(record)
         changes = found.changes(client.site, parts)
         self._say(choice, found, record, changes)
         if choice is Choice.REFUSE:
@@ -314,14 +394,18 @@ class Invocation:
 
     # ------------------------------------------------------------------ what came of it
 
-    def _fetch_outputs(self, client: SiteClient, record: Record) -> dict[str, Path]:
+    def _fetch_outputs(self, client: SiteClient, record: Record, task: str = "") -> dict[str, Path]:
+        """Fetch what came back; of a task of an array, into a folder of its own."""
         if record.outputs_error:
-            self._context.log.warning("not all outputs came back: %s", record.outputs_error)
+            whose = f" of task {task!r}" if task else ""
+            self._context.log.warning("not all outputs%s came back: %s", whose, record.outputs_error)
         if not record.outputs:
             return {}
         step = _NOT_IN_A_NAME.sub("_", _compat.step_key(self._context))
         own = _compat.files_directory(self._context) / "slurmbus" / step / record.key
         folder = self._request.outputs_dir or own
+        if task:
+            folder = folder / (_NOT_IN_A_NAME.sub("_", task)[:_NAME_LENGTH] or str(record.task))
         try:
             return {
                 ref.path: client.download(ref, folder / inside(ref.path, "the agent's outputs"))
@@ -332,6 +416,20 @@ class Invocation:
                 f"job {record.key} has completed, but the bus no longer holds its outputs ({error.message}): "
                 "re-execute all steps to run it again"
             ) from error
+
+    def _with_accounting(self, client: SiteClient, record: Record) -> Record:
+        """Wait a little for accounting's figures where the runner's own aren't enough."""
+        if record.accounting is not None or record.scheduler == "local" or not record.starts:
+            return record
+        seen = is_one_task(record) and record.starts[-1].usage is not None
+        needed = self._request.again.of(record.state) is not None and self._ladder.more(record) is None
+        if seen and not needed and not gpus_asked_for(record):
+            return record
+        try:
+            return client.wait_for_accounting(record.key, ACCOUNTING_PATIENCE)
+        except SlurmbusError as error:  # the job has ended, whatever becomes of its figures
+            self._context.log.warning("accounting's figures of job %s can't be had: %s", record.key, error)
+            return record
 
     def _whereabouts(self) -> Metadata:
         """Say where to look for the job, for failures that aren't the job's."""
@@ -347,15 +445,6 @@ class Invocation:
                 "spool": dg.MetadataValue.text(last.spool) if last and last.spool else None,
             }
         )
-
-
-def _with_accounting(client: SiteClient, record: Record) -> Record:
-    """Wait a little for accounting's figures where the runner's own aren't enough."""
-    if record.accounting is not None or record.scheduler == "local" or not record.starts:
-        return record
-    if is_one_task(record) and record.starts[-1].usage is not None:
-        return record
-    return client.wait_for_accounting(record.key, ACCOUNTING_PATIENCE)
 
 
 def _agent_version(client: SiteClient) -> str | None:

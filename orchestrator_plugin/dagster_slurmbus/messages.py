@@ -141,6 +141,11 @@ class RelayedMessageReader(dg.PipesMessageReader):
         if self._bad > MAX_WARNINGS:
             self._warn(f"[pipes] {self._bad - MAX_WARNINGS} more messages couldn't be used.")
 
+    def another_job(self) -> None:
+        """Begin with another job in the place of the one that failed, whose results don't count."""
+        self._held.clear()
+        self._begin(0)
+
     def _begin(self, start: int) -> None:
         dropped = len(self._held)
         if dropped:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from slurmbus.events import Gap, Waiting
-from slurmbus_protocol.messages import Record
+from dagster_slurmbus.reasons import Reason, explain, explain_state
+from dagster_slurmbus.units import size
+from slurmbus.events import AgentStatus, Gap, Waiting
+from slurmbus_protocol.messages import Live, Record
 from slurmbus_protocol.states import JobState
 
 Say = Callable[[str], None]
 
 _NO_REASON = frozenset({None, "", "None"})
+_DAY = 86400.0
 
 
 class Narrator:
@@ -30,6 +33,10 @@ class Narrator:
         self._info = info
         self._warning = warning
         self._told: tuple[object, ...] = ()
+        self._explained: set[str] = set()
+        self._alarms: frozenset[str] = frozenset()
+        self._facts: dict[str, str] = {}
+        self._live: Live | None = None
         self._known_until = 0.0
         self._twins = 0
         self._over_limit: set[tuple[int, str]] = set()
@@ -45,15 +52,23 @@ class Narrator:
         if record.updated_at <= self._known_until:
             return
         self._twin(record)
-        pending = record.state is JobState.PENDING
+        pending = record.state in {JobState.PENDING, JobState.STAGING}
         shown = record.slurm_state if record.slurm_state not in {None, record.state.value} else None
         reason = record.reason if pending and record.reason not in _NO_REASON else None
-        news = (record.state, record.job_id, len(record.starts) if not record.state.is_final else None, shown, reason)
-        if news == self._told:
-            return
-        self._told = news
+        starts = len(record.starts) if not record.state.is_final else None
+        expected = record.estimated_start if pending else None
+        # What follows a comma while it is staged is progress.
+        said = reason.partition(",")[0] if reason and record.state is JobState.STAGING else reason
+        news = (record.state, record.job_id, starts, shown, said, expected)
+        if news != self._told:
+            self._told = news
+            self._tell(record, shown if not record.state.is_final else None, reason, expected)
+        self._news_of_start(record)
+
+    def _tell(self, record: Record, shown: str | None, reason: str | None, expected: float | None) -> None:
+        pending = record.state is JobState.PENDING
         text = f"{self._name(record)} is {record.state}"
-        if shown and not record.state.is_final:
+        if shown:
             text += f" (Slurm says {shown})"
         if reason:
             text += f" ({reason})"
@@ -63,7 +78,32 @@ class Narrator:
             text += f", start {len(record.starts)}"
         if record.state is JobState.ACCEPTED:
             text += f" by the agent of site {self._site}"
-        self._info(text)
+        words = [(told, known) for told, known in ((reason, explain), (shown, explain_state)) if told]
+        reasons = [(told, found) for told, known in words if (found := known(told)) is not None]
+        for told, found in reasons[:1]:
+            text += self._because(record, told, found)
+        if expected is not None:
+            text += f"; Slurm expects it to start at {clock(expected)}"
+        (self._warning if any(found.stuck for _, found in reasons) else self._info)(text)
+
+    def _because(self, record: Record, told: str, found: Reason) -> str:
+        """Say why in a sentence, and the first time what can be done."""
+        advice = found.advice if told not in self._explained else ""
+        self._explained.add(told)
+        return f": {found.why}" + (f"; {advice.format(job=record.job_id)}" if advice else "")
+
+    def _news_of_start(self, record: Record) -> None:
+        """Tell what the launcher has found out and what the job uses."""
+        if not record.starts:
+            return
+        last = record.starts[-1]
+        for name, value in last.facts.items():
+            if self._facts.get(name) != value:
+                self._info(f"{self._name(record)}: {name}: {value}")
+        self._facts = dict(last.facts)
+        if last.live is not None and last.live != self._live and last.ended_at is None:
+            self._info(f"{self._name(record)} {use(last.live, record.nodes)}")
+        self._live = last.live
 
     def _twin(self, record: Record) -> None:
         """Tell that Slurm had a second job for this request; it ended, or was ended, without running anything."""
@@ -73,21 +113,39 @@ class Narrator:
 
     def waiting(self, event: Waiting) -> None:
         """Tell why nothing has happened for a while, if that isn't the job's own business."""
+        why = self._why(event)
+        if why is not None:
+            self._warning(f"waiting: {why}")
+        alarms = frozenset(event.agent.heartbeat.alarms if event.agent is not None and event.agent.alive else ())
+        for alarm in sorted(alarms - self._alarms):
+            self._warning(f"the agent of site {self._site} has a problem: {alarm}")
+        self._alarms = alarms
+
+    def _why(self, event: Waiting) -> str | None:
         silence = f"nothing was heard since {clock(event.since)}"
         agent = event.agent
         if not event.bus_reachable:
-            self._warning(f"waiting: the bus doesn't answer, {silence}; the job isn't affected")
-        elif agent is None or not agent.alive:
-            since = silence if agent is None else f"the last one was heard at {clock(time.time() - agent.age)}"
-            self._warning(
-                f"waiting: no agent answers for site {self._site}, {since}; "
-                f"log in to the cluster and start it with 'slurmbus-agent run --site {self._site}'"
-            )
-        elif not agent.heartbeat.scheduler.responding:
+            problem = f" ({event.problem})" if event.problem else ""
+            return f"the bus doesn't answer{problem}, {silence}; the job isn't affected"
+        if event.problem:
+            return f"the bus doesn't take the request: {event.problem}"
+        if agent is None or not agent.alive:
+            return self._no_agent(agent, silence)
+        if not agent.heartbeat.scheduler.responding:
             down = clock(agent.heartbeat.scheduler.since)
-            self._warning(f"waiting: Slurm's controller doesn't answer the agent of site {self._site} since {down}")
-        elif event.record is None:
-            self._warning(f"waiting: the agent of site {self._site} hasn't taken the job yet, {silence}")
+            return f"Slurm's controller doesn't answer the agent of site {self._site} since {down}"
+        if event.bus_is_new:
+            return f"the bus started anew, and the agent of site {self._site} hasn't given it the job's record yet"
+        if event.record is None:
+            return f"the agent of site {self._site} hasn't taken the job yet, {silence}"
+        return None
+
+    def _no_agent(self, agent: AgentStatus | None, silence: str) -> str:
+        since = silence if agent is None else f"the last one was heard at {clock(time.time() - agent.age)}"
+        return (
+            f"no agent answers for site {self._site}, {since}; "
+            f"log in to the cluster and start it with 'slurmbus-agent run --site {self._site}'"
+        )
 
     def gap(self, gap: Gap) -> None:
         """Tell that some output doesn't come: each loss, and once that the rest of a stream lies in the spool."""
@@ -108,6 +166,17 @@ class Narrator:
         return f"Slurm job {record.job_id}" if record.scheduler != "local" else f"local job {record.job_id}"
 
 
+def use(live: Live, nodes: int | None) -> str:
+    """Say what a job uses now; its runner sees one node only."""
+    cpus = "1 CPU" if live.cpus == 1 else f"{live.cpus} CPUs"
+    limit = f" of {size(live.memory_limit)}" if live.memory_limit else ""
+    peak = f" (at most {size(live.peak_rss)} so far)" if live.peak_rss > live.rss else ""
+    processes = "1 process" if live.processes == 1 else f"{live.processes} processes"
+    where = f" on {live.node}" + (f", one of its {nodes} nodes" if (nodes or 1) > 1 else "")
+    return f"uses {live.cpu_percent:.0f} % of {cpus} and {size(live.rss)}{limit} of memory{peak}, {processes}{where}"
+
+
 def clock(at: float) -> str:
-    """Write a time for people, by this machine's clock."""
-    return time.strftime("%H:%M:%S", time.localtime(at))
+    """Write a time for people, by this machine's clock; with the date when it is further away than a day."""
+    form = "%H:%M:%S" if abs(at - time.time()) < _DAY else "%Y-%m-%d %H:%M:%S"
+    return time.strftime(form, time.localtime(at))

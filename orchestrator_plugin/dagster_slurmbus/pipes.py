@@ -5,22 +5,32 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import dagster as dg
 
 from dagster_slurmbus._compat import Context, TreatAsResourceParam
+from dagster_slurmbus.again import MoreMemory, MoreTime, Policy
+from dagster_slurmbus.array_invocation import ArrayInvocation, ArrayRequest, OnTaskFailure
+from dagster_slurmbus.array_results import CompletedArray
+from dagster_slurmbus.array_tasks import Task, numbered
 from dagster_slurmbus.bus import BusResource, local_client
+from dagster_slurmbus.calls import CommandCall
 from dagster_slurmbus.files import Files, StrPath, local_files, without_duplicates
 from dagster_slurmbus.invocation import OUTPUTS_LIMIT, STREAM_LIMIT, Invocation, Request
+from dagster_slurmbus.option_layers import CallOptions
 from dagster_slurmbus.outcomes import CompletedJob
-from dagster_slurmbus.queue_config import Options, merge
+from dagster_slurmbus.own_metrics import OwnMetrics
+from dagster_slurmbus.queue_config import Options
 from dagster_slurmbus.reattach import OnChangedRequest
-from dagster_slurmbus.values import absolute, environment, inside, resolved, wrong
+from dagster_slurmbus.run_config import SlurmRunConfig
+from dagster_slurmbus.values import absolute, inside, resolved, wrong
+from dagster_slurmbus.values import environment as variables
 from dagster_slurmbus.watching import Conduct
 from slurmbus.client import SiteClient
+from slurmbus.environments import AnyEnvironment
 from slurmbus.local import LOCAL_SITE
 from slurmbus_protocol.messages import CommandPlan
 
@@ -120,8 +130,14 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         outputs_limit: int = OUTPUTS_LIMIT,
         stream_limit: int = STREAM_LIMIT,
         options: Options | None = None,
+        extra_slurm_opts: Mapping[str, Any] | None = None,
+        run_config: SlurmRunConfig | None = None,
+        environment: AnyEnvironment | None = None,
         ship_pipes_module: bool = True,
         reattach_key: str | None = None,
+        on_out_of_memory: MoreMemory | None = None,
+        on_timeout: MoreTime | None = None,
+        metrics: OwnMetrics | None = None,
     ) -> CompletedJob:
         """Run a command as one job and wait for its end; when this step is a retry, go on with the job that it has.
 
@@ -137,23 +153,112 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             outputs_dir: the folder here that they come into; by default one of the run in Dagster's storage.
             outputs_limit: how many bytes may come back in all.
             stream_limit: bytes of stdout and of stderr that each start shows in full; the rest stays on the site.
-            options: what this job asks Slurm for, over the client's ``queue``.
+            options: what this job asks Slurm for, over the client's ``queue`` and the asset's metadata.
+            extra_slurm_opts: the same under sbatch's names; what isn't known here is handed to sbatch as it is.
+            run_config: what the launchpad says, over everything else.
+            environment: what the command runs in; an installed one by its name or hash.
             ship_pipes_module: put the ``dagster_pipes`` module beside the payload.
             reattach_key: a name of this call within the step, by which a retry finds its job; by default calls are told
                 apart by what they ask for and by their order.
+            on_out_of_memory: run a job that ran out of memory again, with more of it; else its step fails.
+            on_timeout: run a job that reached its time limit again, with a longer one; else its step fails.
+            metrics: called with the finished job; what it returns becomes further metadata. An error in it is told, and
+                fails nothing.
 
         Raises:
             dagster.Failure: the job failed or couldn't be submitted; the message says why and what to do.
         """
+        request = self._prepared(
+            context,
+            command,
+            extras=extras,
+            env=env,
+            cwd=cwd,
+            files=files,
+            outputs=outputs,
+            outputs_dir=outputs_dir,
+            outputs_limit=outputs_limit,
+            stream_limit=stream_limit,
+            options=options,
+            extra_slurm_opts=extra_slurm_opts,
+            run_config=run_config,
+            environment=environment,
+            ship_pipes_module=ship_pipes_module,
+            reattach_key=reattach_key,
+            on_out_of_memory=on_out_of_memory,
+            on_timeout=on_timeout,
+            metrics=metrics,
+        )
+        return self.invoke(context, request)
+
+    def run_array(
+        self,
+        *,
+        context: Context,
+        command: str | Sequence[StrPath],
+        tasks: Iterable[Task],
+        throttle: int | None = None,
+        on_task_failure: OnTaskFailure = "raise",
+        only: Collection[str | int] | None = None,
+        **call: Unpack[CommandCall],
+    ) -> CompletedArray:
+        """Run a command once for each task, as one job array, and wait for the end of all.
+
+        When this step is a retry, it goes on with the tasks that run or have succeeded, and runs the failed ones again.
+
+        Args:
+            context: of the executing step.
+            command: the program and the arguments that all tasks have; each task's ``args`` follow.
+            tasks: the tasks: ``ArrayTask(…)``, the same as mappings, or texts (a name that is also the only argument);
+                for the partitions of a run see ``partition_tasks``.
+            throttle: how many tasks may run at the same time.
+            on_task_failure: ``raise`` lets all tasks end, then fails the step and tells each failed task; ``cancel``
+                ends the others as soon as one has failed; ``continue`` leaves it to the caller to look at ``failed``.
+            only: names or numbers of the tasks to run; the others are left out.
+            call: as for ``run``.
+
+        Raises:
+            dagster.Failure: a task failed or couldn't be submitted; a retry of the step runs the failed ones again.
+        """
+        array = ArrayRequest(tasks=numbered(tasks, only), throttle=throttle, on_task_failure=on_task_failure)
+        return self.invoke_array(context, self._prepared(context, command, **call), array)
+
+    def _prepared(
+        self,
+        context: Context,
+        command: str | Sequence[StrPath],
+        *,
+        extras: Mapping[str, Any] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        files: Files | None = None,
+        outputs: Sequence[str] = (),
+        outputs_dir: StrPath | None = None,
+        outputs_limit: int = OUTPUTS_LIMIT,
+        stream_limit: int = STREAM_LIMIT,
+        options: Options | None = None,
+        extra_slurm_opts: Mapping[str, Any] | None = None,
+        run_config: SlurmRunConfig | None = None,
+        environment: AnyEnvironment | None = None,
+        ship_pipes_module: bool = True,
+        reattach_key: str | None = None,
+        on_out_of_memory: MoreMemory | None = None,
+        on_timeout: MoreTime | None = None,
+        metrics: OwnMetrics | None = None,
+    ) -> Request:
+        """Check what was asked for, and put it together; the arguments are those of ``run``."""
         argv = _argv(command)
         if not self._local and sys.executable in argv:
             context.log.warning(
                 "the command names this machine's Python, %s; on the site that is 'python3'", sys.executable
             )
-        request = Request(
+        return Request(
             plan=CommandPlan(argv=argv),
-            options=merge(self.queue, options),
-            env={**environment(self.env, "env"), **environment(env, "env")},
+            options=CallOptions(options=options, extra_slurm_opts=extra_slurm_opts, run_config=run_config).over(
+                self.queue, context
+            ),
+            environment=environment,
+            env={**variables(self.env, "env"), **variables(env, "env")},
             files=without_duplicates(local_files(files, "files")),
             outputs=tuple(inside(output, "outputs") for output in outputs),
             outputs_limit=outputs_limit,
@@ -164,12 +269,17 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             extras=extras,
             ship_pipes_module=ship_pipes_module,
             reattach_key=reattach_key,
+            again=Policy(on_out_of_memory=on_out_of_memory, on_timeout=on_timeout),
+            metrics=metrics,
         )
-        return self.invoke(context, request)
 
     def invoke(self, context: Context, request: Request) -> CompletedJob:
         """Run what was already put together; ``run`` and ``ComputeResource.run`` end here."""
         return Invocation(context, self.connect, request, self.conduct).run()
+
+    def invoke_array(self, context: Context, request: Request, array: ArrayRequest) -> CompletedArray:
+        """Run an array that was already put together; ``run_array`` of both ends here."""
+        return ArrayInvocation(context, self.connect, request, self.conduct, array).run_array()
 
     def connect(self, site: str | None = None) -> SiteClient:
         """Give the client of a site, by default the configured one; the bus is connected to at its first use.

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
-import msgspec
-from pydantic import (
-    Field,
-    ValidationError,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from dagster_slurmbus._compat import is_env_var
 from dagster_slurmbus.values import resolved, wrong
-from slurmbus.units import parse_memory_mib, parse_time_minutes
-from slurmbus_protocol.errors import SlurmbusError
+from slurmbus import job_options
+from slurmbus.job_options import Chosen
+from slurmbus_protocol.errors import InvalidSetting
 from slurmbus_protocol.messages import JobOptions
+from slurmbus_protocol.options import BY_NAME, Kind
 
-_COUNTS = ("nodes", "ntasks", "ntasks_per_node", "cpus")
-_TEXTS = ("time_limit", "mem", "mem_per_cpu", "gpus_per_node")
-_OPTIONS: dict[str, str] = {
-    "cpus": "cpus_per_task",
-    "time_limit": "time_limit_minutes",
-    "mem": "mem_per_node_mib",
-    "mem_per_cpu": "mem_per_cpu_mib",
-}
-_PARSERS: dict[str, Callable[[str, str], int]] = {
-    "time_limit": parse_time_minutes,
-    "mem": parse_memory_mib,
-    "mem_per_cpu": parse_memory_mib,
-}
-_EXCLUSIVE: tuple[tuple[str, str], ...] = (("mem_per_node_mib", "mem_per_cpu_mib"),)
+_NUMBERS = frozenset({Kind.COUNT, Kind.NATURAL, Kind.NUMBER})
+_FLAGS = frozenset({Kind.FLAG, Kind.CHOICE})
+
+
+def _option(name: str) -> Any:
+    return Field(default=None, description=BY_NAME[name].about)
 
 
 class SlurmQueueConfig(dg.Config):
@@ -45,85 +30,173 @@ class SlurmQueueConfig(dg.Config):
     Values may be ``dg.EnvVar``. A field's value is checked when it is known: here, or when the job is made.
     """
 
-    partition: str | None = Field(default=None, description="Partition, or several separated by commas.")
-    account: str | None = Field(default=None, description="Account that the job is charged to.")
-    qos: str | None = Field(default=None, description="Quality of service.")
-    reservation: str | None = Field(default=None, description="Reservation to run in.")
-    constraint: str | None = Field(default=None, description="Features that the nodes must have.")
-    time_limit: str | None = Field(
-        default=None, description='Longest run time: "00:10:00", "1-12:00:00", or a number of minutes.'
+    partition: str | None = _option("partition")
+    account: str | None = _option("account")
+    qos: str | None = _option("qos")
+    reservation: str | None = _option("reservation")
+    wckey: str | None = _option("wckey")
+    mcs_label: str | None = _option("mcs_label")
+    time_limit: str | None = _option("time_limit")
+    time_min: str | None = _option("time_min")
+    begin: str | None = _option("begin")
+    deadline: str | None = _option("deadline")
+    delay_boot: int | None = _option("delay_boot")
+    dependency: str | None = _option("dependency")
+    kill_on_invalid_dep: bool | None = _option("kill_on_invalid_dep")
+    hold: bool | None = _option("hold")
+    nice: int | None = _option("nice")
+    priority: str | None = _option("priority")
+    signal: str | None = _option("signal")
+    requeue: bool | None = _option("requeue")
+    requeue_expedite: bool | None = _option("requeue_expedite")
+    no_kill: bool | None = _option("no_kill")
+    oom_kill_step: bool | None = _option("oom_kill_step")
+    mail_type: str | None = _option("mail_type")
+    mail_user: str | None = _option("mail_user")
+    comment: str | None = _option("comment")
+    nodes: int | None = _option("nodes")
+    nodes_max: int | None = _option("nodes_max")
+    node_counts: str | None = _option("node_counts")
+    ntasks: int | None = _option("ntasks")
+    ntasks_per_node: int | None = _option("ntasks_per_node")
+    ntasks_per_core: int | None = _option("ntasks_per_core")
+    ntasks_per_socket: int | None = _option("ntasks_per_socket")
+    ntasks_per_gpu: int | None = _option("ntasks_per_gpu")
+    cpus: int | None = _option("cpus")
+    cpus_per_gpu: int | None = _option("cpus_per_gpu")
+    mincpus: int | None = _option("mincpus")
+    overcommit: bool | None = _option("overcommit")
+    mem: str | None = _option("mem")
+    mem_per_cpu: str | None = _option("mem_per_cpu")
+    mem_per_gpu: str | None = _option("mem_per_gpu")
+    mem_bind: str | None = _option("mem_bind")
+    mem_update: str | None = _option("mem_update")
+    tmp: str | None = _option("tmp")
+    gpus: str | None = _option("gpus")
+    gpus_per_node: str | None = _option("gpus_per_node")
+    gpus_per_task: str | None = _option("gpus_per_task")
+    gpus_per_socket: str | None = _option("gpus_per_socket")
+    gpu_bind: str | None = _option("gpu_bind")
+    gpu_freq: str | None = _option("gpu_freq")
+    gres: str | None = _option("gres")
+    gres_flags: str | None = _option("gres_flags")
+    tres_per_task: str | None = _option("tres_per_task")
+    tres_bind: str | None = _option("tres_bind")
+    licenses: str | None = _option("licenses")
+    resources: str | None = _option("resources")
+    bb: str | None = _option("bb")
+    constraint: str | None = _option("constraint")
+    prefer: str | None = _option("prefer")
+    batch: str | None = _option("batch")
+    cluster_constraint: str | None = _option("cluster_constraint")
+    node_extra: str | None = _option("node_extra")
+    nodelist: str | None = _option("nodelist")
+    exclude: str | None = _option("exclude")
+    exclusive: bool | None = _option("exclusive")
+    exclusive_scope: str | None = _option("exclusive_scope")
+    oversubscribe: bool | None = _option("oversubscribe")
+    contiguous: bool | None = _option("contiguous")
+    spread_job: bool | None = _option("spread_job")
+    use_min_nodes: bool | None = _option("use_min_nodes")
+    switches: str | None = _option("switches")
+    segment: int | None = _option("segment")
+    spread_segments: bool | None = _option("spread_segments")
+    consolidate_segments: bool | None = _option("consolidate_segments")
+    core_spec: int | None = _option("core_spec")
+    thread_spec: int | None = _option("thread_spec")
+    sockets_per_node: int | None = _option("sockets_per_node")
+    cores_per_socket: int | None = _option("cores_per_socket")
+    threads_per_core: int | None = _option("threads_per_core")
+    hint: str | None = _option("hint")
+    distribution: str | None = _option("distribution")
+    cpu_freq: str | None = _option("cpu_freq")
+    power: str | None = _option("power")
+    reboot: bool | None = _option("reboot")
+    wait_all_nodes: bool | None = _option("wait_all_nodes")
+    network: str | None = _option("network")
+    resv_ports: str | None = _option("resv_ports")
+    stepmgr: bool | None = _option("stepmgr")
+    propagate: str | None = _option("propagate")
+    profile: str | None = _option("profile")
+    acctg_freq: str | None = _option("acctg_freq")
+    context: str | None = _option("context")
+    container: str | None = _option("container")
+    container_id: str | None = _option("container_id")
+    container_type: str | None = _option("container_type")
+    extra: dict[str, str] | None = Field(
+        default=None,
+        description='Options of sbatch that have no field here, by their long names: {"new-option": "value"}, '
+        '{"new-flag": ""}.',
     )
-    nodes: int | None = Field(default=None, description="Number of nodes.")
-    ntasks: int | None = Field(default=None, description="Number of tasks.")
-    ntasks_per_node: int | None = Field(default=None, description="Number of tasks on each node.")
-    cpus: int | None = Field(default=None, description="CPUs for each task.")
-    mem: str | None = Field(default=None, description='Memory on each node: "1G", "500M", or a number of MiB.')
-    mem_per_cpu: str | None = Field(default=None, description="Memory for each CPU; excludes mem.")
-    gpus_per_node: str | None = Field(default=None, description='GPUs on each node: "2" or "a100:2".')
-    gres: str | None = Field(default=None, description='Generic resources on each node: "gpu:2,shard:1".')
-    nodelist: str | None = Field(default=None, description="Nodes that must be among the job's.")
-    exclude: str | None = Field(default=None, description="Nodes that must not be among the job's.")
-    exclusive: bool | None = Field(default=None, description="Share the nodes with no other job.")
-    requeue: bool | None = Field(
-        default=None, description="Start again after a node failure or a preemption; the payload must bear that."
-    )
-    comment: str | None = Field(default=None, description="A comment of your own, for people.")
 
-    @field_validator(*_TEXTS, mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _readable(cls, value: Any, info: ValidationInfo) -> Any:
-        if is_env_var(value) or value is None:
-            return value
-        text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-        parse = _PARSERS.get(str(info.field_name))
-        if parse is not None and isinstance(text, str):
-            try:
-                parse(text, str(info.field_name))
-            except SlurmbusError as error:
-                raise ValueError(str(error)) from error
-        return text
+    def _known(cls, given: Any) -> Any:
+        """Name the nearest option when one isn't known."""
+        for key in given if isinstance(given, Mapping) else ():
+            if key not in cls.model_fields:
+                close = job_options.nearest(str(key))
+                hint = f"did you mean {close!r}?" if close else f"known: {', '.join(cls.model_fields)}"
+                raise ValueError(f"{key!r} is no option: {hint}")
+        return given
 
-    @field_validator(*_COUNTS, mode="wrap")
+    @field_validator("*", mode="wrap")
     @classmethod
-    def _at_least_one(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-        if is_env_var(value):  # Dagster puts it back; the plain check would see the number 0
+    def _readable(cls, value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        name = str(info.field_name)
+        if is_env_var(value) or value is None:  # Dagster puts it back; the plain check would see no value
             return value
-        count = check(value)
-        if count is not None and count < 1:
-            raise ValueError(f"{count} is less than 1")
-        return count
+        option = BY_NAME.get(name)
+        if option is not None and option.kind not in _NUMBERS | _FLAGS and isinstance(value, int):
+            value = value if isinstance(value, bool) else str(value)
+        checked = check(value)
+        try:
+            job_options.read({name: checked})
+        except InvalidSetting as error:
+            raise ValueError(str(error)) from error
+        return checked
 
     @model_validator(mode="after")
-    def _one_way_of_asking_for_memory(self) -> SlurmQueueConfig:
-        if self.mem is not None and self.mem_per_cpu is not None:
-            raise ValueError("mem and mem_per_cpu exclude each other: set one of them")
+    def _consistent(self) -> SlurmQueueConfig:
+        given = {name: getattr(self, name) for name in type(self).model_fields}
+        try:
+            job_options.read({name: value for name, value in given.items() if not is_env_var(value)})
+        except InvalidSetting as error:
+            raise ValueError(str(error)) from error
         return self
 
     def to_options(self) -> JobOptions:
         """Give these settings as the request carries them; ``dagster.Failure`` when a value can't be used."""
         return merge(self)
 
-    def chosen(self) -> dict[str, Any]:
+    def chosen(self) -> Chosen:
         """Give what is set, by the names and in the units of the request."""
-        chosen: dict[str, Any] = {}
-        for field in type(self).model_fields:
-            value = resolved(getattr(self, field), field)
-            if value is None:
-                continue
-            parse = _PARSERS.get(field)
-            chosen[_OPTIONS.get(field, field)] = _parsed(parse, value, field) if parse else value
-        return chosen
+        return _read({name: resolved(getattr(self, name), name) for name in type(self).model_fields}, "options")
 
 
-def _parsed(parse: Callable[[str, str], int], value: str, field: str) -> int:
-    try:
-        return parse(value, field)
-    except SlurmbusError as error:
-        raise wrong(str(error)) from error
+class SlurmOptions(SlurmQueueConfig):
+    """What one job asks Slurm for, over the defaults of its site: ``run(..., options=SlurmOptions(nodes=2))``."""
 
 
 Options = SlurmQueueConfig | JobOptions | Mapping[str, Any]
-"""What ``run(options=…)`` takes: a config, a mapping with the same names, or the request's own struct."""
+"""What ``run(options=…)`` takes: a config, a mapping with our names or sbatch's, or the request's own struct."""
+
+
+def chosen_by(layer: Options | None, where: str = "options") -> Chosen:
+    """Give what one layer of options sets.
+
+    Raises:
+        dagster.Failure: it has an unknown key or a value that can't be used; the message names it.
+    """
+    if layer is None:
+        return {}
+    if isinstance(layer, SlurmQueueConfig):
+        return layer.chosen()
+    if isinstance(layer, JobOptions):
+        return job_options.chosen_of(layer)
+    if not isinstance(layer, Mapping):
+        raise wrong(f"{where} is {type(layer).__name__} {layer!r}: give SlurmOptions or a mapping of names to values")
+    return _read({key: resolved(value, f"{where}: {key}") for key, value in layer.items()}, where)
 
 
 def merge(*layers: Options | None) -> JobOptions:
@@ -132,35 +205,19 @@ def merge(*layers: Options | None) -> JobOptions:
     Raises:
         dagster.Failure: a layer has an unknown key or a value that can't be used; the message names it.
     """
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        if layer is None:
-            continue
-        chosen = _chosen(layer)
-        for pair in _EXCLUSIVE:
-            if any(name in chosen for name in pair):
-                merged = {name: value for name, value in merged.items() if name not in pair}
-        merged.update(chosen)
-    try:
-        return msgspec.convert(merged, JobOptions)
-    except msgspec.ValidationError as error:
-        raise wrong(f"options can't be used: {error}") from error
+    return merge_chosen(*(chosen_by(layer) for layer in layers))
 
 
-def _chosen(layer: Options) -> dict[str, Any]:
-    if isinstance(layer, SlurmQueueConfig):
-        return layer.chosen()
-    if isinstance(layer, JobOptions):
-        defaults = JobOptions()
-        fields = msgspec.structs.asdict(layer)
-        return {name: value for name, value in fields.items() if value != getattr(defaults, name)}
-    for name in layer:
-        if name not in SlurmQueueConfig.model_fields:
-            close = difflib.get_close_matches(str(name), SlurmQueueConfig.model_fields, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(SlurmQueueConfig.model_fields)}"
-            raise wrong(f"options has the unknown key {name!r}: {hint}")
+def merge_chosen(*layers: Chosen) -> JobOptions:
+    """Put layers over each other that were read already."""
     try:
-        return SlurmQueueConfig(**layer).chosen()
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'options'}: {one['msg']}" for one in error.errors())
-        raise wrong(f"options can't be used: {problems}") from error
+        return job_options.merge(*layers)
+    except InvalidSetting as error:
+        raise wrong(str(error)) from error
+
+
+def _read(given: Mapping[str, Any], where: str) -> Chosen:
+    try:
+        return job_options.read(given, where)
+    except InvalidSetting as error:
+        raise wrong(str(error)) from error

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
+from typing import Any
 
 import dagster as dg
 import msgspec
@@ -20,6 +21,7 @@ from slurmbus_protocol.messages import JobSpec, Record
 
 CLIENT = "slurmbus:"
 """What the client names of our launch handles begin with; the call follows."""
+_AGAIN = "again:"
 _PART_LENGTH = 16
 
 
@@ -68,6 +70,8 @@ class Found:
     """The hash of what it asked for."""
     parts: Mapping[str, str]
     """The hashes of its parts."""
+    again: Mapping[str, Any] | None = None
+    """What an attempt with more memory or time noted of those before it; see ``dagster_slurmbus.again``."""
 
     @property
     def key(self) -> str:
@@ -120,6 +124,8 @@ def request_parts(spec: JobSpec, run_id: str, partition: Mapping[str, str]) -> d
         "outputs": (spec.outputs, spec.outputs_limit),
         "partition": partition,
     }
+    if spec.environment is not None:
+        parts["runs in"] = spec.environment
     if context is not None:
         parts |= {
             "extras": context["extras"],
@@ -131,6 +137,11 @@ def request_parts(spec: JobSpec, run_id: str, partition: Mapping[str, str]) -> d
 def request_hash(parts: Mapping[str, str]) -> str:
     """Hash all of it."""
     return _digest(parts)
+
+
+def request_digest(part: object, run_id: str) -> str:
+    """Hash a part of a request; the run's id counts as the same wherever it stands."""
+    return _digest(part, run_id)
 
 
 def _digest(part: object, run_id: str | None = None) -> str:
@@ -174,13 +185,23 @@ class Launches:
                 self._left.remove(chosen)
             return chosen
 
+    def take_again(self, client: str, parts: Mapping[str, str]) -> Found | None:
+        """Give the last of the further attempts (with more memory or time) of a call, and forget the others."""
+        with self._lock:
+            numbers = {found.launch.client: _attempt_of(found.launch.client, client) for found in self._left}
+            mine = [found for found in self._left if numbers[found.launch.client]]
+            self._left = [found for found in self._left if found not in mine]
+            fitting = [found for found in mine if found.parts.get("partition") == parts.get("partition")]
+            return max(fitting, key=lambda found: numbers[found.launch.client], default=None)
+
 
 def _find(context: dg.OpExecutionContext) -> list[Found]:
     found = []
     for launch in _compat.launches_of_step(context):
         if launch.client.startswith(CLIENT):
             extras = launch.extras
-            found.append(Found(launch, str(extras["site"]), str(extras["request"]), dict(extras.get("parts", {}))))
+            parts = dict(extras.get("parts", {}))
+            found.append(Found(launch, str(extras["site"]), str(extras["request"]), parts, extras.get("again")))
     return found
 
 
@@ -197,6 +218,18 @@ def launch_client(context: dg.OpExecutionContext, reattach_key: str | None) -> s
     if not attempt.is_new(reattach_key):
         raise wrong(f"reattach_key={reattach_key!r} was given to two calls of this step; give each its own")
     return f"{CLIENT}key:{reattach_key}"
+
+
+def attempt_client(client: str, number: int) -> str:
+    """Give the client name of a further attempt of a call; number 0 is the call's own."""
+    return f"{CLIENT}{_AGAIN}{number}:{client.removeprefix(CLIENT)}" if number else client
+
+
+def _attempt_of(client: str, call: str) -> int:
+    """Tell which further attempt of a call this client name is; 0 when it is none."""
+    begin, end = CLIENT + _AGAIN, f":{call.removeprefix(CLIENT)}"
+    number = client.removeprefix(begin).removesuffix(end)
+    return int(number) if client == f"{begin}{number}{end}" and number.isdecimal() else 0
 
 
 def _is_counted(client: str) -> bool:

@@ -122,7 +122,7 @@ def reconcile_site(
     ]
     told = []
     claimed = claimed_runs(instance) if ours else frozenset()  # later than the records: who came since is in it
-    for record in ours:
+    for record, unfinished in _arrays_once(ours):
         run_id = record.labels.get(RUN_LABEL, "")
         judgement = judge(instance, run_id, cancel_failed_after) if run_id not in claimed else Judgement(Verdict.LEAVE)
         if judgement.verdict is Verdict.LEAVE:
@@ -131,8 +131,17 @@ def reconcile_site(
         if judgement.verdict is Verdict.ORPHAN and cancel:
             client.cancel(record.key, f"reconciled: {judgement.why}")
             done = "was cancelled"
-        told.append(f"{_name(record)} on site {client.site} {done}: {judgement.why}")
+        tasks = f" ({unfinished} tasks)" if record.tasks else ""
+        told.append(f"{_name(record)}{tasks} on site {client.site} {done}: {judgement.why}")
     return told
+
+
+def _arrays_once(records: Sequence[Record]) -> list[tuple[Record, int]]:
+    """Give each single job, and of each array one task with how many there are."""
+    by_key: dict[str, list[Record]] = {}
+    for record in records:
+        by_key.setdefault(record.key, []).append(record)
+    return [(found[0], len(found)) for found in by_key.values()]
 
 
 def claimed_runs(instance: dg.DagsterInstance) -> frozenset[str]:

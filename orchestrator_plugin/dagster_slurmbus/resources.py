@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import dagster as dg
 from pydantic import Field, field_validator
 
 from dagster_slurmbus._compat import Context, is_env_var
+from dagster_slurmbus.again import MoreMemory, MoreTime, Policy
+from dagster_slurmbus.array_invocation import ArrayRequest, OnTaskFailure
+from dagster_slurmbus.array_results import CompletedArray
+from dagster_slurmbus.array_tasks import Task, numbered
 from dagster_slurmbus.bus import BusResource
-from dagster_slurmbus.files import Files, StrPath, local_file, local_files, without_duplicates
+from dagster_slurmbus.calls import PayloadCall
+from dagster_slurmbus.environments import EnvironmentConfig, as_config
+from dagster_slurmbus.files import Files, LocalFile, StrPath, local_file, local_files, without_duplicates
+from dagster_slurmbus.frameworks import launcher_for
 from dagster_slurmbus.invocation import OUTPUTS_LIMIT, STREAM_LIMIT, Request
 from dagster_slurmbus.launchers import BashLauncher, ComputeLauncher
+from dagster_slurmbus.option_layers import CallOptions
 from dagster_slurmbus.outcomes import CompletedJob
+from dagster_slurmbus.own_metrics import OwnMetrics
 from dagster_slurmbus.pipes import PipesSlurmClient
-from dagster_slurmbus.queue_config import Options, SlurmQueueConfig, merge
+from dagster_slurmbus.queue_config import Options, SlurmQueueConfig
 from dagster_slurmbus.reattach import OnChangedRequest
+from dagster_slurmbus.run_config import SlurmRunConfig
 from dagster_slurmbus.sites import ENV_OF_A_SITE, SlurmSite, chosen_site, known_now
-from dagster_slurmbus.values import absolute, environment, inside, resolved, wrong
+from dagster_slurmbus.values import absolute, inside, resolved, wrong
+from dagster_slurmbus.values import environment as variables
+from slurmbus.environments import AnyEnvironment
 from slurmbus_protocol.errors import InvalidName
 from slurmbus_protocol.subjects import check_token
 
@@ -123,10 +135,21 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
     default_launcher: ComputeLauncher | None = Field(
         default=None, description="How payloads are started; BashLauncher when nothing is said."
     )
+    environment: EnvironmentConfig | None = Field(
+        default_factory=lambda: None,
+        description="What payloads run in: UvLock('.'), SiteFolder('/opt/envs/x'), or the name of an installed one.",
+    )
     on_changed_request: str = Field(
         default_factory=lambda: OnChangedRequest.RESUBMIT.value,
         description="What a retried step does with the job of an earlier attempt when it asks for another one now "
         "(other code, other resources): resubmit (end it and submit anew), reattach (follow it all the same) or fail.",
+    )
+
+    on_out_of_memory: MoreMemory | None = Field(
+        default=None, description="Run a job that ran out of memory again, with more of it; else its step fails."
+    )
+    on_timeout: MoreTime | None = Field(
+        default=None, description="Run a job that reached its time limit again, with a longer one; else its step fails."
     )
 
     @field_validator("mode", mode="before")
@@ -147,6 +170,11 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
     def _env_is_known_now(cls, value: Any) -> Any:
         return known_now(value)
 
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _environment_is_configuration(cls, value: Any) -> Any:
+        return as_config(value)
+
     @field_validator("on_changed_request", mode="before")
     @classmethod
     def _change_is_handled(cls, value: Any) -> Any:
@@ -156,7 +184,8 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         self,
         *,
         context: Context,
-        payload_path: StrPath,
+        payload_path: StrPath | None = None,
+        remote_payload_path: str | None = None,
         payload_args: Sequence[str] = (),
         extra_files: Files | None = None,
         extra_env: Mapping[str, str] | None = None,
@@ -166,15 +195,23 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         outputs_limit: int = OUTPUTS_LIMIT,
         stream_limit: int = STREAM_LIMIT,
         options: Options | None = None,
+        extra_slurm_opts: Mapping[str, Any] | None = None,
+        resource_requirements: Mapping[str, Any] | None = None,
+        run_config: SlurmRunConfig | None = None,
         launcher: ComputeLauncher | None = None,
+        environment: AnyEnvironment | None = None,
         ship_pipes_module: bool = True,
         reattach_key: str | None = None,
+        on_out_of_memory: MoreMemory | None = None,
+        on_timeout: MoreTime | None = None,
+        metrics: OwnMetrics | None = None,
     ) -> CompletedJob:
         """Run a payload as one job and wait for its end; when this step is a retry, go on with the job that it has.
 
         Args:
             context: of the executing step.
             payload_path: the program here; it travels into the job's working directory.
+            remote_payload_path: instead, the absolute path of a program that is on the site already.
             payload_args: its arguments.
             extra_files: files that go along: paths, or a mapping from the name there to the path here.
             extra_env: environment variables of the job.
@@ -183,24 +220,128 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             outputs_dir: the folder here that they come into; by default one of the run in Dagster's storage.
             outputs_limit: how many bytes may come back in all.
             stream_limit: bytes of stdout and of stderr that each start shows in full; the rest stays on the site.
-            options: what this job asks Slurm for, over the resource's queue.
+            options: what this job asks Slurm for, over the resource's queue and the asset's metadata.
+            extra_slurm_opts: the same under sbatch's names; what isn't known here is handed to sbatch as it is.
+            resource_requirements: the same in few words, for each node; the framework chooses the launcher:
+                ``{"framework": "ray", "cpus": 32, "gpus": 1, "memory_gb": 120}``.
+            run_config: what the launchpad says, over everything else.
             launcher: instead of the resource's default one.
+            environment: instead of the resource's own; an installed one by its name or hash.
             ship_pipes_module: put the ``dagster_pipes`` module beside the payload.
             reattach_key: a name of this call within the step, by which a retry finds its job; by default calls are told
                 apart by what they ask for and by their order.
+            on_out_of_memory: instead of the resource's.
+            on_timeout: instead of the resource's.
+            metrics: called with the finished job; what it returns becomes further metadata. An error in it is told, and
+                fails nothing.
 
         Raises:
             dagster.Failure: the job failed or couldn't be submitted; the message says why and what to do.
         """
+        client, request = self._prepared(
+            context,
+            payload_path,
+            remote_payload_path=remote_payload_path,
+            payload_args=payload_args,
+            extra_files=extra_files,
+            extra_env=extra_env,
+            extras=extras,
+            outputs=outputs,
+            outputs_dir=outputs_dir,
+            outputs_limit=outputs_limit,
+            stream_limit=stream_limit,
+            options=options,
+            extra_slurm_opts=extra_slurm_opts,
+            resource_requirements=resource_requirements,
+            run_config=run_config,
+            launcher=launcher,
+            environment=environment,
+            ship_pipes_module=ship_pipes_module,
+            reattach_key=reattach_key,
+            on_out_of_memory=on_out_of_memory,
+            on_timeout=on_timeout,
+            metrics=metrics,
+        )
+        return client.invoke(context, request)
+
+    def run_array(
+        self,
+        *,
+        context: Context,
+        payload_path: StrPath | None = None,
+        tasks: Iterable[Task],
+        throttle: int | None = None,
+        on_task_failure: OnTaskFailure = "raise",
+        only: Collection[str | int] | None = None,
+        **call: Unpack[PayloadCall],
+    ) -> CompletedArray:
+        """Run a payload once for each task, as one job array, and wait for the end of all.
+
+        When this step is a retry, it goes on with the tasks that run or have succeeded, and runs the failed ones again.
+
+        Args:
+            context: of the executing step.
+            payload_path: the program here; it travels once, whatever the number of tasks.
+            tasks: the tasks: ``ArrayTask(…)``, the same as mappings, or texts (a name that is also the only argument);
+                for the partitions of a run see ``partition_tasks``.
+            throttle: how many tasks may run at the same time.
+            on_task_failure: ``raise`` lets all tasks end, then fails the step and tells each failed task; ``cancel``
+                ends the others as soon as one has failed; ``continue`` leaves it to the caller to look at ``failed``.
+            only: names or numbers of the tasks to run; the others are left out.
+            call: as for ``run``.
+
+        Raises:
+            dagster.Failure: a task failed or couldn't be submitted; a retry of the step runs the failed ones again.
+        """
+        array = ArrayRequest(tasks=numbered(tasks, only), throttle=throttle, on_task_failure=on_task_failure)
+        client, request = self._prepared(context, payload_path, **call)
+        return client.invoke_array(context, request, array)
+
+    def _prepared(
+        self,
+        context: Context,
+        payload_path: StrPath | None,
+        *,
+        remote_payload_path: str | None = None,
+        payload_args: Sequence[str] = (),
+        extra_files: Files | None = None,
+        extra_env: Mapping[str, str] | None = None,
+        extras: Mapping[str, Any] | None = None,
+        outputs: Sequence[str] = (),
+        outputs_dir: StrPath | None = None,
+        outputs_limit: int = OUTPUTS_LIMIT,
+        stream_limit: int = STREAM_LIMIT,
+        options: Options | None = None,
+        extra_slurm_opts: Mapping[str, Any] | None = None,
+        resource_requirements: Mapping[str, Any] | None = None,
+        run_config: SlurmRunConfig | None = None,
+        launcher: ComputeLauncher | None = None,
+        environment: AnyEnvironment | None = None,
+        ship_pipes_module: bool = True,
+        reattach_key: str | None = None,
+        on_out_of_memory: MoreMemory | None = None,
+        on_timeout: MoreTime | None = None,
+        metrics: OwnMetrics | None = None,
+    ) -> tuple[PipesSlurmClient, Request]:
+        """Check what was asked for, and put it together; the arguments are those of ``run``."""
         slurm = self.chosen(context)
         client = self.pipes_client(context)
-        payload = local_file(payload_path, "payload_path")
-        plan = (launcher or self.default_launcher or BashLauncher()).plan(payload.target, tuple(payload_args))
+        payload, program = _payload(payload_path, remote_payload_path)
+        asked = CallOptions(
+            options=options,
+            extra_slurm_opts=extra_slurm_opts,
+            resource_requirements=resource_requirements,
+            run_config=run_config,
+        )
+        launcher = launcher or launcher_for(asked.framework) or self.default_launcher or BashLauncher()
+        for file in payload:
+            launcher.check(file.path)
         request = Request(
-            plan=plan,
-            options=merge(slurm.queue if slurm else None, options),
-            env={**self.site_env(context), **environment(extra_env, "extra_env")},
-            files=without_duplicates([payload, *local_files(extra_files, "extra_files")]),
+            plan=launcher.plan(program, tuple(payload_args)),
+            options=asked.over(slurm.queue if slurm else None, context),
+            env={**self.site_env(context), **variables(extra_env, "extra_env")},
+            files=without_duplicates([*payload, *local_files(extra_files, "extra_files")]),
+            environment=environment if environment is not None else self._own_environment(),
             outputs=tuple(inside(output, "outputs") for output in outputs),
             outputs_limit=outputs_limit,
             stream_limit=stream_limit,
@@ -209,8 +350,15 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             extras=extras,
             ship_pipes_module=ship_pipes_module,
             reattach_key=reattach_key,
+            again=Policy(
+                on_out_of_memory=on_out_of_memory or self.on_out_of_memory, on_timeout=on_timeout or self.on_timeout
+            ),
+            metrics=metrics,
         )
-        return client.invoke(context, request)
+        return client, request
+
+    def _own_environment(self) -> AnyEnvironment | None:
+        return self.environment.environment() if self.environment is not None else None
 
     def pipes_client(self, context: Context | None = None) -> PipesSlurmClient:
         """Give the Pipes client behind the mode; with a context also the run's own choice of a site counts."""
@@ -224,9 +372,9 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
     def site_env(self, context: Context | None = None) -> dict[str, str]:
         """Give the environment variables that every job gets where it runs, for code that reads the same data here."""
         if self.mode == ExecutionMode.LOCAL:
-            return environment(self.local_env, "local_env")
+            return variables(self.local_env, "local_env")
         slurm = self.chosen(context)
-        return environment(slurm.env, "env") if slurm is not None else {}
+        return variables(slurm.env, "env") if slurm is not None else {}
 
     def chosen(self, context: Context | None = None) -> SlurmResource | None:
         """Give the site that runs the jobs.
@@ -242,3 +390,13 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         return SlurmResource(
             site=other.site, bus=self.slurm.bus, queue=other.queue, remote_base=other.remote_base, env=other.env
         )
+
+
+def _payload(path: StrPath | None, remote: str | None) -> tuple[list[LocalFile], str]:
+    """Give the payload's file, if it travels, and its path as the job names it."""
+    if (path is None) == (remote is None):
+        raise wrong("payload_path, or remote_payload_path: give one of the two")
+    if path is not None:
+        file = local_file(path, "payload_path")
+        return [file], file.target
+    return [], str(absolute(remote, "remote_payload_path"))

@@ -22,6 +22,7 @@ COMMANDS = {
     "logs": "Show what a job wrote.",
     "cancel": "End a job.",
     "clean": "Forget finished jobs.",
+    "env": "List, push and remove environments.",
     "sites": "List, add, show and remove sites.",
     "bus": "Run this home's own NATS server.",
 }

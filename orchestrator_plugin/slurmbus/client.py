@@ -4,49 +4,54 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from slurmbus.connection import Connection
-from slurmbus.events import AgentStatus, Cursor, Event, Finished
+from slurmbus.events import AgentStatus, Cursor, Event, Finished, TaskEvent
 from slurmbus.site import SUBMIT_PATIENCE, Site
 from slurmbus_protocol import subjects
 from slurmbus_protocol.errors import BusUnreachable
 from slurmbus_protocol.messages import FileRef, JobSpec, Message, Record
 
 T = TypeVar("T")
+E = TypeVar("E")
 M = TypeVar("M", bound=Message)
 
 _CLOSE_TIMEOUT = 5.0
 
 
-class Following(Iterator[Event]):
-    """The events of one job, in order; a context manager.
+class _Following(Iterator[E]):
+    """Events in order; a context manager.
 
     A call may be interrupted (KeyboardInterrupt, Dagster's interrupts) and made again: no event gets lost. Nothing is
     fetched far ahead of a slow caller.
     """
 
-    def __init__(self, connection: Connection, events: AsyncGenerator[Event]) -> None:
+    def __init__(self, connection: Connection, events: AsyncGenerator[E]) -> None:
         self._connection = connection
         self._pump = _Pump(events)
-        self._next: concurrent.futures.Future[Event | None] | None = None
+        self._next: concurrent.futures.Future[E | None] | None = None
         self._ended = False
 
-    def __next__(self) -> Event:
-        """Wait for the next event; StopIteration after Finished."""
+    def _is_last(self, event: E) -> bool:
+        """Tell whether nothing follows."""
+        raise NotImplementedError
+
+    def __next__(self) -> E:
+        """Wait for the next event; StopIteration after the last."""
         event = self._wait(None)
         if event is None:
             raise StopIteration
         return event
 
-    def wait(self, timeout: float) -> Event | None:
-        """Wait at most ``timeout`` seconds for the next event; None when none came (or after Finished)."""
+    def wait(self, timeout: float) -> E | None:
+        """Wait at most ``timeout`` seconds for the next event; None when none came (or after the last)."""
         return self._wait(timeout)
 
-    def _wait(self, timeout: float | None) -> Event | None:
+    def _wait(self, timeout: float | None) -> E | None:
         if self._ended:
             return None
         if self._next is None:
@@ -62,7 +67,7 @@ class Following(Iterator[Event]):
             event = None
         if event is None:
             raise BusUnreachable("the connection was closed while the job was followed", hint="follow it again")
-        self._ended = isinstance(event, Finished)
+        self._ended = self._is_last(event)
         return event
 
     def close(self) -> None:
@@ -85,14 +90,34 @@ class Following(Iterator[Event]):
             self._connection.start(self._pump.close())
 
 
-class _Pump:
+class Following(_Following[Event]):
+    """The events of one job, which end with Finished."""
+
+    def _is_last(self, event: Event) -> bool:
+        return isinstance(event, Finished)
+
+
+class FollowingTasks(_Following[TaskEvent]):
+    """The events of many tasks, which end when each has had its Finished."""
+
+    def __init__(self, connection: Connection, events: AsyncGenerator[TaskEvent], count: int) -> None:
+        super().__init__(connection, events)
+        self._left = count
+        self._ended = count == 0
+
+    def _is_last(self, event: TaskEvent) -> bool:
+        self._left -= isinstance(event.event, Finished)
+        return self._left == 0
+
+
+class _Pump(Generic[E]):
     """Takes events one by one, on the connection's loop."""
 
-    def __init__(self, events: AsyncGenerator[Event]) -> None:
+    def __init__(self, events: AsyncGenerator[E]) -> None:
         self._events = events
         self._task: asyncio.Task[Any] | None = None
 
-    async def next(self) -> Event | None:
+    async def next(self) -> E | None:
         self._task = asyncio.current_task()
         return await anext(self._events, None)
 
@@ -166,6 +191,7 @@ class SiteClient:
             tell: called with what is being waited for, should it take long.
 
         Raises:
+            AgentTooOld: the site's agent would overlook a part of the request.
             TooLarge: the request is too big; ship data as files.
             BusFull: the bus takes no new requests.
             BusRefused: the bus doesn't let this user publish requests.
@@ -176,6 +202,10 @@ class SiteClient:
     def record(self, key: str, task: int = 0) -> Record | None:
         """Read a job's record, or None when no agent has taken it yet."""
         return self._run(self.core.record(key, task))
+
+    def task_records(self, key: str) -> dict[int, Record]:
+        """Read the records of an array's tasks, by their numbers; a single job is task 0."""
+        return self._run(self.core.task_records(key))
 
     def is_expected(self, key: str) -> bool:
         """Tell whether a job without a record may get one: its request waits, or the bus is younger than the job."""
@@ -218,6 +248,28 @@ class SiteClient:
         core = self.core
         return Following(self.connection, core.follow(key, task=task, streams=streams, after=after, patience=patience))
 
+    def follow_tasks(
+        self,
+        tasks: Mapping[str, Collection[int]],
+        *,
+        streams: bool = True,
+        after: Mapping[tuple[str, int], Cursor] | None = None,
+        patience: float = 5.0,
+    ) -> FollowingTasks:
+        """Follow many tasks at once, with one set of readers however many they are; else as :meth:`follow`.
+
+        Ends when each task has had its Finished.
+
+        Args:
+            tasks: the numbers of the tasks, by the key of their array.
+            streams: also give the output and the Pipes messages.
+            after: bytes of each (start, stream) of a (key, task) that aren't wanted again.
+            patience: seconds without any event after which a Waiting is given; the next ones come ever more rarely.
+        """
+        core = self.core
+        events = core.follow_tasks(tasks, streams=streams, after=after, patience=patience)
+        return FollowingTasks(self.connection, events, sum(map(len, tasks.values())))
+
     def ends(self, key: str, task: int = 0) -> Cursor:
         """Tell up to where the bus holds stdout and stderr of each start at this moment."""
         return self._run(self.core.ends(key, task))
@@ -237,6 +289,7 @@ class SiteClient:
         *,
         patience: float = SUBMIT_PATIENCE,
         tell: Callable[[str], None] | None = None,
+        task: int | None = None,
     ) -> None:
         """Ask durably for the job's end; returns when the bus has the request.
 
@@ -248,12 +301,13 @@ class SiteClient:
             reason: kept with the job.
             patience: seconds that a bus which is away may take to come back.
             tell: called with what is being waited for, should it take long.
+            task: only this task of an array; None is all of them.
 
         Raises:
             BusFull: the bus takes no new requests.
             BusUnreachable: it may or may not have been stored: repeat it.
         """
-        self._run_telling(self.core.cancel(key, reason, patience), tell)
+        self._run_telling(self.core.cancel(key, reason, patience, task), tell)
 
     def ask(self, verb: str, message: Message, answer: type[M], timeout: float = 5.0) -> M:
         """Ask the site's agent something that may fail.

@@ -83,3 +83,13 @@ class Finished:
 
 
 Event = StateChanged | Output | Gap | Waiting | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEvent:
+    """An event of one of the tasks that are followed together."""
+
+    key: str
+    task: int
+    event: Event
+    """A Waiting is about all of them."""

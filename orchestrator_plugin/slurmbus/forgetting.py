@@ -135,7 +135,10 @@ class BusCleaner:
                 wish.kept = f"unfinished: {wish.record.state}"
                 return wish
         request = subjects.request(site, key)
-        wish.kept = await self._why_kept(await self._bus.last(subjects.REQUESTS, request))
+        stored_request = await self._bus.last(subjects.REQUESTS, request)
+        wish.kept = await self._why_kept(stored_request)
+        if not wish.kept and stored_request is not None and wish.record is not None and wish.record.tasks:
+            wish.kept = await self._why_array_kept(site, key)
         if wish.kept or dry_run:
             return wish
         prefix = f"{subjects.PREFIX}.{site}"
@@ -160,6 +163,12 @@ class BusCleaner:
         if await self.clock() < expires_at + self._after_expiry:
             return f"its request hasn't been expired for {self._after_expiry / 3600:.0f} hours"
         return ""
+
+    async def _why_array_kept(self, site: str, key: str) -> str:
+        """Keep a request as long as one of the tasks that it asks for is unfinished."""
+        found, _ = await latest(self._bus, subjects.STATES, [f"{subjects.PREFIX}.{site}.job.{key}.*.state"])
+        unfinished = [item for item in found if not codec.decode_as(item.data, Record).state.is_final]
+        return f"{len(unfinished)} other tasks of its array are unfinished" if unfinished else ""
 
     async def _purge(self, stream: str, subject: str) -> None:
         await self._bus.api(f"STREAM.PURGE.{stream}", {"filter": subject})

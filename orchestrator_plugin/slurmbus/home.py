@@ -19,7 +19,7 @@ from slurmbus_protocol.signing import Signer
 from slurmbus_protocol.streams import agent_permissions
 from slurmbus_protocol.subjects import check_token
 
-SchedulerKind = Literal["auto", "native", "local"]
+SchedulerKind = Literal["auto", "native", "commands", "local"]
 EMBEDDED = "embedded"
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised, not bound
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -17,7 +17,7 @@ from typing import Self
 from slurmbus_protocol import blobs, codec, subjects
 from slurmbus_protocol.bus import Bus
 from slurmbus_protocol.errors import BlobCorrupt, BusFull
-from slurmbus_protocol.messages import Cancel, FileRef, Record, Submit
+from slurmbus_protocol.messages import Cancel, EnvironmentRef, FileRef, Record, Submit
 from slurmbus_protocol.signing import Signer
 from slurmbus_protocol.states import JobState
 
@@ -54,7 +54,8 @@ class SignedRequest:
         if isinstance(self.message, Cancel):
             return ()
         job = self.message.job
-        return (*job.files, job.pipes_module) if job.pipes_module is not None else job.files
+        files = (*job.files, *(file for task in job.tasks for file in task.files))
+        return (*files, job.pipes_module) if job.pipes_module is not None else files
 
     async def publish(self, bus: Bus, patience: float) -> None:
         """Publish it until the bus has acknowledged it; nothing happens when it is there.
@@ -81,6 +82,7 @@ class Outbox:
     def __init__(self) -> None:
         self._requests: dict[str, SignedRequest] = {}
         self._files: dict[str, Path | bytes] = {}
+        self._environments: dict[str, tuple[FileRef, ...]] = {}
         self._size = 0
 
     def keep(self, request: SignedRequest) -> SignedRequest | None:
@@ -104,6 +106,19 @@ class Outbox:
         self._size += _held(source)
         self._make_room()
 
+    def keep_environment(self, ref: EnvironmentRef, files: Mapping[str, int]) -> None:
+        """Remember which files an environment consists of, by their hashes and sizes; its manifest is one more."""
+        self._environments[ref.digest] = tuple(
+            FileRef(path=digest, sha256=digest, size=size) for digest, size in {**files, ref.digest: ref.size}.items()
+        )
+
+    def _files_of(self, request: SignedRequest) -> tuple[FileRef, ...]:
+        message = request.message
+        environment = message.job.environment if isinstance(message, Submit) else None
+        if not isinstance(environment, EnvironmentRef):
+            return request.files
+        return (*request.files, *self._environments.get(environment.digest, ()))
+
     def _drop_file(self, digest: str) -> None:
         if (source := self._files.pop(digest, None)) is not None:
             self._size -= _held(source)
@@ -111,7 +126,10 @@ class Outbox:
     def seen(self, record: Record) -> None:
         """Forget what the record's agent has made durable: a job past its staging, the cancel of one that ended."""
         for request in self.of_job(record.site, record.key):
-            if record.state.is_final or (isinstance(request.message, Submit) and record.state not in _UNTIL_STAGED):
+            # Of an array others may still be staged, or need their cancel: the agent's spool has the request by now.
+            staged = isinstance(request.message, Submit) and record.state not in _UNTIL_STAGED and not record.tasks
+            ended = record.state.is_final and (isinstance(request.message, Submit) or not record.tasks)
+            if staged or ended:
                 self.drop(request)
 
     def holds(self, request: SignedRequest) -> bool:
@@ -141,7 +159,7 @@ class Outbox:
             BusFull: the bus takes no more.
             BusUnreachable: it doesn't answer.
         """
-        for ref in request.files:
+        for ref in self._files_of(request):
             source = self._files.get(ref.sha256)
             if source is None:
                 continue

@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import cache
 from itertools import islice
@@ -17,12 +17,13 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from slurmbus.errors import AmbiguousJob, UnknownJob
-from slurmbus.events import AgentStatus, Cursor, Event
-from slurmbus.following import Follower
+from slurmbus.events import AgentStatus, Cursor, Event, TaskEvent
+from slurmbus.following import TasksFollower, follow_one
 from slurmbus.outbox import SignedRequest
 from slurmbus.session import Session
 from slurmbus.snapshot import latest
-from slurmbus_protocol import blobs, codec, subjects
+from slurmbus_protocol import blobs, capabilities, codec, subjects
+from slurmbus_protocol.arrays import slurm_id
 from slurmbus_protocol.bus import RETRY_DELAYS, Bus, Stored, parse_time
 from slurmbus_protocol.errors import (
     BadMessage,
@@ -110,13 +111,24 @@ class Site:
 
     async def submit(self, job: JobSpec, *, key: str | None = None, valid_for: float = 86400.0) -> str:
         """Sign and publish a submission until the bus has it durably."""
+        await self._check_agent(job)
         key = key or new_ulid()
         message = Submit(key=key, site=self.name, expires_at=time.time() + valid_for, submitter=submitter(), job=job)
         await self._publish(message, SUBMIT_PATIENCE)
         return key
 
-    async def cancel(self, key: str, reason: str = "", patience: float = SUBMIT_PATIENCE) -> None:
-        """Ask durably for the job's end."""
+    async def _check_agent(self, job: JobSpec) -> None:
+        """Refuse what the site's agent would overlook; one that nobody has heard of yet decides for itself."""
+        if not capabilities.needed(job):
+            return
+        agents = await self.heartbeats()
+        if agents:
+            capabilities.check(job, agents[0].heartbeat)
+
+    async def cancel(
+        self, key: str, reason: str = "", patience: float = SUBMIT_PATIENCE, task: int | None = None
+    ) -> None:
+        """Ask durably for the job's end, or for that of one task."""
         message = Cancel(
             id=new_ulid(),
             key=key,
@@ -124,6 +136,7 @@ class Site:
             expires_at=time.time() + CANCEL_VALID_FOR,
             submitter=submitter(),
             reason=reason,
+            task=task,
         )
         await self._publish(message, patience)
 
@@ -157,6 +170,12 @@ class Site:
         found.sort(key=lambda item: item.subject, reverse=True)  # ULIDs sort by the time they were made
         return list(islice(_records(found), limit))
 
+    async def task_records(self, key: str) -> dict[int, Record]:
+        """Read the records of an array's tasks, by their numbers; a single job is task 0."""
+        pattern = f"{subjects.PREFIX}.{self.name}.job.{subjects.check_key(key)}.*.state"
+        found, _ = await self._patiently(lambda: self._latest(subjects.STATES, [pattern]))
+        return {record.task: record for record in _records(found)}
+
     async def is_expected(self, key: str) -> bool:
         """Tell whether a job without a record may get one: its request waits, or the bus is younger than the job."""
         if await self._patiently(lambda: self._last(subjects.REQUESTS, subjects.request(self.name, key))) is not None:
@@ -176,8 +195,8 @@ class Site:
             return record
         records = await self.records()
         fitting = [record for record in records if record.key.startswith(wanted)]
-        if wanted.isdecimal() and not wanted.startswith("0"):  # ids are recycled by Slurm: the newest job is meant
-            fitting = [record for record in records if record.job_id == int(wanted)][:1] or fitting
+        if wanted[:1] in "123456789":  # ids are recycled by Slurm: the newest job is meant
+            fitting = [record for record in records if wanted in _slurm_ids(record)][:1] or fitting
         if not wanted or not fitting:
             raise UnknownJob(f"site {self.name} has no job {text!r}")
         keys = sorted({record.key for record in fitting})
@@ -208,7 +227,20 @@ class Site:
         self, key: str, *, task: int = 0, streams: bool = True, after: Cursor | None = None, patience: float = 5.0
     ) -> AsyncGenerator[Event]:
         """Give a job's events until Finished; close it (``aclosing``) when stopping earlier."""
-        return Follower(self, subjects.check_key(key), task, streams=streams, after=after, patience=patience).events()
+        return follow_one(self, subjects.check_key(key), task, streams=streams, after=after, patience=patience)
+
+    def follow_tasks(
+        self,
+        tasks: Mapping[str, Collection[int]],
+        *,
+        streams: bool = True,
+        after: Mapping[tuple[str, int], Cursor] | None = None,
+        patience: float = 5.0,
+    ) -> AsyncGenerator[TaskEvent]:
+        """Give the events of many tasks until each has ended; close it (``aclosing``) when stopping earlier."""
+        for key in tasks:
+            subjects.check_key(key)
+        return TasksFollower(self, tasks, streams=streams, after=after, patience=patience).events()
 
     async def ends(self, key: str, task: int = 0) -> Cursor:
         """Tell up to where the bus holds stdout and stderr of each start."""
@@ -274,6 +306,12 @@ class Site:
                 if time.monotonic() + delay > deadline:
                     raise
                 await asyncio.sleep(delay)
+
+
+def _slurm_ids(record: Record) -> set[str]:
+    """Give the ids by which Slurm's commands know a job: of an array's task 12_3, its own, and the array's."""
+    own = str(record.task_job_id) if record.task_job_id is not None else ""
+    return {slurm_id(record), own, str(record.job_id) if record.job_id is not None else ""} - {""}
 
 
 def _records(found: Iterable[Stored]) -> Iterator[Record]:

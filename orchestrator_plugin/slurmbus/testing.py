@@ -15,6 +15,7 @@ from nats.aio.msg import Msg
 from slurmbus.home import AgentBundle, Home
 from slurmbus_protocol import codec, subjects
 from slurmbus_protocol.bus import Bus, BusSettings
+from slurmbus_protocol.capabilities import ADDITIONS
 from slurmbus_protocol.errors import LostMessages, SlurmbusError
 from slurmbus_protocol.messages import (
     Cancel,
@@ -92,7 +93,7 @@ class ScriptedAgent:
             pid=1,
             version="0",
             protocol=codec.PROTOCOL_RANGE,
-            capabilities=(),
+            capabilities=tuple(ADDITIONS),
             started_at=now,
             sent_at=now,
             scheduler=health,

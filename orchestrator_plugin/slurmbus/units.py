@@ -9,6 +9,18 @@ from slurmbus_protocol.errors import InvalidSetting
 _TIME_HINT = "write it as Slurm does: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS"
 _MEMORY_HINT = "write it as Slurm does: 500M, 1G, 1.5G, 2T, or a number of MiB"
 _CLOCK = re.compile(r"(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})")
+_MOMENT_HINT = "write it as Slurm does: now+1hour, 16:00, tomorrow, 2030-01-20 or 2030-01-20T12:34:00"
+_MOMENT = re.compile(
+    r"""(?: now (?: [+] \d+ \s* (?: seconds? | minutes? | hours? | days? | weeks? )? )?
+        | today | tomorrow | midnight | elevenses | noon | fika | teatime
+        | uts \d+
+        | \d{4}-\d{1,2}-\d{1,2} (?: T \d{1,2}:\d{2} (?: :\d{2} )? )?
+        | \d{1,2} [/.] \d{1,2} (?: [/.] \d{2} (?: \d{2} )? )?
+        | \d{1,2}:\d{2} (?: :\d{2} )? (?: \s* [AP]M )?
+        | \d{6} | \d{4}
+        )""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _MEMORY = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT])?(?:i?B)?", re.IGNORECASE)
 _KIB = {"K": 1, "M": 1024, "G": 1024**2, "T": 1024**3}
 
@@ -61,3 +73,22 @@ def parse_memory_mib(value: str | int, field: str = "mem") -> int:
     if mib <= 0:
         raise InvalidSetting(f"{field}={value!r} is no memory at all", hint=_MEMORY_HINT)
     return mib
+
+
+def check_moment(value: str, field: str = "begin") -> str:
+    """Give back a date or a time of day that Slurm can read, by the site's clock. Source: sbatch(1), ``--begin``.
+
+    Args:
+        value: one or several of ``now+COUNT UNIT``, a word such as ``tomorrow``, a date, and a time of day.
+        field: the setting's name, for the error.
+
+    Raises:
+        InvalidSetting: it is none of these.
+    """
+    rest = value.strip()
+    while rest:
+        match = _MOMENT.match(rest)
+        if match is None:
+            raise InvalidSetting(f"{field}={value!r} is no date or time", hint=_MOMENT_HINT)
+        rest = rest[match.end() :].lstrip(" -")
+    return value.strip()

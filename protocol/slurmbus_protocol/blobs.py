@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,11 +38,25 @@ async def put_bytes(bus: Bus, data: bytes) -> str:
     return digest
 
 
-async def put_file(bus: Bus, path: Path, digest: str, size: int, *, resume: bool = True) -> int:
+async def put_file(
+    bus: Bus,
+    path: Path,
+    digest: str,
+    size: int,
+    *,
+    resume: bool = True,
+    moved: Callable[[int], None] = lambda _: None,
+) -> int:
     """Keep a file as a blob, skipping the chunks that are there already; return how many bytes were sent.
 
-    Without ``resume`` every chunk is sent: agents may not ask which chunks the bus holds, and a chunk that is there
-    already isn't stored again.
+    Args:
+        bus: where it goes.
+        path: of the file.
+        digest: its SHA-256.
+        size: its bytes.
+        resume: ask which chunks are there already. Agents may not ask; then every chunk is sent, and one that is there
+            isn't stored again.
+        moved: called with the bytes that are on the bus, or under way to it.
 
     Raises:
         BlobCorrupt: the file changed since it was hashed.
@@ -66,11 +80,11 @@ async def put_file(bus: Bus, path: Path, digest: str, size: int, *, resume: bool
                 for index in range(chunk_count(size)):
                     piece = file.read(BLOB_CHUNK)
                     check.update(piece)
-                    if index in have:
-                        continue
-                    await gate.acquire()
-                    group.create_task(put(index, piece))
-                    sent += len(piece)
+                    if index not in have:
+                        await gate.acquire()
+                        group.create_task(put(index, piece))
+                        sent += len(piece)
+                    moved(index * BLOB_CHUNK + len(piece))
     except ExceptionGroup as failures:  # callers know the errors of one publish, not groups of them
         raise failures.exceptions[0] from failures
     if check.hexdigest() != digest:
@@ -135,6 +149,6 @@ async def fetch_into(bus: Bus, digest: str, size: int, file: BinaryIO) -> None:
         written += len(piece)
         if written > size:
             raise BlobCorrupt(f"blob {digest[:12]} is larger than the {size:,} bytes that were announced")
-        file.write(piece)
+        await asyncio.to_thread(file.write, piece)  # a parallel file system may take its time
     if written != size:
         raise BlobCorrupt(f"blob {digest[:12]} has {written:,} bytes, not {size:,}")

@@ -21,8 +21,12 @@
     ├── BusFull                    a stream has reached its limit             (retryable)
     ├── BusMisconfigured           a stream exists with other settings
     ├── SiteUnreachable            no agent answers for the site              (retryable)
+    ├── AgentTooOld                the site's agent doesn't know something that the request needs
     ├── BlobMissing                the bus doesn't hold a file's bytes (any more) (retryable)
     ├── BlobCorrupt                bytes don't hash to their name
+    ├── EnvironmentUnusable        an environment can't be packed or installed
+    │   ├── UnknownEnvironment     the site has no such environment
+    │   └── EnvironmentInUse       it can't be removed while jobs use it
     └── LostMessages               bytes of a stream that nobody has any more
 
 Each error says what a person should do next in ``hint``. ``code`` is the stable name that crosses the bus.
@@ -175,6 +179,13 @@ class SiteUnreachable(SlurmbusError):
     default_hint = "log in to the cluster and start it with 'slurmbus-agent run --site NAME'"
 
 
+class AgentTooOld(SlurmbusError):
+    """The site's agent doesn't know something that the request needs."""
+
+    code = "agent-too-old"
+    default_hint = "upgrade the agent on the site"
+
+
 class BlobMissing(SlurmbusError):
     """The bus doesn't hold the bytes of a file."""
 
@@ -187,6 +198,26 @@ class BlobCorrupt(SlurmbusError):
     """The bytes of a file don't hash to its name."""
 
     code = "blob-corrupt"
+
+
+class EnvironmentUnusable(SlurmbusError):
+    """The environment can't be used."""
+
+    code = "environment-unusable"
+
+
+class UnknownEnvironment(EnvironmentUnusable):
+    """The site has no such environment."""
+
+    code = "unknown-environment"
+    default_hint = "'slurmbus env list' shows those that it has, 'slurmbus env push' brings one there"
+
+
+class EnvironmentInUse(EnvironmentUnusable):
+    """The environment is used by unfinished jobs."""
+
+    code = "environment-in-use"
+    default_hint = "wait for the jobs' end, or cancel them"
 
 
 class LostMessages(SlurmbusError):

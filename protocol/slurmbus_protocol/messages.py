@@ -10,6 +10,8 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
+from slurmbus_protocol.plans import AnyPlan
+from slurmbus_protocol.plans import CommandPlan as CommandPlan  # noqa: PLC0414 - it has always been found here
 from slurmbus_protocol.states import JobState
 
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -17,7 +19,10 @@ Ulid = Annotated[str, msgspec.Meta(pattern=r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$")]
 Token = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_-]{1,64}$")]
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+EnvironmentName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 JobName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+TaskIndex = Annotated[int, msgspec.Meta(ge=0, lt=100_000)]
+TaskName = Annotated[str, msgspec.Meta(max_length=256)]
 MiB = Positive
 
 
@@ -40,14 +45,6 @@ class FileRef(Value, frozen=True, kw_only=True, omit_defaults=True):
     sha256: Sha256
     size: NonNegative
     executable: bool = False
-
-
-class CommandPlan(Value, frozen=True, kw_only=True, omit_defaults=True, tag="command"):
-    """Run one command; the runner carries this out without a shell, unless there is a preamble."""
-
-    argv: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-    preamble: str = ""
-    """Lines that bash runs first, under ``set -euo pipefail``, e.g. ``module load …``."""
 
 
 class JobOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -73,6 +70,158 @@ class JobOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
     exclusive: bool = False
     requeue: bool = False
     comment: str | None = None
+    """The user's own; it stands after what Slurmbus itself notes there."""
+    nodes_max: Positive | None = None
+    """``nodes`` is then the least that will do."""
+    node_counts: str | None = None
+    """Several numbers of nodes that would do: ``1,3,8`` or ``2-16:2``."""
+    unlimited_time: bool = False
+    all_memory: bool = False
+    """All of each node's memory; excludes the fields that say how much."""
+    mem_per_gpu_mib: MiB | None = None
+    time_min_minutes: Positive | None = None
+    begin: str | None = None
+    deadline: str | None = None
+    delay_boot_minutes: NonNegative | None = None
+    dependency: str | None = None
+    kill_on_invalid_dep: bool | None = None
+    hold: bool = False
+    nice: int | None = None
+    priority: str | None = None
+    signal: str | None = None
+    requeue_expedite: bool = False
+    no_kill: bool = False
+    oom_kill_step: bool | None = None
+    mail_type: str | None = None
+    mail_user: str | None = None
+    wckey: str | None = None
+    mcs_label: str | None = None
+    ntasks_per_core: Positive | None = None
+    ntasks_per_socket: Positive | None = None
+    ntasks_per_gpu: Positive | None = None
+    mincpus: Positive | None = None
+    cpus_per_gpu: Positive | None = None
+    overcommit: bool = False
+    tmp_mib: MiB | None = None
+    mem_bind: str | None = None
+    mem_update: str | None = None
+    gpus: str | None = None
+    gpus_per_task: str | None = None
+    gpus_per_socket: str | None = None
+    gpu_bind: str | None = None
+    gpu_freq: str | None = None
+    gres_flags: str | None = None
+    tres_per_task: str | None = None
+    tres_bind: str | None = None
+    licenses: str | None = None
+    resources: str | None = None
+    bb: str | None = None
+    prefer: str | None = None
+    batch: str | None = None
+    cluster_constraint: str | None = None
+    node_extra: str | None = None
+    exclusive_scope: str | None = None
+    """With whom the nodes aren't shared: ``user``, ``mcs`` or ``topo``."""
+    oversubscribe: bool = False
+    contiguous: bool = False
+    spread_job: bool = False
+    use_min_nodes: bool = False
+    switches: str | None = None
+    segment: Positive | None = None
+    spread_segments: bool = False
+    consolidate_segments: bool = False
+    core_spec: NonNegative | None = None
+    thread_spec: NonNegative | None = None
+    sockets_per_node: Positive | None = None
+    cores_per_socket: Positive | None = None
+    threads_per_core: Positive | None = None
+    hint: str | None = None
+    distribution: str | None = None
+    cpu_freq: str | None = None
+    power: str | None = None
+    reboot: bool = False
+    wait_all_nodes: bool | None = None
+    network: str | None = None
+    resv_ports: str | None = None
+    stepmgr: bool = False
+    propagate: str | None = None
+    profile: str | None = None
+    acctg_freq: str | None = None
+    context: str | None = None
+    container: str | None = None
+    container_id: str | None = None
+    container_type: str | None = None
+    extra: dict[str, str] = {}
+    """Options of sbatch that have no field here, by their long names; an empty value is a flag."""
+
+
+class EnvironmentRef(Value, frozen=True, kw_only=True, omit_defaults=True, tag="packed"):
+    """An environment that travels as blobs; the site installs it once, for all jobs that name it."""
+
+    digest: Sha256
+    """SHA-256 of its manifest (:mod:`slurmbus_protocol.environments`), which is a blob like the files that it names."""
+    size: NonNegative
+    """Bytes of the manifest."""
+    title: str = ""
+    """For people."""
+
+
+class NamedEnvironment(Value, frozen=True, kw_only=True, omit_defaults=True, tag="named"):
+    """An environment that is installed on the site already."""
+
+    name: EnvironmentName
+    """Under which it was pushed, or the beginning of its digest."""
+
+
+class FolderEnvironment(Value, frozen=True, kw_only=True, omit_defaults=True, tag="folder"):
+    """A virtual environment or a conda prefix that is there already."""
+
+    path: str
+    """An absolute folder on the compute nodes."""
+
+
+class ModulesEnvironment(Value, frozen=True, kw_only=True, omit_defaults=True, tag="modules"):
+    """Environment modules of the site, loaded before the payload."""
+
+    load: tuple[str, ...]
+    use: tuple[str, ...] = ()
+    """Folders with further modules."""
+    purge: bool = False
+    """Unload first what the login shell has loaded."""
+
+
+class ImageEnvironment(Value, frozen=True, kw_only=True, omit_defaults=True, tag="image"):
+    """An Apptainer image in which the payload runs."""
+
+    path: str
+    """An absolute path on the compute nodes."""
+    binds: tuple[str, ...] = ()
+    """Further folders that are seen inside, in Apptainer's own words: ``/scratch`` or ``/data:/mnt:ro``."""
+    options: tuple[str, ...] = ()
+    """Further words for ``apptainer exec``: ``--nv``."""
+    program: str = "apptainer"
+
+
+Environment = EnvironmentRef | NamedEnvironment | FolderEnvironment | ModulesEnvironment | ImageEnvironment
+
+
+class TaskSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What one task of a job array has of its own; everything else it shares with its siblings."""
+
+    index: TaskIndex
+    """The task's number in subjects, spool and Slurm; stays the same when the task is run again by itself."""
+    name: TaskName = ""
+    """For people: the partition key or the parameters."""
+    args: tuple[str, ...] = ()
+    """Go after the plan's arguments."""
+    argv: tuple[str, ...] = ()
+    """Stands in the place of the plan's command; ``args`` still follow."""
+    env: dict[str, str] = {}
+    """Over the job's."""
+    files: tuple[FileRef, ...] = ()
+    """Besides the job's; one with the same path stands in its place."""
+    pipes_context: bytes | None = None
+    """A JSON object whose members go over those of the job's Pipes context: extras, partition_key, …"""
 
 
 class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -80,7 +229,7 @@ class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
 
     name: JobName
     """For people; the job's name in Slurm is this and the job key."""
-    plan: CommandPlan
+    plan: AnyPlan
     options: JobOptions = JobOptions()
     env: dict[str, str] = {}
     cwd: str | None = None
@@ -100,6 +249,12 @@ class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """The ``dagster_pipes`` module to put beside the payload."""
     labels: dict[str, str] = {}
     """Where the job comes from (run, step, asset): for people and for the comment in Slurm."""
+    environment: Environment | None = None
+    """What the payload runs in; None is what the login shell gives."""
+    tasks: tuple[TaskSpec, ...] = ()
+    """The tasks of a job array, by ascending index; none for a single job."""
+    array_throttle: Positive | None = None
+    """How many tasks may run at the same time."""
 
 
 class Submit(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -114,7 +269,7 @@ class Submit(Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Cancel(Message, frozen=True, kw_only=True, omit_defaults=True):
-    """End this job."""
+    """End this job, or one task of it."""
 
     TYPE: ClassVar[str] = "cancel"
     id: Ulid
@@ -123,6 +278,8 @@ class Cancel(Message, frozen=True, kw_only=True, omit_defaults=True):
     expires_at: float
     submitter: str
     reason: str = ""
+    task: TaskIndex | None = None
+    """Only this task of an array; None is all of them."""
 
 
 class Problem(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -143,6 +300,28 @@ class Usage(Value, frozen=True, kw_only=True, omit_defaults=True):
     elapsed: float
 
 
+class Live(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What a running job uses on one node: where its runner is, which sees that node only."""
+
+    at: float
+    node: str
+    cpus: Positive
+    """CPUs that the job has on this node."""
+    cpu_seconds: float
+    """CPU time so far."""
+    cpu_percent: float
+    """CPU time since the last look, of what the CPUs could have given: 0 to 100."""
+    rss: NonNegative
+    """Memory of all processes together, in bytes."""
+    peak_rss: NonNegative
+    processes: NonNegative
+    read_bytes: NonNegative | None = None
+    """Bytes read so far by system calls, from whatever file system."""
+    written_bytes: NonNegative | None = None
+    memory_limit: NonNegative | None = None
+    """Bytes of memory that the job may use on this node, where that is known."""
+
+
 class Start(Value, frozen=True, kw_only=True, omit_defaults=True):
     """One start of a job on a node."""
 
@@ -160,6 +339,52 @@ class Start(Value, frozen=True, kw_only=True, omit_defaults=True):
     sizes: dict[str, int] | None = None
     """Bytes of each stream, known when the start has ended and everything was relayed."""
     usage: Usage | None = None
+    live: Live | None = None
+    """What it used when the runner last looked; the last one stays when it has ended."""
+    facts: dict[str, str] = {}
+    """What the launcher has found out, for people: the address of a dashboard, for example."""
+    task_job_id: NonNegative | None = None
+    """Of an array's task: its own Slurm id (SLURM_JOB_ID); ``job_id`` is the array's (SLURM_ARRAY_JOB_ID)."""
+
+
+class AccountingStep(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """One step of a job in Slurm's accounting. Source of the fields: sacct(1); None is what wasn't recorded."""
+
+    step: str
+    """``batch``, ``extern`` or a number."""
+    name: str
+    state: str
+    exit_code: int = 0
+    signal: int = 0
+    elapsed: float = 0.0
+    tasks: NonNegative | None = None
+    nodes: NonNegative | None = None
+    alloc_cpus: NonNegative | None = None
+    cpu_seconds: float = 0.0
+    """CPU time of all tasks, waited-for processes included (sacct's TotalCPU)."""
+    max_rss: NonNegative | None = None
+    """Memory of the task with most of it, in bytes."""
+    ave_rss: NonNegative | None = None
+    disk_read: NonNegative | None = None
+    """Bytes of all tasks (TRESUsageInTot, fs/disk)."""
+    disk_written: NonNegative | None = None
+    energy_joules: float | None = None
+    gpu_memory: NonNegative | None = None
+    """Bytes of the task with most of it (TRESUsageInMax, gres/gpumem)."""
+    gpu_percent: float | None = None
+    """Mean over the tasks (TRESUsageInAve, gres/gpuutil)."""
+
+
+class Used(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What all steps of a job used together; None is what the cluster doesn't record."""
+
+    disk_read: NonNegative | None = None
+    disk_written: NonNegative | None = None
+    energy_joules: float | None = None
+    gpu_memory: NonNegative | None = None
+    """Bytes of the task with most of it (gres/gpumem)."""
+    gpu_percent: float | None = None
+    """Mean over tasks and steps, by their time (gres/gpuutil)."""
 
 
 class Accounting(Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -174,6 +399,12 @@ class Accounting(Value, frozen=True, kw_only=True, omit_defaults=True):
     max_rss: NonNegative | None = None
     alloc_nodes: NonNegative = 0
     alloc_tres: str = ""
+    used: Used | None = None
+    cancelled_by: str = ""
+    """Who cancelled the job in Slurm: a user name or id."""
+    steps: tuple[AccountingStep, ...] = ()
+    """At most 50: those that failed come before others when there are more, and the order stays."""
+    steps_in_all: NonNegative = 0
 
 
 class CancelAsked(Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -228,6 +459,8 @@ class Record(Message, frozen=True, kw_only=True, omit_defaults=True):
     alloc_cpus: NonNegative | None = None
     submit_time: float | None = None
     start_time: float | None = None
+    estimated_start: float | None = None
+    """While it is pending: when Slurm expects it to start, if it has looked that far."""
     end_time: float | None = None
     exit_code: int | None = None
     signal: int | None = None
@@ -243,6 +476,16 @@ class Record(Message, frozen=True, kw_only=True, omit_defaults=True):
     """The agent holds the claim after the last start: no other start can follow."""
     timings: dict[str, float] = {}
     """When the agent did what (accepted, staged, submit_sent, submit_done, …), for finding out who was slow."""
+    environment: str | None = None
+    """The digest of the installed environment in which it runs; None when it runs in none of those."""
+    tasks: NonNegative = 0
+    """How many tasks the array has that this is one of; 0 for a single job. Then ``job_id`` is the array's id."""
+    task_name: str = ""
+    """What the request calls the task: the partition key or the parameters."""
+    array_base: NonNegative = 0
+    """The task has Slurm's index ``task - array_base``: a long array is submitted as several."""
+    task_job_id: NonNegative | None = None
+    """The id that Slurm gave to this task alone, once it has one."""
 
 
 class Chunk(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -267,6 +510,8 @@ class SchedulerHealth(Value, frozen=True, kw_only=True, omit_defaults=True):
     calls: dict[str, int] = {}
     """Calls by kind since the agent started."""
     restarts: NonNegative = 0
+    version: str = ""
+    """Slurm's, e.g. ``24.11.5``; nothing for local processes and as long as it isn't known."""
 
 
 class Vitals(Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -362,6 +607,105 @@ class ReadRange(Message, frozen=True, kw_only=True, omit_defaults=True):
     length: Positive
 
 
+class AskPlatform(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """For what must an environment be made, to run on this site?"""
+
+    TYPE: ClassVar[str] = "ask-platform"
+
+
+class SitePython(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """A Python of the site on which environments can be built."""
+
+    path: str
+    version: str
+    """All of it: ``3.12.4``."""
+    implementation: str = "cpython"
+    free_threaded: bool = False
+
+
+class Platform(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to AskPlatform, in the words of Python's ``platform`` module."""
+
+    TYPE: ClassVar[str] = "platform"
+    system: str
+    machine: str
+    libc: str = ""
+    libc_version: str = ""
+    """Of macOS its own version."""
+    pythons: tuple[SitePython, ...] = ()
+    """The one that is preferred comes first."""
+
+
+class AskEnvironments(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Which environments are installed?"""
+
+    TYPE: ClassVar[str] = "ask-environments"
+    digests: tuple[Sha256, ...] = ()
+    """Only these; they count as used now, since whoever asks so is about to use them."""
+
+
+class InstalledEnvironment(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """One environment on a site."""
+
+    digest: Sha256
+    title: str
+    kind: str
+    path: str
+    names: tuple[str, ...] = ()
+    size: NonNegative = 0
+    files: NonNegative = 0
+    python: str = ""
+    installed_at: float = 0.0
+    used_at: float = 0.0
+    jobs: tuple[str, ...] = ()
+    """Keys of the unfinished jobs that use it."""
+
+
+class Environments(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to AskEnvironments."""
+
+    TYPE: ClassVar[str] = "environments"
+    environments: tuple[InstalledEnvironment, ...] = ()
+    unused_days: float = 0.0
+    """Days after which the site removes one that nobody uses; inf is never."""
+
+
+class InstallEnvironment(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Install this environment; a signed question that is asked again until it is installed."""
+
+    TYPE: ClassVar[str] = "install-environment"
+    site: Token
+    expires_at: float
+    submitter: str
+    environment: EnvironmentRef
+    name: EnvironmentName | None = None
+    """By which jobs may name it; it stands for the environment that was given the name last."""
+    again: bool = False
+    """Try it at once, although it failed a moment ago."""
+
+
+class RemoveEnvironment(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Remove this environment unless a job uses it; a signed question."""
+
+    TYPE: ClassVar[str] = "remove-environment"
+    site: Token
+    expires_at: float
+    submitter: str
+    digest: Sha256
+
+
+class EnvironmentStatus(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to InstallEnvironment and RemoveEnvironment."""
+
+    TYPE: ClassVar[str] = "environment-status"
+    digest: Sha256
+    ready: bool
+    """True when it is installed."""
+    path: str | None = None
+    doing: str = ""
+    """What is being done at this moment."""
+
+
 MESSAGE_TYPES: tuple[type[Message], ...] = (
     Submit,
     Cancel,
@@ -374,4 +718,11 @@ MESSAGE_TYPES: tuple[type[Message], ...] = (
     AskPartitions,
     Partitions,
     ReadRange,
+    AskPlatform,
+    Platform,
+    AskEnvironments,
+    Environments,
+    InstallEnvironment,
+    RemoveEnvironment,
+    EnvironmentStatus,
 )

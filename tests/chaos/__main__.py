@@ -34,6 +34,7 @@ def main() -> int:
         "--cases", type=int, default=len(POINTS), help="how many cases of the points (default: each point once; 0: all)"
     )
     parser.add_argument("--labels", default="", help="only these points, with commas between them")
+    parser.add_argument("--scheduler", choices=("native", "commands"), default="native", help="by what agents submit")
     parser.add_argument("--folder", type=Path, default=Path("build/chaos"), help="where reports and evidence go")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the containers are removed
@@ -48,7 +49,7 @@ def main() -> int:
     folder.mkdir(parents=True)
     pointed = arguments.mode == "points"
     try:
-        with Rig(folder, say, pointed=pointed) as rig:
+        with Rig(folder, say, pointed=pointed, scheduler=arguments.scheduler) as rig:
             run = _pointed(rig, arguments, seed) if pointed else _random(rig, arguments, seed, kinds)
             history = asyncio.run(run.run())
     except ClusterError as error:

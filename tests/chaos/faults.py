@@ -198,8 +198,9 @@ class Saboteur:
     async def _repeat_starts(self, fault: PlannedFault) -> str:
         """Have the controller forget that jobs were started, so that it starts them once more on another node."""
         rig = self._rig
-        await self._do(lambda: rig.set_nodes("c1,c2", "drain"))
+        rig.draining = True
         try:
+            await self._do(lambda: rig.set_nodes("c1,c2", "drain"))
             await self._do(rig.await_save)
             await self._do(lambda: rig.set_nodes("c1", "resume"))
             await asyncio.sleep(1.0 + fault.choice)  # what waited starts on c1, and isn't saved yet
@@ -211,6 +212,7 @@ class Saboteur:
             await asyncio.sleep(2.0)
         finally:
             await self._do(lambda: rig.set_nodes("c1,c2", "resume"))
+            rig.draining = False
         return "slurmctld, starts on c1"
 
     async def _freeze_controller(self, fault: PlannedFault) -> str:

@@ -25,6 +25,7 @@ from points import (  # type: ignore[import-not-found]  # it lies beside this fi
     POINTS,
     REACHED,
     Point,
+    of_child,
 )
 
 CHILD = "slurmbus_agent.scheduler.child"
@@ -111,7 +112,7 @@ def start_children_through_this_file() -> None:
 def main(arguments: list[str]) -> int:
     """Be the agent, or its scheduler's process when the first argument names that."""
     if arguments[:1] == [CHILD]:
-        arm([point for point in POINTS if point.child])
+        arm(of_child(arguments[1]))
         sys.argv[1:] = arguments[1:]
         return int(importlib.import_module(CHILD).main())
     arm([point for point in POINTS if not point.child])

@@ -7,7 +7,7 @@ since this is installed beside the agent. A test sees to it that every name stil
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 FOLDER = "/home/alice/chaos-points"
@@ -157,3 +157,18 @@ POINTS: tuple[Point, ...] = (
         child=True,
     ),
 )
+
+BACKENDS = {
+    "native": (f"{_A}.scheduler.native", "NativeBackend"),
+    "commands": (f"{_A}.scheduler.commands", "CommandsBackend"),
+}
+
+
+def of_child(kind: str) -> tuple[Point, ...]:
+    """Give the points in the process of this kind of scheduler."""
+    module, backend = BACKENDS[kind]
+    return tuple(
+        replace(point, module=module, name=f"{backend}.{point.name.rpartition('.')[2]}")
+        for point in POINTS
+        if point.child
+    )

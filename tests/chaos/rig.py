@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 
 from chaos import points
 from chaos.workload import RUNS
-from slurmbus.home import Home
+from slurmbus.home import Home, SchedulerKind
 from slurmbus.owner import ServerOwner
 from slurmbus_cluster import Cluster, ClusterError
 from slurmbus_cluster.agents import AGENT, AgentProcess, install_agent
@@ -112,20 +112,31 @@ class Rig:
         folder: where logs and the bus's data go.
         progress: takes one line of text per step.
         pointed: run the agents so that they can be stopped at labelled points.
+        scheduler: by what the agents submit: ``native`` or ``commands``.
     """
 
-    def __init__(self, folder: Path, progress: Callable[[str], None], *, pointed: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        progress: Callable[[str], None],
+        *,
+        pointed: bool = False,
+        scheduler: SchedulerKind = "native",
+    ) -> None:
         self.folder = folder
         self.home = Home(folder / "home")
         self._progress = progress
         self._pointed = pointed
+        self._scheduler: SchedulerKind = scheduler
+        self.draining = False
+        """Whether a fault keeps jobs from starting on nodes just now."""
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self.cluster = stack.enter_context(Cluster(self._progress, HOSTS, shared={SCRATCH: SCRATCH_SIZE}))
             self._prepare_hosts()
-            self.home.add_site(SITE, scheduler="native", slurm_conf="/etc/slurm/slurm.conf", spool=SPOOL)
+            self.home.add_site(SITE, scheduler=self._scheduler, slurm_conf="/etc/slurm/slurm.conf", spool=SPOOL)
             self.bus = stack.enter_context(BusServer(self.home, self.cluster.gateway))
             self.agents = Agents({host: self._make_agent(host) for host in LOGINS})
             self._stack = stack.pop_all()
@@ -237,11 +248,14 @@ class Rig:
         self.cluster.exec("ctld", command, check=False)
 
     def resume_nodes(self) -> None:
-        """Let jobs start again on nodes that were drained by anybody but us, and those that the controller holds."""
+        """Let jobs start again on nodes that nobody drains on purpose now, and those that the controller holds.
+
+        A controller that is killed soon after a resume remembers the drain.
+        """
         drained = self.cluster.exec("ctld", ["sinfo", "-R", "-h", "-o", "%n %E"], check=False).stdout
         for line in drained.splitlines():
             node, _, reason = line.partition(" ")
-            if reason != REASON:
+            if reason != REASON or not self.draining:
                 self.set_nodes(node, "resume")
         waiting = self.cluster.exec("ctld", ["squeue", "-h", "-t", "PD", "-o", "%A %r"], check=False).stdout
         held = [line.partition(" ")[0] for line in waiting.splitlines() if "held" in line.lower()]

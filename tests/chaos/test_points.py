@@ -14,7 +14,7 @@ import pytest
 from chaos.faults import COMMON, EMPTY_BUS, KINDS, confuses_controller, plan_faults
 from chaos.harness import plan
 from chaos.pointed_run import ACTIONS, plan_cases
-from chaos.points import POINTS, Point
+from chaos.points import BACKENDS, POINTS, Point, of_child
 from slurmbus_protocol.messages import Record
 from slurmbus_protocol.states import JobState
 
@@ -30,8 +30,11 @@ def source(module: str) -> str:
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: point.label)
 def test_the_function_exists(point: Point) -> None:
     if point.child:
-        name = point.name.rpartition(".")[2]
-        assert f"    def {name}(self" in source(point.module)
+        for kind in BACKENDS:
+            [there] = [found for found in of_child(kind) if found.label == point.label]
+            class_name, _, name = there.name.partition(".")
+            body = source(there.module).partition(f"class {class_name}:")[2]
+            assert f"    def {name}(self" in body
         return
     owner: Any = importlib.import_module(point.module)
     for part in point.name.split("."):

@@ -30,12 +30,12 @@ class NativeSite(Site):
     def argv(self) -> list[str]:
         """The command on this machine that runs the child on the login node."""
         container = str(self.cluster.host("login").container.id)
-        child = [PYTHON, "-m", "slurmbus_agent.scheduler.child", "native"]
+        child = [PYTHON, "-m", "slurmbus_agent.scheduler.child", self.kind]
         return ["docker", "exec", "--interactive", "--user", self.user, container, *child]
 
     def scheduler(self, limits: CallLimits | None = None, budget: CallBudget | None = None) -> ChildScheduler:
         # The contract's tests ask more often than an agent may.
-        return ChildScheduler(self.argv, limits=limits, budget=budget or CallBudget(burst=100_000))
+        return ChildScheduler(self.argv, kind=self.kind, limits=limits, budget=budget or CallBudget(burst=100_000))
 
     def read(self, path: str) -> str:
         folder, name = posixpath.split(path)

@@ -20,7 +20,7 @@ from slurmbus.cli import main
 from slurmbus.commands import follow
 from slurmbus.testing import ScriptedAgent, ended_start
 from slurmbus_protocol import blobs
-from slurmbus_protocol.messages import Cancel, FileRef, Submit
+from slurmbus_protocol.messages import Cancel, FileRef, JobOptions, Submit
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import Stream, new_ulid
 
@@ -86,6 +86,22 @@ def test_output_comes_as_it_is_and_states_on_stderr(site: BusSite, capfd: Captur
     assert (asked.partition, asked.account, asked.qos, asked.gpus_per_node) == ("main", "acc", "q", "a100:1")
     assert (asked.time_limit_minutes, asked.cpus_per_task, asked.mem_per_node_mib) == (10, 2, 1024)
     assert (asked.nodes, asked.ntasks) == (2, 4)
+
+
+def test_any_option_of_sbatch_can_be_given(site: BusSite, capfd: Capture) -> None:
+    seen: list[Submit] = []
+
+    async def scenario(agent: ScriptedAgent, request: Submit) -> None:
+        seen.append(request)
+        await complete(agent, request)
+
+    words = ("--option", "time-min=10", "--option", "contiguous", "--option", "extra-node-info=2:4", "--nodes", "2-4")
+    assert with_agent(site, scenario, *words, "--", "true") == 0
+    assert seen[0].job.options == JobOptions(
+        time_min_minutes=10, contiguous=True, sockets_per_node=2, cores_per_socket=4, nodes=2, nodes_max=4
+    )
+    assert main(["submit", "--option", "partiton=main", "--", "true"]) != 0
+    assert "did you mean 'partition'" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -164,9 +164,14 @@ class DagsterSite:
         """Do something on the agent's loop."""
         self._loop.call_soon_threadsafe(what)
 
+    def beat(self, **changes: Any) -> None:
+        """Have the agent say something else of itself."""
+        asyncio.run_coroutine_threadsafe(self._agent.heartbeat(**changes), self._loop).result(30)
+
     async def _main(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         async with ScriptedAgent(self.home, SITE) as agent:
+            self._agent = agent
             await agent.heartbeat(version="0.1.0-scripted")
             serving = asyncio.create_task(self._serve(agent))
             self._ready.set()

@@ -37,7 +37,7 @@ from slurmbus_agent.spool_removal import Stopped
 from slurmbus_protocol import codec, subjects
 from slurmbus_protocol.bus import Bus
 from slurmbus_protocol.errors import BusFull, BusUnreachable, SiteUnreachable
-from slurmbus_protocol.messages import CommandPlan, Heartbeat, JobSpec, Ping, Record
+from slurmbus_protocol.messages import CommandPlan, Heartbeat, JobSpec, Ping, Record, TaskSpec
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.streams import BusLimits
 from slurmbus_protocol.subjects import StateAddress, Stream, new_ulid
@@ -233,6 +233,29 @@ def test_by_hand_beside_a_running_agent(lab: Lab, tmp_path: Path) -> None:
             assert list(events)[-1].record.state is JobState.COMPLETED  # type: ignore[union-attr]
     noted = [json.loads(line) for line in (lab.spool.root / "audit.log").read_text().splitlines()]
     assert [note["key"] for note in noted if note["what"] == "forgotten"] == [done, elsewhere, failed]
+
+
+def test_the_tasks_of_an_array_are_forgotten_together_and_what_they_shared_last(lab: Lab) -> None:
+    with lab.agent(), lab.granting():
+        shared = lab.client.upload_bytes(b"shared", "shared.txt")
+        tasks = tuple(TaskSpec(index=index, args=(str(index),)) for index in (0, 1, 2))
+        plan = CommandPlan(argv=("sh", "-c", "cat shared.txt; exit $1", "task"))
+        job = JobSpec(name="array", plan=plan, tasks=tasks, files=(shared,))
+        key = lab.client.submit(job, valid_for=VALID_FOR)
+        with lab.client.follow_tasks({key: (0, 1, 2)}) as events:
+            list(events)
+        for task in (0, 1, 2):
+            lab.client.wait_for_accounting(key, 30, task)
+        lab.wait_until_forgettable(key)
+        # Two have failed, and failed jobs are kept: so the one that succeeded, and the request, are kept with them.
+        kept = lab.clean()
+        assert "another task of its array is kept" in kept.stderr
+        assert lab.on_bus(key)[subjects.REQUESTS] == 1
+        assert len(lab.in_spool(key)) == 3
+        assert lab.clean("--older-than", "0s").returncode == 0
+        assert lab.on_bus(key) == {}
+        assert lab.in_spool(key) == []
+        assert lab.spool.arrays() == []
 
 
 def test_a_forgotten_request_that_comes_again_is_refused_and_runs_nothing(lab: Lab, tmp_path: Path) -> None:

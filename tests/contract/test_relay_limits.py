@@ -10,6 +10,7 @@ import pytest
 
 from contract.relay_site import SITE, Place, chunks_on, relay_place
 from slurmbus_agent import budgets
+from slurmbus_agent.board import LiveBoard
 from slurmbus_agent.events import Drain, Drained
 from slurmbus_agent.follower import SpoolFollower
 from slurmbus_agent.linking import JobLinks
@@ -138,7 +139,7 @@ def test_a_runner_is_told_the_limits_of_its_job(place: Place) -> None:
         key = new_ulid()
         relay = Relay(bus, SITE)
         job = place.job(key, relay, limit=LIMIT, content=LINES)
-        links = JobLinks({(key, 0): job}, relay)
+        links = JobLinks({(key, 0): job}, relay, LiveBoard())
         welcome = await links.hello(key, 0, Start(number=0, job_id=1, node="c1", nonce="n"))
         assert welcome is not None
         assert welcome.limits == {"stdout": LIMIT, "stderr": LIMIT}
@@ -251,7 +252,7 @@ def test_one_jobs_flood_in_the_spool_doesnt_hold_up_the_next_job(place: Place) -
         quiet = new_ulid()
         jobs = [place.job(new_ulid(), relay, limit=10**9, content=LINES) for _ in range(3)]
         jobs.append(place.job(quiet, relay, limit=10**9, content=b"a line\n"))
-        following = asyncio.create_task(SpoolFollower(lambda: jobs).run())
+        following = asyncio.create_task(SpoolFollower(lambda: jobs, LiveBoard()).run())
         await until(lambda: slow.under_way == 3, "the floods that are under way")
         while await relay.offset(quiet, 0, 0, Stream.STDOUT) < 7:
             await asyncio.sleep(0.01)

@@ -6,10 +6,12 @@ import asyncio
 import time
 import uuid
 
+import msgspec
 import pytest
 
-from contract.sites import Site, end_of, has_ended, observe, run_for
-from slurmbus_agent.scheduler.base import Refused
+from contract.sites import PATIENCE, Site, end_of, has_ended, observe, run_for
+from slurmbus_agent.scheduler.array import ARRAY_TASK, split_name, task_name
+from slurmbus_agent.scheduler.base import ANY_ID, BatchJob, Observation, Refused, Scheduler
 
 
 def unique(what: str) -> str:
@@ -205,13 +207,23 @@ def test_a_script_without_an_interpreter_is_refused(site: Site) -> None:
     asyncio.run(check())
 
 
-def test_the_time_limit(site: Site) -> None:
+async def ends_at_its_limit(site: Site) -> None:
+    async with site.open() as scheduler:
+        job_id = await scheduler.submit(site.batch_job(unique("slow"), "sleep 600; true", time_limit_minutes=1))
+        done = await end_of(scheduler, job_id, within=60 + 3 * site.minute)
+        assert done.state == "TIMEOUT"
+        assert done.reason == "TimeLimit"
+
+
+def test_the_time_limit(local_site: Site) -> None:
+    asyncio.run(ends_at_its_limit(local_site))
+
+
+def test_the_time_limit_of_every_slurm(slurm_sites: list[Site]) -> None:
+    """All at once, because Slurm takes more than a minute for it."""
+
     async def check() -> None:
-        async with site.open() as scheduler:
-            job_id = await scheduler.submit(site.batch_job(unique("slow"), "sleep 600; true", time_limit_minutes=1))
-            done = await end_of(scheduler, job_id, within=60 + 3 * site.minute)
-            assert done.state == "TIMEOUT"
-            assert done.reason == "TimeLimit"
+        await asyncio.gather(*(ends_at_its_limit(site) for site in slurm_sites))
 
     asyncio.run(check())
 
@@ -315,3 +327,169 @@ def _with(job, **changes: str):  # noqa: ANN001, ANN202
     import msgspec
 
     return msgspec.structs.replace(job, **changes)
+
+
+# ---------------------------------------------------------------------- arrays
+
+
+def array_job(site: Site, name: str, body: str, indexes: tuple[int, ...], throttle: int | None = None) -> BatchJob:
+    """An array whose tasks write to ``<name>.<index>.out``."""
+    return msgspec.structs.replace(
+        site.batch_job(name, body),
+        array=indexes,
+        array_throttle=throttle,
+        output=f"{site.work_dir}/{name}.{ARRAY_TASK}.out",
+    )
+
+
+async def cancelled(scheduler: Scheduler, job_id: int, name: str) -> None:
+    """Wait until nothing of an array is left that could run; Slurm forgets tasks that were cancelled as they waited."""
+    give_up = time.monotonic() + PATIENCE
+    while any(not has_ended(job) for job in await scheduler.jobs() if split_name(job.name)[0] == name):
+        assert time.monotonic() < give_up, job_id
+        await asyncio.sleep(0.1)
+    assert {job.state for job in await scheduler.jobs() if job.job_id == job_id} == {"CANCELLED"}
+
+
+async def all_ended(scheduler: Scheduler, job_id: int, name: str, indexes: tuple[int, ...]) -> dict[int, Observation]:
+    """Wait for the end of an array's tasks."""
+    wanted = {task_name(name, index): index for index in indexes}
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        seen = {wanted[job.name]: job for job in await scheduler.jobs() if job.name in wanted and job.job_id == job_id}
+        if len(seen) == len(wanted) and all(has_ended(job) for job in seen.values()):
+            return seen
+        assert time.monotonic() < give_up, seen
+        await asyncio.sleep(0.1)
+
+
+def test_the_tasks_of_an_array_are_jobs_of_their_own(site: Site) -> None:
+    body = 'echo "$SLURM_ARRAY_JOB_ID $SLURM_ARRAY_TASK_ID $SLURM_JOB_ID"; exit $SLURM_ARRAY_TASK_ID'
+
+    async def check() -> None:
+        async with site.open() as scheduler:
+            name, indexes = unique("array"), (0, 1, 3, 7)
+            job_id = await scheduler.submit(array_job(site, name, body, indexes))
+            ended = await all_ended(scheduler, job_id, name, indexes)
+            assert {index: job.exit_code for index, job in ended.items()} == {index: index for index in indexes}
+            assert {index: job.state == "COMPLETED" for index, job in ended.items()} == {
+                index: index == 0 for index in indexes
+            }
+            own_ids = {index: job.task_job_id for index, job in ended.items()}
+            assert len(set(own_ids.values())) == len(indexes)
+            assert None not in own_ids.values()
+            for index in indexes:
+                output = site.read(f"{site.work_dir}/{name}.{index}.out")
+                assert output == f"{job_id} {index} {own_ids[index]}\n"
+                one = await scheduler.job(job_id, index)
+                assert one is not None
+                assert (one.job_id, one.name, one.exit_code) == (job_id, task_name(name, index), index)
+            assert await scheduler.job(job_id, 2) is None
+
+    asyncio.run(check())
+
+
+def test_an_array_keeps_to_its_throttle_and_each_waiting_task_is_shown(site: Site) -> None:
+    async def check() -> None:
+        async with site.open() as scheduler:
+            name, indexes = unique("throttled"), tuple(range(70))
+            job_id = await scheduler.submit(array_job(site, name, run_for(60), indexes, throttle=2))
+            wanted = {task_name(name, index) for index in indexes}
+            give_up = time.monotonic() + PATIENCE
+            while True:
+                seen = [job for job in await scheduler.jobs() if job.job_id == job_id]
+                assert {job.name for job in seen} == wanted
+                running = [job for job in seen if job.state == "RUNNING"]
+                assert len(running) <= 2
+                if len(running) == 2:
+                    break
+                assert time.monotonic() < give_up
+                await asyncio.sleep(0.1)
+            assert sum(job.state == "PENDING" for job in seen) == len(indexes) - 2
+            assert await scheduler.cancel(job_id, task_name(name, indexes))
+            await cancelled(scheduler, job_id, name)
+
+    asyncio.run(check())
+
+
+def test_a_cancel_of_tasks_never_hits_their_siblings(site: Site) -> None:
+    async def check() -> None:
+        async with site.open() as scheduler:
+            name, indexes = unique("picked"), (0, 1, 2, 3, 4, 5)
+            job_id = await scheduler.submit(array_job(site, name, run_for(60), indexes, throttle=2))
+
+            async def states() -> dict[int, str]:
+                found = {index: await scheduler.job(job_id, index) for index in indexes}
+                return {index: job.state if job else "CANCELLED" for index, job in found.items()}
+
+            give_up = time.monotonic() + PATIENCE
+            while sorted((await states()).values()) != ["PENDING"] * 4 + ["RUNNING"] * 2:
+                assert time.monotonic() < give_up
+                await asyncio.sleep(0.1)
+            before = await states()
+            picked = {min(i for i, s in before.items() if s == wanted) for wanted in ("RUNNING", "PENDING")}
+            assert await scheduler.cancel(job_id, task_name(name, picked))
+            assert not await scheduler.cancel(job_id, task_name("another-name", picked))
+            after = await states()
+            while {after[index] for index in picked} != {"CANCELLED"}:
+                assert time.monotonic() < give_up
+                await asyncio.sleep(0.1)
+                after = await states()
+            assert all(after[index] in {"PENDING", "RUNNING"} for index in indexes if index not in picked), after
+            assert await scheduler.cancel(job_id, task_name(name, indexes))
+            await cancelled(scheduler, job_id, name)
+
+    asyncio.run(check())
+
+
+def test_the_task_that_has_the_arrays_own_id_can_be_cancelled_alone(site: Site) -> None:
+    """Slurm's cancel of that id alone would end all of them."""
+
+    async def check() -> None:
+        async with site.open() as scheduler:
+            name, indexes = unique("own-id"), (0, 1)
+            job_id = await scheduler.submit(array_job(site, name, run_for(60), indexes, throttle=2))
+            give_up = time.monotonic() + PATIENCE
+            while True:
+                seen = {index: await scheduler.job(job_id, index) for index in indexes}
+                running = {i: job for i, job in seen.items() if job is not None and job.state == "RUNNING"}
+                if len(running) == len(indexes):
+                    break
+                assert time.monotonic() < give_up, seen
+                await asyncio.sleep(0.1)
+            victim = next((i for i, job in running.items() if job.task_job_id == job_id), 0)
+            assert await scheduler.cancel(job_id, task_name(name, victim))
+            while (ended := await scheduler.job(job_id, victim)) is None or not has_ended(ended):
+                assert time.monotonic() < give_up
+                await asyncio.sleep(0.1)
+            sibling = await scheduler.job(job_id, 1 - victim)
+            assert (ended.state, sibling and sibling.state) == ("CANCELLED", "RUNNING")
+            assert await scheduler.cancel(job_id, task_name(name, indexes))
+            await cancelled(scheduler, job_id, name)
+
+    asyncio.run(check())
+
+
+def test_accounting_knows_each_task(site: Site) -> None:
+    async def check() -> None:
+        async with site.open() as scheduler:
+            name, indexes, begun = unique("accounted"), (0, 4, 5), time.time() - 60
+            job_id = await scheduler.submit(array_job(site, name, "exit $SLURM_ARRAY_TASK_ID", indexes, throttle=1))
+            give_up = time.monotonic() + PATIENCE
+            while (first := await scheduler.job(job_id, 0)) is None or first.state == "PENDING":
+                assert time.monotonic() < give_up
+                await asyncio.sleep(0.05)
+            await all_ended(scheduler, job_id, name, indexes)
+            asked = [(job_id, task_name(name, index)) for index in indexes]
+            by_name = [(ANY_ID, task_name(name, index)) for index in (0, 5)]
+            for question, expected in ((asked, indexes), (by_name, (0, 5)), ([(job_id, task_name(name, 9))], ())):
+                while True:
+                    rows = await scheduler.accounting(question, begun)
+                    if len(rows) == len(expected) and all(row.final for row in rows):
+                        break
+                    assert time.monotonic() < give_up, rows
+                    await asyncio.sleep(0.2)
+                assert {(row.job_id, row.name) for row in rows} == {(job_id, task_name(name, i)) for i in expected}
+                assert {row.accounting.exit_code for row in rows} == set(expected)
+
+    asyncio.run(check())

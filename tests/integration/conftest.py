@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from integration.buses import running_home
 from slurmbus.client import SiteClient
 from slurmbus.connection import Connection, ConnectionSettings
 from slurmbus.home import Home
-from slurmbus.owner import LOOK_INTERVAL, ServerOwner
 from slurmbus_cluster import Cluster
 from slurmbus_cluster.agents import AgentProcess
 
@@ -21,23 +20,10 @@ SITES = {"alice": "cluster-alice", "bob": "cluster-bob"}
 @pytest.fixture(scope="session")
 def home(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     """A home with a running bus that the cluster's hosts reach, and one site a user."""
-    home = Home(tmp_path_factory.mktemp("home"))
-    stop, ready = threading.Event(), threading.Event()
-
-    def own() -> None:  # the server dies with the thread that started it
-        with ServerOwner(home, cluster.gateway) as owner:
-            ready.set()
-            while not stop.wait(LOOK_INTERVAL):
-                owner.look()
-
-    for site in SITES.values():
-        home.add_site(site, scheduler="native", slurm_conf="/etc/slurm/slurm.conf")
-    thread = threading.Thread(target=own, name="bus")
-    thread.start()
-    assert ready.wait(30), "the bus didn't come up"
-    yield home
-    stop.set()
-    thread.join()
+    with running_home(tmp_path_factory.mktemp("home"), cluster.gateway) as home:
+        for site in SITES.values():
+            home.add_site(site, scheduler="native", slurm_conf="/etc/slurm/slurm.conf")
+        yield home
 
 
 def _agent(cluster: Cluster, home: Home, user: str) -> Iterator[AgentProcess]:

@@ -170,7 +170,7 @@ def test_a_cancel_ends_a_running_job(alice: SiteClient, cluster: Cluster) -> Non
     assert record.state is JobState.CANCELLED, last
     assert record.cancel is not None
     assert record.job_id is not None
-    assert cluster.job(record.job_id)
+    assert cluster.wait_job(record.job_id, ["CANCELLED"], 30)
 
 
 def test_a_cancel_before_the_submit_is_kept(alice: SiteClient) -> None:

@@ -28,6 +28,8 @@ ANSWERS = os.dup(1)
 
 
 class Scripted:
+    version = "26.05.5"
+
     def __init__(self) -> None:
         self._act("start")
 
@@ -42,8 +44,8 @@ class Scripted:
         self._act("jobs")
         return [Observation(job_id=42, name="job", state="RUNNING", flags=("COMPLETING",))]
 
-    def job(self, job_id: int) -> Observation | None:
-        self._act("job", job_id)
+    def job(self, job_id: int, task: int | None = None) -> Observation | None:
+        self._act("job", job_id, *([] if task is None else [task]))
         return Observation(job_id=job_id, name="job", state="PENDING", reason="Priority") if job_id == 42 else None
 
     def accounting(self, jobs: list[tuple[int, str]], since: float) -> list[AccountingRow]:

@@ -406,3 +406,49 @@ def test_every_state_can_reach_an_end() -> None:
 def test_a_record_survives_the_wire_unchanged() -> None:
     full = record(JobState.COMPLETED, job_id=7, starts=(start(),), cancel=CANCEL)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(full), type=Record) == full
+
+
+# ---------------------------------------------------------------------- tasks of an array
+
+
+def task(state: JobState = JobState.PENDING, **fields: Any) -> Record:
+    return record(state, **{"tasks": 3, "task": 1, "submits": 1, "maybe_submitted": True, "job_id": 7, **fields})
+
+
+def own(number: int = 0, own_id: int | None = 9) -> Start:
+    return msgspec.structs.replace(start(number), task_job_id=own_id)
+
+
+def test_a_task_learns_its_own_id_whoever_tells_first() -> None:
+    current, _ = play(task(), events.Claimed(starts=(own(),)))
+    assert (current.job_id, current.task_job_id) == (7, 9)
+    current, told = play(task(), CLAIMED, events.Claimed(starts=(own(),)))
+    assert (current.task_job_id, current.starts[0].task_job_id) == (9, 9)
+    assert not any(isinstance(item, events.CancelJob) for item in told)
+    current, _ = play(task(), seen("RUNNING"))
+    assert current.task_job_id is None
+    shown = msgspec.structs.replace(seen("RUNNING").observation, task_job_id=9)
+    assert play(task(), events.Observed(observation=shown))[0].task_job_id == 9
+
+
+def test_a_task_whose_array_is_still_there_was_cancelled_and_isnt_submitted_again() -> None:
+    asked, told = play(task(cancel=CANCEL), events.Denied(removed=True))
+    assert told == [events.TakeClaim(start=0)]
+    assert asked.state is JobState.PENDING
+    # By somebody else: accounting may still know how it ended.
+    current, told = play(task(), events.Denied(removed=True))
+    assert events.AskAccounting(again=lifecycle.UNCLAIMED_PATIENCE) in told
+    current, told = play(current, events.Accounted(row=None))
+    assert told == [events.TakeClaim(start=0)]
+    current, told = play(current, events.Claimed(starts=(start(0, node=AGENT_NODE),)))
+    assert (current.state, current.submits) == (JobState.CANCELLED, 1)
+    assert told == [events.AskAccounting(figures=True, again=lifecycle.FIGURES_PATIENCE)]
+    # A runner that was faster than all of that counts.
+    current, told = play(task(), events.Denied(removed=True), events.Accounted(row=None), CLAIMED)
+    assert current.state is JobState.RUNNING
+
+
+def test_a_task_whose_array_is_gone_was_forgotten_and_is_submitted_again() -> None:
+    current, told = play(task(), events.Denied(), events.Accounted(row=None))
+    assert (current.state, current.submits) == (JobState.SUBMITTING, 2)
+    assert told[-1] == events.SubmitJob()

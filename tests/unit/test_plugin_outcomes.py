@@ -7,8 +7,9 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from dagster_slurmbus.failures import RETRYABLE, describe, failure, from_error, size
+from dagster_slurmbus.failures import RETRYABLE, describe, failure, from_error
 from dagster_slurmbus.outcomes import TAIL_LINES, Tail, figures, is_one_task, succeeded, success_metadata
+from dagster_slurmbus.units import size
 from slurmbus_protocol.errors import BusUnreachable, NotAllowed
 from slurmbus_protocol.messages import Accounting, CancelAsked, JobOptions, Record, Start, Usage
 from slurmbus_protocol.states import FINAL, JobState

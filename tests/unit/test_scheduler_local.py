@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from slurmbus_agent.scheduler import local_job
-from slurmbus_agent.scheduler.base import BatchJob, Observation, Unavailable
+from slurmbus_agent.scheduler.base import BatchJob, Observation, Refused, Unavailable
 from slurmbus_agent.scheduler.local import LocalScheduler
 from slurmbus_protocol.messages import JobOptions
 
 
-def batch_job(folder: Path, body: str, name: str = "job", **options: int) -> BatchJob:
+def batch_job(folder: Path, body: str, name: str = "job", **options: object) -> BatchJob:
     return BatchJob(
         name=name,
         script=f"#!/bin/bash\n{body}\n",
@@ -285,5 +285,28 @@ def test_no_zombies_are_left(tmp_path: Path) -> None:
         while supervisor.exists():  # noqa: ASYNC240 - /proc doesn't block
             assert time.monotonic() < give_up
             await scheduler.ping()
+
+    asyncio.run(check())
+
+
+def test_options_that_would_make_another_job_are_refused_here(tmp_path: Path) -> None:
+    async def check() -> None:
+        scheduler = LocalScheduler(tmp_path / "jobs")
+        for options in ({"dependency": "afterok:1"}, {"begin": "now"}, {"deadline": "now"}, {"hold": True}):
+            with pytest.raises(Refused, match=f"{next(iter(options))} has no meaning on this machine"):
+                await scheduler.submit(batch_job(tmp_path, "true", **options))
+        job_id = await scheduler.submit(batch_job(tmp_path, "true", licenses="matlab", nodes_max=3, extra={"new": "1"}))
+        await state_of(scheduler, job_id, "COMPLETED")
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(("signal_option", "state"), [("B:USR1@120", "COMPLETED"), ("USR1@120", "TIMEOUT")])
+def test_the_batch_script_gets_the_signal_before_its_limit(tmp_path: Path, signal_option: str, state: str) -> None:
+    async def check() -> None:
+        scheduler = LocalScheduler(tmp_path / "jobs", minute=0.5)
+        script = "trap 'exit 0' USR1; while true; do sleep 0.05; done"
+        job_id = await scheduler.submit(batch_job(tmp_path, script, time_limit_minutes=4, signal=signal_option))
+        await state_of(scheduler, job_id, state)
 
     asyncio.run(check())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -41,7 +39,7 @@ def test_what_is_not_asked_for_is_left_to_slurm() -> None:
     told = described()
     assert set(told) == {
         *("name", "script", "working_directory", "standard_output", "log_files_open_mode", "environment"),
-        *("is_requeueable", "ntasks", "nodes", "use_min_nodes"),
+        *("is_requeueable", "ntasks", "nodes", "use_min_nodes", "profile_types"),
     }
     assert told["is_requeueable"] is False
     assert told["log_files_open_mode"] == "append"
@@ -56,7 +54,10 @@ def test_what_is_not_asked_for_is_left_to_slurm() -> None:
         ({"nodes": 3}, 3, (3, 3)),
         ({"nodes": 3, "ntasks_per_node": 4}, 12, (3, 3)),
         ({"nodes": 2, "ntasks": 7}, 7, (2, 2)),
-        ({"ntasks_per_node": 4}, 4, (1, 4)),
+        ({"ntasks_per_node": 4}, 4, (1, 1)),
+        ({"ntasks": 7, "ntasks_per_node": 2}, 7, (4, 4)),
+        ({"nodes": 2, "nodes_max": 4}, 2, (2, 4)),
+        ({"nodes_max": 4}, 1, (1, 4)),
     ],
 )
 def test_tasks_and_nodes_as_sbatch_counts_them(options: dict[str, int], tasks: int, nodes: tuple[int, int]) -> None:
@@ -104,6 +105,8 @@ def test_options() -> None:
         (2014, {"partition": "gpu"}, "partition gpu has 1 nodes with at most 64 CPUs and 512000 MiB each"),
         (2014, {"partition": "a,b"}, "sinfo"),
         (2045, {}, "sacctmgr"),
+        (2038, {}, "afterok"),
+        (2123, {}, "negative nice"),
         (2090, {}, ""),
     ],
 )
@@ -120,24 +123,9 @@ def test_a_hint_that_cannot_be_looked_up_is_a_smaller_one() -> None:
     assert "sinfo" in hint_for(2000, JobOptions(), ask)
 
 
-def test_schedulers_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schedulers_by_name(tmp_path: Path) -> None:
     assert isinstance(make_scheduler("local", folder=tmp_path), LocalScheduler)
     assert isinstance(make_scheduler("native", folder=tmp_path), ChildScheduler)
-    with pytest.raises(InvalidSetting, match="native, local, auto"):
+    assert make_scheduler("commands", folder=tmp_path).health.kind == "commands"
+    with pytest.raises(InvalidSetting, match="native, commands, local, auto"):
         make_scheduler("pbs", folder=tmp_path)
-
-    installed: list[str] = []
-    find_spec = importlib.util.find_spec
-
-    def found(name: str) -> ModuleSpec | None:
-        return ModuleSpec(name, None) if name in installed else None if name == "pyslurm" else find_spec(name)
-
-    monkeypatch.setattr(importlib.util, "find_spec", found)
-    with pytest.raises(InvalidSetting, match="pyslurm isn't installed"):
-        make_scheduler("auto", folder=tmp_path)
-    installed.append("pyslurm")
-    conf = tmp_path / "slurm.conf"
-    with pytest.raises(InvalidSetting, match=r"no slurm\.conf"):
-        make_scheduler("auto", folder=tmp_path, slurm_conf=str(conf))
-    conf.touch()
-    assert isinstance(make_scheduler("auto", folder=tmp_path, slurm_conf=str(conf)), ChildScheduler)

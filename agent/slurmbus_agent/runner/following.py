@@ -10,6 +10,8 @@ import time
 from contextlib import suppress
 
 from slurmbus_agent.runner import claims
+from slurmbus_agent.runner.facts import Facts
+from slurmbus_agent.runner.live import Live
 from slurmbus_agent.runner.notify import Notifier
 from slurmbus_agent.runner.protocol import ERROR_SPOOL_FULL, ERROR_SUPERSEDED, STREAMS, VERSION
 from slurmbus_agent.runner.report import SOONEST, Report
@@ -57,6 +59,10 @@ class Following:
         self._uplink = Uplink(plan, hello, list(self._streams), self._notifier, now)
         self._look_at = self._check_at = now + LOOK_ANYWAY
         self._was_up = False
+        self._folder = plan.folder
+        self._facts = Facts(f"{plan.folder}/{self._start}.facts")
+        self._live = Live(plan.key, plan.task, os.environ, now)
+        self._facts_are_watched = False
         self.superseded = False
 
     def follow(self, payload: Payload) -> dict[str, Any]:
@@ -64,18 +70,22 @@ class Following:
         self._report.started_at = payload.started_at
         self._report.begin(time.monotonic(), SOONEST)
         self._uplink.tell("started", started_at=payload.started_at)
+        self._look_at_facts()
         while not payload.ended():
             self._turn()
             for number in self._signals.take():
                 payload.send(number)
             now = time.monotonic()
             self._check_link(now)
+            self._tell_of_use(now)
             self._report.work(now)
             if now >= self._check_at or self._uplink.refused:
                 self._uplink.refused = False
                 self._check_at = now + SUCCESSOR_CHECK
                 self._uplink.look_for_another(now)
                 self._look_for_successor()
+                if not self._facts_are_watched:
+                    self._look_at_facts()
             if self.superseded:
                 payload.send(signal.SIGKILL)
         return self._end_of(payload)
@@ -84,6 +94,10 @@ class Following:
         """Report the end in the spool, then on the link."""
         self._notifier.stop()
         end["ended_at"] = time.time()
+        self._live.stop()
+        self._facts.look()
+        end.update(live=self._live.latest, facts=self._facts.known)
+        self._uplink.withdraw("live", "facts")
         with suppress(OSError):  # then what is known must do
             for stream in self._streams:
                 stream.reopen()
@@ -95,7 +109,7 @@ class Following:
     def _turn(self) -> None:
         """Wait for the next thing to do, and do what belongs to the link."""
         now = time.monotonic()
-        until = min(self._check_at, self._look_at, self._uplink.due())
+        until = min(self._check_at, self._look_at, self._live.due, self._uplink.due())
         if self._report.due is not None:
             until = min(until, self._report.due)
         poll = select.poll()
@@ -108,6 +122,8 @@ class Following:
         ready = dict(poll.poll(max(0.0, (until - now) * 1000 + 0.5)))
         now = time.monotonic()
         for path in self._notifier.changed() if self._notifier.descriptor in ready else ():
+            if path == self._folder:
+                self._look_at_facts()
             for stream in self._streams:
                 if stream.path == path:
                     stream.idle = False
@@ -116,6 +132,17 @@ class Following:
             for stream in self._streams:
                 stream.look_anyway()
         self._uplink.work(now, ready.get(interest[0], 0) if interest is not None else 0)
+
+    def _tell_of_use(self, now: float) -> None:
+        if self._live.work(now):
+            self._report.live = self._live.told
+            self._uplink.tell("live", live=self._live.told)
+
+    def _look_at_facts(self) -> None:
+        self._facts_are_watched = self._notifier.arm_folder(self._folder)
+        if self._facts.look():
+            self._report.facts = self._facts.known
+            self._uplink.tell("facts", facts=self._facts.known)
 
     def _check_link(self, now: float) -> None:
         """Report in the spool while there is no link."""

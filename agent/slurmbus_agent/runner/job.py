@@ -8,7 +8,7 @@ import time
 
 from slurmbus_agent.runner import claims, payload
 from slurmbus_agent.runner.plan import BadPlan, Plan
-from slurmbus_agent.runner.protocol import ERROR_NOT_STARTED, EXIT_SETUP, EXIT_TWIN, STREAMS
+from slurmbus_agent.runner.protocol import ERROR_LAUNCH, ERROR_NOT_STARTED, EXIT_SETUP, EXIT_TWIN, STREAMS
 from slurmbus_agent.runner.signals import Signals
 from slurmbus_agent.runner.trouble import spool_trouble
 
@@ -25,7 +25,11 @@ class Taken(Exception):
 
 
 def main(argv: list[str]) -> int:
-    """Run the job in the folder that is the only argument, and give the exit code."""
+    """Run the job in the folder that is the only argument, or do another of the runner's jobs; give the exit code."""
+    if len(argv) > 1 and argv[1].startswith("--"):
+        from slurmbus_agent.runner import launch  # noqa: PLC0415 - most jobs don't need it
+
+        return launch.main(argv)
     signals = Signals()
     try:
         plan = Plan(argv[1])
@@ -47,6 +51,14 @@ def say(exit_code: int, text: str) -> int:
     return exit_code
 
 
+def launch_trouble(plan: Plan, start: int) -> dict[str, Any]:
+    """Give what a launch that failed said of itself."""
+    from slurmbus_agent.runner.launch_files import read_trouble  # noqa: PLC0415 - most jobs don't need it
+
+    words = read_trouble(plan.folder, start)
+    return {} if words is None else {"error": words[:LONGEST_ERROR], "error_code": ERROR_LAUNCH}
+
+
 def claim(plan: Plan) -> dict[str, Any]:
     """Take the first free start, and give what identifies it.
 
@@ -54,10 +66,7 @@ def claim(plan: Plan) -> dict[str, Any]:
         Taken: the job may not start again.
         OSError: the spool doesn't work.
     """
-    try:
-        job_id = int(os.environ["SLURM_JOB_ID"])
-    except (KeyError, ValueError):
-        raise BadPlan("this isn't a Slurm job: SLURM_JOB_ID isn't set") from None
+    job_id, own_id = slurm_ids(plan)
     node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
     nonce = os.urandom(8).hex()
     now = time.time()
@@ -76,7 +85,7 @@ def claim(plan: Plan) -> dict[str, Any]:
         if not plan.requeue or other_id != job_id:  # a requeue keeps the id: another one is a twin
             raise Taken(f"start {start} of this job was taken by Slurm job {other_id} on {other_node}")
         start += 1
-    return {
+    identity = {
         "key": plan.key,
         "task": plan.task,
         "start": start,
@@ -85,6 +94,27 @@ def claim(plan: Plan) -> dict[str, Any]:
         "nonce": nonce,
         "claimed_at": claims.parse(mine)[3],
     }
+    if plan.array_index is not None:
+        identity["task_job_id"] = own_id
+    return identity
+
+
+def slurm_ids(plan: Plan) -> tuple[int, int]:
+    """Give the id by which this job is told from its twins, and its own: a task of an array has the array's and one.
+
+    Raises:
+        BadPlan: this isn't the job that the plan is for.
+    """
+    try:
+        own_id = int(os.environ["SLURM_JOB_ID"])
+    except (KeyError, ValueError):
+        raise BadPlan("this isn't a Slurm job: SLURM_JOB_ID isn't set") from None
+    if plan.array_index is None:
+        return own_id, own_id
+    array_id = os.environ.get("SLURM_ARRAY_JOB_ID", "")
+    if os.environ.get("SLURM_ARRAY_TASK_ID") != str(plan.array_index) or not array_id.isdigit():
+        raise BadPlan(f"this isn't task {plan.array_index} of a job array: SLURM_ARRAY_TASK_ID says otherwise")
+    return int(array_id), own_id
 
 
 def run(plan: Plan, identity: dict[str, Any], signals: Signals) -> int:
@@ -106,7 +136,9 @@ def run(plan: Plan, identity: dict[str, Any], signals: Signals) -> int:
         for name in STREAMS:
             path = f"{plan.folder}/{start}.{name}"
             writers[name] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        running = payload.start(plan.command(), plan.environment(start), plan.cwd, writers["stdout"], writers["stderr"])
+        plan.runs_in.check()
+        command = plan.command(start, os.path.abspath(sys.argv[0]))
+        running = payload.start(command, plan.environment(start), plan.cwd, writers["stdout"], writers["stderr"])
     except payload.NotStarted as error:
         end.update(exit_code=error.exit_code, error=str(error)[:LONGEST_ERROR], error_code=ERROR_NOT_STARTED)
     except OSError as error:
@@ -118,6 +150,8 @@ def run(plan: Plan, identity: dict[str, Any], signals: Signals) -> int:
     following = Following(plan, identity, writers, signals)
     if running is not None:
         end.update(following.follow(running))
+        if plan.launch and end["exit_code"] and not end["error"]:
+            end.update(launch_trouble(plan, start))
     following.finish(end)
     if end["error"]:
         say(0, end["error"])

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 IN_MODIFY = 0x2
+IN_MOVED_TO = 0x80
 IN_ONESHOT = 0x80000000
 
 
@@ -45,7 +46,7 @@ def forget(descriptor: int, number: int) -> None:
     LIBC.inotify_rm_watch(descriptor, number)
 
 
-def watch_once(descriptor: int, path: str) -> int | None:
+def watch_once(descriptor: int, path: str, what: int = IN_MODIFY) -> int | None:
     """Wait for one change of a file's content, and give the number that it will come under, or None."""
-    number: int = LIBC.inotify_add_watch(descriptor, os.fsencode(path), IN_MODIFY | IN_ONESHOT)
+    number: int = LIBC.inotify_add_watch(descriptor, os.fsencode(path), what | IN_ONESHOT)
     return number if number >= 0 else None

@@ -20,9 +20,16 @@ class Notifier:
 
     def arm(self, path: str) -> bool:
         """Wait for the next change of a file; False when that isn't possible."""
+        return self._arm(path, libc.IN_MODIFY)
+
+    def arm_folder(self, path: str) -> bool:
+        """Wait for the next file that is moved into a folder, or replaced in it; False when that isn't possible."""
+        return self._arm(path, libc.IN_MOVED_TO)
+
+    def _arm(self, path: str, what: int) -> bool:
         if self.descriptor is None:
             return False
-        number = libc.watch_once(self.descriptor, path)
+        number = libc.watch_once(self.descriptor, path, what)
         if number is None:
             return False
         self._armed[number] = path

@@ -62,7 +62,7 @@ class Payload:
         elapsed = time.monotonic() - self._begun
         self.send(signal.SIGKILL)  # while the payload isn't waited for nobody else can have its number
         _, status = os.waitpid(self.pid, 0)
-        _kill_children()
+        kill_children()
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         usage = {
             "cpu_seconds": max(0.0, _children_cpu() - self._used_before),
@@ -158,7 +158,7 @@ def _missing(command: str, cwd: str) -> str:
     return f"the command {command!r} isn't there"
 
 
-def _kill_children() -> None:
+def kill_children() -> None:
     """Kill every process below this one; orphans come up to us one generation at a time."""
     give_up = time.monotonic() + LEFTOVERS_GONE_WITHIN
     while time.monotonic() < give_up:

@@ -2,14 +2,18 @@
 
 Files of a job, ``jobs/<key>.<task>/`` in the spool (JSON unless it says otherwise)::
 
-    request       the signed request as it came from the bus (msgpack; the runner doesn't read it)
-    plan.json     key, task, argv, cwd, secret (base64), preamble, env, requeue, pipes, pipes_path, link
+    request       the signed request as it came from the bus (msgpack; the runner doesn't read it); an array's tasks
+                  share the one in arrays/<key>/ of the spool
+    plan.json     key, task, argv, cwd, secret (base64), preamble, env, requeue, pipes, pipes_path, launch, link,
+                  array_index (of an array's task: its index in Slurm)
     context       Dagster Pipes' context, there when the plan says pipes
     starts/<n>    a symlink to nothing: its target is the claim of start n, see claims.py
     <n>.stdout    <n>.stderr  <n>.messages: the streams of start n, bytes
-    <n>.report    start, job_id, node, nonce, reported_at, sizes {stream: bytes}, started_at, end (or null)
-                  end: exit_code, signal, ended_at, sizes, started_at, error, error_code, usage
+    <n>.trouble   error: why a launch failed; the runner puts it into the report
+    <n>.report    start, job_id, node, nonce, reported_at, sizes {stream: bytes}, started_at, live, facts, end (or null)
+                  end: exit_code, signal, ended_at, sizes, started_at, error, error_code, usage, live, facts
                   usage: cpu_seconds, max_rss (bytes), elapsed
+    <n>.facts     {name: text}, written by the launcher, if by anybody; replaced whole, by a rename
     work/         the payload's working directory, unless the plan's cwd is elsewhere
 
 ``sizes`` are durable: whoever opens a stream afterwards, on any host, can read that far.
@@ -19,17 +23,20 @@ The file ``link`` of the spool's root: hosts, port, server, epoch.
 Frames on the link, see frames.py for their bytes. The runner sends (>) hello first; every frame but chunk has a
 header only::
 
-    > hello      key, task, start, job_id, node, nonce, claimed_at, python, version, challenge
+    > hello      key, task, start, job_id, node, nonce, claimed_at, python, version, challenge,
+                 task_job_id (of an array's task: its own id; job_id is the array's)
     < challenge  challenge, proof                 the agent proves that it knows the job's secret
     > proof      proof                            the runner does
     < welcome    offsets {stream: offset}         go on from there
-                 limits {stream: bytes}, sample {bytes, every}
+                 limits {stream: bytes}, sample {bytes, every}, takes [kinds of frames], since version 3
     < refused    reason                           this start has been superseded; instead of welcome
     > started    started_at
+    > live       live                             when the welcome takes it: what the job uses now
+    > facts      facts {name: text}               when the welcome takes it: what the launcher found out
     > chunk      stream, offset, round            and the bytes
     < ack        stream, end, next, round         the bytes up to end are durable, go on at next
     > ended      end                              as in the report
-    < noted      what                             started or ended has been taken note of
+    < noted      what                             started, ended, live or facts has been taken note of
     < alive      (nothing)                        every few seconds while the agent owes an answer
 
 A connection's chunks belong to round 0. An ack whose ``next`` isn't its ``end`` asks for other bytes than those under
@@ -44,9 +51,14 @@ stream's size as ``next``.
 
 from __future__ import annotations
 
-VERSION = 2
+VERSION = 3
 SAMPLES_SINCE = 2
 """The version from which on runners keep to limits by themselves."""
+NEWS_SINCE = 3
+"""The version from which on a welcome says which of OPTIONAL the agent takes."""
+
+OPTIONAL = frozenset({"live", "facts"})
+"""Frames that are sent only to an agent whose welcome takes them: older ones would hang up."""
 
 MESSAGES = "messages"
 STREAMS = (MESSAGES, "stderr", "stdout")
@@ -64,6 +76,8 @@ EXIT_NOT_FOUND = 127
 
 ERROR_NOT_STARTED = "not-started"
 """The command isn't there or can't be executed, or its working directory is missing."""
+ERROR_LAUNCH = "launch-failed"
+"""What the payload needs beside itself (a Ray cluster, …) couldn't be started."""
 ERROR_SPOOL_FULL = "spool-full"
 """The spool's disk or quota is full."""
 ERROR_SPOOL = "spool-unusable"

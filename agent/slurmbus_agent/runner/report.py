@@ -28,8 +28,10 @@ class Report:
         self._fixed = {name: identity[name] for name in ("start", "job_id", "node", "nonce")}
         self._streams = streams
         self._interval = SOONEST
-        self._said: dict[str, int] | None = None
+        self._said: object = None
         self.started_at: float | None = None
+        self.live: dict[str, Any] | None = None
+        self.facts: dict[str, str] = {}
         self.due: float | None = None
 
     def begin(self, now: float, delay: float = 0.0) -> None:
@@ -49,13 +51,13 @@ class Report:
         self.due = now + self._interval
         self._interval = min(self._interval * 1.25, LATEST)
         sizes = {stream.name: stream.size() for stream in self._streams}
-        if sizes != self._said:
+        if (sizes, self.live, self.facts) != self._said:
             try:
                 self._sync()
                 self._write(sizes, None)
             except OSError:
                 return
-            self._said = sizes
+            self._said = (sizes, self.live, self.facts)
 
     def finish(self, end: dict[str, Any]) -> None:
         """Report the end; when the spool doesn't take it, ``end`` says so for the link."""
@@ -79,6 +81,8 @@ class Report:
             "reported_at": time.time(),
             "sizes": sizes,
             "started_at": self.started_at,
+            "live": self.live,
+            "facts": self.facts,
             "end": end,
         }
         new = self._path + ".new"

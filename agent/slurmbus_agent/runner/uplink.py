@@ -11,7 +11,7 @@ import select
 import socket
 
 from slurmbus_agent.runner import frames
-from slurmbus_agent.runner.protocol import MESSAGES, STREAMS
+from slurmbus_agent.runner.protocol import MESSAGES, OPTIONAL, STREAMS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ class Uplink:
         self._said_hello = b""
         self._news: dict[str, dict[str, Any]] = {}
         self._told: set[str] = set()
+        self._later: dict[str, dict[str, Any]] = {}
+        self._takes: frozenset[str] = frozenset()
         self._attempt = 0
         self._heard_at = now
         self._retry_at = now if plan.link else float("inf")
@@ -89,7 +91,7 @@ class Uplink:
 
     def finished(self) -> bool:
         """Tell whether the agent has everything: all news and all bytes."""
-        return not self._news and all(stream.done() for stream in self._streams)
+        return not self._news and not self._later and all(stream.done() for stream in self._streams)
 
     def interest(self) -> tuple[int, int] | None:
         """Give the descriptor and the poll events that matter now."""
@@ -111,8 +113,15 @@ class Uplink:
         return min([silent_at, *(stream.due() for stream in self._streams)])
 
     def tell(self, kind: str, **fields: Any) -> None:
-        """Send a frame once on every connection until the agent has noted it."""
-        self._news[kind] = {"type": kind, **fields}
+        """Send a frame once on every connection until the agent has noted it; of each kind the newest."""
+        news = self._later if kind in self._told else self._news
+        news[kind] = {"type": kind, **fields}
+
+    def withdraw(self, *kinds: str) -> None:
+        """Don't send this any more: something else says it as well."""
+        for kind in kinds:
+            self._later.pop(kind, None)
+            self._news.pop(kind, None)
 
     def hurry(self) -> None:
         """Try at once instead of waiting for the end of the back-off."""
@@ -213,6 +222,8 @@ class Uplink:
         self._out.clear()
         self._in.clear()
         self._told.clear()
+        self._news.update(self._later)
+        self._later.clear()
         if was_up:
             self._attempt = 0
             self._hosts = []
@@ -255,14 +266,14 @@ class Uplink:
             if kind == "welcome" and self._stage == "proving":
                 self._welcomed({name: int(header["offsets"].get(name, 0)) for name in STREAMS})
                 self._limit(header.get("limits", {}), header.get("sample", {}))
+                self._takes = frozenset(header.get("takes", ()))
             elif kind == "refused" and self._stage == "proving":
                 self.refused = True
                 raise LinkBroken("refused")
             elif kind == "ack" and self.up:
                 self._acknowledged(str(header["stream"]), int(header["end"]), int(header["next"]), int(header["round"]))
             elif kind == "noted" and self.up:
-                self._news.pop(str(header["what"]), None)
-                self._told.discard(str(header["what"]))
+                self._noted(str(header["what"]))
             else:
                 raise LinkBroken(f"an unexpected {kind}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -289,6 +300,12 @@ class Uplink:
             if stream.name in limits:
                 stream.sample_beyond(int(limits[stream.name]), int(sample["bytes"]), float(sample["every"]))
 
+    def _noted(self, kind: str) -> None:
+        self._news.pop(kind, None)
+        self._told.discard(kind)
+        if kind in self._later:
+            self._news[kind] = self._later.pop(kind)
+
     def _acknowledged(self, name: str, end: int, following: int, number: int) -> None:
         for stream in self._streams:
             if stream.name == name:
@@ -314,7 +331,7 @@ class Uplink:
         if not self.owed:  # from now on there is something to wait for
             self._heard_at = self.moved_at = now
         for kind, header in self._news.items():
-            if kind not in self._told:
+            if kind not in self._told and (kind not in OPTIONAL or kind in self._takes):
                 self._told.add(kind)
                 self._out.append(memoryview(frames.pack(header)))
                 return True

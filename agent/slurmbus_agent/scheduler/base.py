@@ -54,26 +54,43 @@ ANY_ID = 0
 
 
 class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What is submitted: a batch script with its environment and resources."""
+    """What is submitted: a batch script with its environment and resources; or a job array of them.
+
+    The tasks of an array have one name, script, environment and set of resources; the script tells them apart by
+    SLURM_ARRAY_TASK_ID. Everywhere else a task is a job of its own: its ``job_id`` is the array's and its ``name`` the
+    array's with the index in brackets, see :mod:`slurmbus_agent.scheduler.array`.
+    """
 
     name: str
-    """Unique for a job key; Slurm's accounting keeps it everywhere, so it is what jobs are found by."""
+    """Unique for a job key; Slurm's accounting keeps it everywhere, so it is what jobs are found by. Of an array
+    without brackets."""
     script: str
     work_dir: str
     """An existing folder in which the script starts."""
     output: str
-    """Where the script's own stdout and stderr go (the payload's go elsewhere)."""
+    """Where the script's own stdout and stderr go (the payload's go elsewhere); in an array, each ARRAY_TASK in it
+    stands for the task's index."""
     environment: dict[str, str]
     """All of it: nothing is inherited from the agent."""
     options: JobOptions
     comment: str = ""
+    array: tuple[int, ...] = ()
+    """The indexes of an array's tasks, ascending; none for a single job."""
+    array_throttle: int | None = None
+    """How many tasks of the array may run at the same time."""
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
-    """What the controller says about one job at one moment. Source of the words: squeue(1), scontrol(1)."""
+    """What the controller says about one job at one moment. Source of the words: squeue(1), scontrol(1).
+
+    The tasks of an array come one by one, also those that Slurm itself still keeps in one record (``12_[3-9%2]``). Of
+    tasks that are cancelled while they wait Slurm keeps nothing; their array is still there, unlike a forgotten one.
+    """
 
     job_id: int
+    """Of an array's task the array's (%A, SLURM_ARRAY_JOB_ID)."""
     name: str
+    """Of an array's task with its index in brackets."""
     state: str
     """Slurm's base state: PENDING, RUNNING, COMPLETED, … (never COMPLETING)."""
     flags: tuple[str, ...] = ()
@@ -88,12 +105,16 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     signal: int | None = None
     submit_time: float | None = None
     start_time: float | None = None
+    start_estimate: float | None = None
+    """When the controller expects a pending job to start; a guess."""
     end_time: float | None = None
     restarts: int = 0
+    task_job_id: int | None = None
+    """The id that Slurm gave to this task of an array alone (%i of squeue's %A_%a, SLURM_JOB_ID), once it has one."""
 
 
 class AccountingRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One job in Slurm's accounting (its latest start)."""
+    """One job in Slurm's accounting (its latest start); tasks of an array one by one, as in an Observation."""
 
     job_id: int
     name: str
@@ -122,21 +143,22 @@ class Scheduler(Protocol):
         ...
 
     async def submit(self, job: BatchJob) -> int:
-        """Submit a job and give its id; Refused when Slurm says no."""
+        """Submit a job or an array, in one call, and give its id; Refused when Slurm says no."""
         ...
 
     async def jobs(self) -> list[Observation]:
         """Give all jobs of this user that the controller still knows, in one call."""
         ...
 
-    async def job(self, job_id: int) -> Observation | None:
-        """Give one job; None is the controller's answer that it doesn't know it."""
+    async def job(self, job_id: int, task: int | None = None) -> Observation | None:
+        """Give one job, or one task of the array with this id; None is the controller's answer that it knows none."""
         ...
 
     async def accounting(self, jobs: list[tuple[int, str]], since: float) -> list[AccountingRow]:
         """Give what accounting knows of these (id, name) pairs submitted after ``since``; unknown ones are left out.
 
-        A row is only given when id *and* name fit: ids are recycled. With ``ANY_ID`` the name alone has to fit.
+        A row is only given when id *and* name fit: ids are recycled. With ``ANY_ID`` the name alone has to fit. The
+        tasks of one array are asked for together.
 
         Raises:
             NoAccounting: the site keeps none.
@@ -148,7 +170,11 @@ class Scheduler(Protocol):
         ...
 
     async def cancel(self, job_id: int, name: str) -> bool:
-        """Cancel the job if it has this name; False when the controller doesn't know such a job any more."""
+        """Cancel the job if it has this name; False when the controller doesn't know such a job any more.
+
+        The name of an array's tasks may have several indexes in its brackets; those tasks are cancelled in one call,
+        and never any other one.
+        """
         ...
 
     async def partitions(self) -> list[Partition]:

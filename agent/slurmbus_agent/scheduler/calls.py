@@ -1,7 +1,8 @@
 """The calls that cross between the agent and the scheduler's child process.
 
 A frame is four bytes of length, big-endian, and that many bytes of msgpack. The agent writes :class:`Call` frames, the
-child answers each with one :class:`Answer`, in order; its very first answer, with id 0, says whether it could start.
+child answers each with one :class:`Answer`, in order; its very first answer, with id 0, says whether it could start and
+which version of Slurm it knows.
 """
 
 from __future__ import annotations
@@ -29,8 +30,15 @@ STARTED = 0
 """The id of the child's first answer."""
 
 
+class HungUp(BaseException):
+    """Whoever wanted the answer to a call is gone; the call was given up."""
+
+
 class Backend(Protocol):
     """What the child runs: :class:`slurmbus_agent.scheduler.base.Scheduler` without the waiting."""
+
+    version: str
+    """Slurm's version as its client knows it, e.g. ``24.11.5``; nothing when it doesn't tell."""
 
     def ping(self) -> None:
         """Return when the controller answers."""
@@ -44,8 +52,8 @@ class Backend(Protocol):
         """Give all jobs of this user."""
         ...
 
-    def job(self, job_id: int) -> Observation | None:
-        """Give one job, or None when the controller doesn't know it."""
+    def job(self, job_id: int, task: int | None = None) -> Observation | None:
+        """Give one job or one task of an array, or None when the controller doesn't know it."""
         ...
 
     def accounting(self, jobs: list[tuple[int, str]], since: float) -> list[AccountingRow]:
@@ -57,7 +65,7 @@ class Backend(Protocol):
         ...
 
     def cancel(self, job_id: int, name: str) -> bool:
-        """Cancel the job if it has this name."""
+        """Cancel the job, or the tasks of an array, if it has this name."""
         ...
 
     def partitions(self) -> list[Partition]:
@@ -76,7 +84,7 @@ KINDS: dict[str, Kind] = {
     "ping": Kind(tuple[()], None),
     "submit": Kind(tuple[BatchJob], int),
     "jobs": Kind(tuple[()], list[Observation]),
-    "job": Kind(tuple[int], Observation | None),
+    "job": Kind(tuple[int, int | None], Observation | None),
     "accounting": Kind(tuple[list[tuple[int, str]], float], list[AccountingRow]),
     "accounting_backlog": Kind(tuple[()], int),
     "cancel": Kind(tuple[int, str], bool),
@@ -126,10 +134,20 @@ def raw(value: object) -> msgspec.Raw:
 
 def result_of(kind: str, answer: Answer) -> Any:
     """Give the result of a call, or raise what the child raised."""
+    _check(answer)
+    return msgspec.msgpack.decode(answer.result, type=KINDS[kind].result)
+
+
+def version_of(started: Answer) -> str:
+    """Give Slurm's version from a child's first answer, or raise what the child raised."""
+    _check(started)
+    return msgspec.msgpack.decode(started.result, type=str)
+
+
+def _check(answer: Answer) -> None:
     error = ERRORS.get(answer.outcome)
     if error is not None:
         raise error(answer.message, hint=answer.hint)
-    return msgspec.msgpack.decode(answer.result, type=KINDS[kind].result)
 
 
 def failure(call_id: int, error: SchedulerError) -> Answer:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from slurmbus_agent.scheduler.base import SchedulerError
-from slurmbus_agent.scheduler.calls import HEADER, MAX_FRAME, STARTED, Answer, Call, pack, result_of
+from slurmbus_agent.scheduler.calls import HEADER, MAX_FRAME, STARTED, Answer, Call, pack, version_of
 
 STDERR_LINES = 8
 """Lines of the child's last words that are kept; libslurm needs one to three to say what is wrong."""
@@ -31,6 +31,7 @@ class Channel:
 
     def __init__(self, process: Process) -> None:
         """Follow a process that has just been started."""
+        self.version = ""
         self._process = process
         self._last_words: deque[str] = deque(maxlen=STDERR_LINES)
         self._awaited: dict[int, asyncio.Future[Answer]] = {STARTED: asyncio.get_running_loop().create_future()}
@@ -59,7 +60,7 @@ class Channel:
             done, _ = await asyncio.wait({started}, timeout=patience)
             if not done:
                 await channel.kill(f"it wasn't ready within {patience:g} s")
-            result_of("ping", started.result())
+            channel.version = version_of(started.result())
         except BaseException:
             await channel.kill("it couldn't start")
             raise

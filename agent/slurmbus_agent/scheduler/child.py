@@ -26,6 +26,7 @@ from slurmbus_agent.scheduler.calls import (
     Answer,
     Backend,
     Call,
+    HungUp,
     failure,
     pack,
     raw,
@@ -45,9 +46,12 @@ def serve(backend: Callable[[], Backend]) -> int:
     except SchedulerError as error:
         _write(answers, failure(STARTED, error))
         return 1
-    _write(answers, Answer(STARTED, "ok"))
-    while (call := _read(calls)) is not None:
-        _write(answers, _carry_out(carried_out_by, call))
+    _write(answers, Answer(STARTED, "ok", raw(carried_out_by.version)))
+    try:
+        while (call := _read(calls)) is not None:
+            _write(answers, _carry_out(carried_out_by, call))
+    except HungUp:
+        return 1
     return 0
 
 
@@ -92,14 +96,23 @@ def _native(conf: str | None) -> Backend:
     return NativeBackend(conf)
 
 
+def _commands(conf: str | None) -> Backend:
+    from slurmbus_agent.scheduler.commands import CommandsBackend  # noqa: PLC0415 - nothing that pyslurm needs
+
+    return CommandsBackend(conf, owner=0)
+
+
+BACKENDS: dict[str, Callable[[str | None], Backend]] = {"native": _native, "commands": _commands}
+
+
 def main() -> int:
     """Serve the scheduler that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m slurmbus_agent.scheduler.child")
-    parser.add_argument("scheduler", choices=["native"])
-    parser.add_argument("--conf", help="slurm.conf, where libslurm doesn't find it by itself")
+    parser.add_argument("scheduler", choices=sorted(BACKENDS))
+    parser.add_argument("--conf", help="slurm.conf, where Slurm doesn't find it by itself")
     arguments = parser.parse_args()
     die_with_parent()
-    return serve(lambda: _native(arguments.conf))
+    return serve(lambda: BACKENDS[arguments.scheduler](arguments.conf))
 
 
 if __name__ == "__main__":

@@ -22,17 +22,53 @@ _SIZE = frozenset(
         2134,  # INSUFFICIENT_GRES
     }
 )
+_RESERVATIONS = "see the reservations with: scontrol show reservation"
+_FEATURES = "see the nodes' features with: sinfo -o '%P %f'"
+_GRES = "see the nodes' generic resources with: sinfo -o '%P %G'"
+_OPERATORS = "only Slurm's operators may do that: leave it out, or ask the site"
+_ARRAY = (
+    "set array_size in the agent's configuration to less than MaxArraySize: scontrol show config | grep MaxArraySize"
+)
 _FIXED = {
+    2002: "only the site's administrators may ask for that: leave it out, or ask them",  # ACCESS_DENIED
+    2003: "see who may use the partition with: scontrol show partition (AllowGroups, AllowAccounts)",
+    2004: "the nodes of nodelist must be in the partition; see them with: sinfo --Node",
     2018: "see the nodes' names with: sinfo --Node",  # INVALID_NODE_NAME
-    2029: "see the nodes' features with: sinfo -o '%P %f'",  # INVALID_FEATURE
+    2023: "distribution is written as in sbatch(1): block, cyclic, plane=4, block:cyclic",  # BAD_DIST
+    2029: _FEATURES,  # INVALID_FEATURE
+    2036: "the site doesn't support what was asked for: leave the option out",  # NOT_SUPPORTED
+    2037: "the site has switched that off: leave the option out",  # DISABLED
+    # DEPENDENCY
+    2038: "name jobs that Slurm still knows (for MinJobAge after their end): afterok:1234; see them with: squeue",
+    2040: "see the licences with: scontrol show licenses",  # LICENSES_UNAVAILABLE
     2045: "see your accounts with: sacctmgr show assoc user=$USER format=account,partition,qos",  # INVALID_ACCOUNT
+    2048: "see the licences with: scontrol show licenses",  # INVALID_LICENSES
     2050: "see your limits with: sacctmgr show assoc user=$USER, or submit fewer jobs at once",  # ACCOUNTING_POLICY
     2051: "see the partitions' limits with: sinfo -o '%P %l'",  # INVALID_TIME_LIMIT
-    2052: "see the reservations with: scontrol show reservation",  # RESERVATION_ACCESS
-    2053: "see the reservations with: scontrol show reservation",  # RESERVATION_INVALID
+    2052: _RESERVATIONS,  # RESERVATION_ACCESS
+    2053: _RESERVATIONS,  # RESERVATION_INVALID
+    2054: "begin and deadline are by the site's clock; a deadline must leave time for the job",  # INVALID_TIME_VALUE
+    2056: _RESERVATIONS,  # RESERVATION_NOT_USABLE
+    2057: "see your keys with: sacctmgr show user $USER withassoc format=user,wckeys",  # INVALID_WCKEY
     2066: "see your QOS with: sacctmgr show assoc user=$USER format=account,qos",  # INVALID_QOS
-    2072: "see the nodes' generic resources with: sinfo -o '%P %G'",  # INVALID_GRES
-    2119: "see the nodes' generic resources with: sinfo -o '%P %G'",  # INVALID_GRES_TYPE
+    2071: "the job would wait for itself: take it out of dependency",  # CIRCULAR_DEPENDENCY
+    2072: _GRES,  # INVALID_GRES
+    2081: _ARRAY,  # INVALID_ARRAY
+    2092: "the site doesn't let you use its burst buffers",  # BURST_BUFFER_PERMISSION
+    2093: "ask for less: the burst buffers have a limit",  # BURST_BUFFER_LIMIT
+    2094: "bb is written as the site's documentation says; there may be no burst buffers at all",
+    2099: "see the site's MCSPlugin with: scontrol show config",  # INVALID_MCS_LABEL
+    2102: "name each generic resource once: gpus_per_node or gres, not both",  # DUPLICATE_GRES
+    2114: "the features of batch must be among those of constraint",  # BATCH_CONSTRAINT
+    2115: "see the site's trackable resources with: sacctmgr show tres",  # INVALID_TRES
+    2119: _GRES,  # INVALID_GRES_TYPE
+    2122: _GRES,  # UNSUPPORTED_GRES
+    2123: f"a negative nice raises the priority; {_OPERATORS}",  # INVALID_NICE
+    2124: "time_min must not be longer than time_limit",  # INVALID_TIME_MIN_LIMIT
+    2132: "see the nodes' threads with: sinfo -o '%P %z'",  # BAD_THREAD_PER_CORE
+    2133: _FEATURES,  # INVALID_PREFER
+    2171: "see the nodes' Extra field with: scontrol show node",  # INVALID_EXTRA
+    2178: "see the topology with: scontrol show topology",  # REQUESTED_TOPO_CONFIG_UNAVAILABLE
 }
 
 

@@ -9,13 +9,16 @@ read it. What doesn't fit ends the start of the child with an error.
 from __future__ import annotations
 
 import ctypes
+import signal
 from collections.abc import Iterator
 from typing import Any
 
 from slurmbus_agent.scheduler.base import Unavailable
 
+NO_VAL = 0xFFFFFFFE  # slurm.h
 SHOW_ALL = 1  # slurm.h: also jobs in hidden partitions
 INVALID_JOB_ID = 2017  # slurm_errno.h: ESLURM_INVALID_JOB_ID
+ALREADY_DONE = 2021  # slurm_errno.h: ESLURM_ALREADY_DONE
 STATE_BASE = 0xFF  # slurm.h: JOB_STATE_BASE
 _POINTER_AT = object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p)
 """Where a pyslurm object keeps the address of its record: after Python's own head and Cython's table of methods."""
@@ -52,7 +55,7 @@ class Field:
         for offset in range(0, library.size_of(record) - 3, 4):
             cell = ctypes.c_uint32.from_address(record + offset)
             before = cell.value
-            if before:
+            if before not in {0, NO_VAL}:
                 continue  # set by pyslurm itself: an id, half an address
             cell.value = raw
             if getattr(scratch, attribute) == shown:
@@ -75,12 +78,14 @@ class Library:
         functions = ctypes.CDLL(None, use_errno=True)
         try:
             self._load_job_user = functions.slurm_load_job_user
+            self._kill_job = functions.slurm_kill_job2
             self._free_job_info_msg = functions.slurm_free_job_info_msg
             self._xsize = functions.slurm_xsize
             self._state_string = functions.slurm_job_state_string
         except AttributeError as error:
             raise _unknown_layout(str(error)) from error
         self._load_job_user.argtypes = (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint16)
+        self._kill_job.argtypes = (ctypes.c_char_p, ctypes.c_uint16, ctypes.c_uint16, ctypes.c_char_p)
         self._free_job_info_msg.argtypes = (ctypes.c_void_p,)
         self._free_job_info_msg.restype = None
         self._xsize.argtypes = (ctypes.c_void_p,)
@@ -130,6 +135,16 @@ class Library:
             # What the scratch object shows belongs to the message: it must not be freed twice.
             ctypes.memmove(own, empty, size)
             self._free_job_info_msg(message)
+
+    def kill_tasks(self, array_id: int, indexes: str) -> int:
+        """Cancel some tasks of an array, e.g. ``3`` or ``1-3,7``; give Slurm's error number, 0 when it said yes.
+
+        By the array's id alone, which is also one task's own, Slurm would cancel all of them.
+        """
+        meant = f"{array_id}_{indexes}" if indexes.isdecimal() else f"{array_id}_[{indexes}]"
+        if self._kill_job(meant.encode(), signal.SIGKILL, 0, None) == 0:
+            return 0
+        return ctypes.get_errno()
 
 
 def check_layout(library: Library, scratch: Any) -> None:

@@ -1,9 +1,9 @@
 """Jobs as processes of this machine, for laptops and quick tests.
 
 A job is looked after by a process of its own (:mod:`slurmbus_agent.scheduler.local_job`), so it goes on when the agent
-ends or is killed. All jobs start at once, however many there are. Of the options ``time_limit_minutes`` is kept, the
-task and CPU counts reach the job's environment and its accounting; the others (partition, memory, GPUs, nodes, …) can't
-be honoured here and are ignored. The folder must be on this machine: its pipes tell whether a job is looked after.
+ends or is killed. All jobs start at once, however many there are; what their options mean here stands in
+:mod:`slurmbus_agent.scheduler.local_options`. The folder must be on this machine: its pipes tell whether a job is
+looked after.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
-from slurmbus_agent.scheduler import local_job
+from slurmbus_agent.scheduler import local_job, local_options
+from slurmbus_agent.scheduler.array import ARRAY_TASK, split_name, task_name
 from slurmbus_agent.scheduler.base import ANY_ID, AccountingRow, BatchJob, Observation, Refused, Unavailable
 from slurmbus_protocol.messages import Accounting, Partition, SchedulerHealth
 
@@ -40,7 +41,8 @@ KEEP = 30 * 86400.0
 KILL_WAIT = 5.0
 """Seconds between SIGTERM and SIGKILL. Slurm's default is 30; at a laptop somebody waits for it."""
 
-_STATE_FILE = re.compile(r"(\d+)\.json")
+_STATE_FILE = re.compile(r"(\d+)\.(?:json|waiting)")
+_ARRAY_FILE = re.compile(r"(\d+)\.array")
 
 
 class _State(msgspec.Struct, kw_only=True):
@@ -60,11 +62,21 @@ class _State(msgspec.Struct, kw_only=True):
     end_time: float | None = None
     cpu_seconds: float = 0.0
     max_rss: int | None = None
+    array_id: int | None = None
+    index: int | None = None
+
+    @property
+    def known_as(self) -> tuple[int, str]:
+        """The id and the name by which others know it."""
+        if self.array_id is None or self.index is None:
+            return self.id, self.name
+        return self.array_id, task_name(self.name, self.index)
 
     def observation(self) -> Observation:
+        job_id, name = self.known_as
         return Observation(
-            job_id=self.id,
-            name=self.name,
+            job_id=job_id,
+            name=name,
             state=self.state,
             flags=self.flags,
             reason=self.reason,
@@ -77,13 +89,15 @@ class _State(msgspec.Struct, kw_only=True):
             submit_time=self.submit_time,
             start_time=self.start_time,
             end_time=self.end_time,
+            task_job_id=self.id if self.array_id is not None and self.start_time else None,
         )
 
     def row(self) -> AccountingRow:
         elapsed = (self.end_time or time.time()) - self.start_time if self.start_time else 0.0
+        job_id, name = self.known_as
         return AccountingRow(
-            job_id=self.id,
-            name=self.name,
+            job_id=job_id,
+            name=name,
             final=self.end_time is not None,
             accounting=Accounting(
                 state=self.state,
@@ -102,7 +116,20 @@ class _State(msgspec.Struct, kw_only=True):
         )
 
 
+class _Array(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands in an array's file."""
+
+    tasks: tuple[tuple[int, int], ...]
+    """Index and id of each."""
+    slots: int
+    """How many run at the same time."""
+    spec: dict[str, Any]
+    """What all of them share."""
+    placeholder: str = ARRAY_TASK
+
+
 _decoder = msgspec.json.Decoder(_State)
+_array_decoder = msgspec.json.Decoder(_Array)
 
 
 class LocalScheduler:
@@ -144,9 +171,9 @@ class LocalScheduler:
         """Give all jobs but those that finished more than ``min_job_age`` ago."""
         return await self._call("jobs", self._jobs)
 
-    async def job(self, job_id: int) -> Observation | None:
-        """Give one job, or None when there is none or it finished more than ``min_job_age`` ago."""
-        return await self._call("job", self._job, job_id)
+    async def job(self, job_id: int, task: int | None = None) -> Observation | None:
+        """Give one job or task, or None when there is none or it finished more than ``min_job_age`` ago."""
+        return await self._call("job", self._job, job_id, task)
 
     async def accounting_backlog(self) -> int:
         """Nothing: a job's own file is its accounting."""
@@ -209,6 +236,9 @@ class LocalScheduler:
             raise Refused("this is no batch script: its first line doesn't start with '#!' and a path")
         if not Path(job.work_dir).is_dir():
             raise Refused(f"the working directory {job.work_dir} isn't there")
+        local_options.check(job.options)
+        if job.array:
+            return self._submit_array(job)
         job_id = self._new_id()
         try:
             return self._start(job_id, job)
@@ -217,16 +247,20 @@ class LocalScheduler:
             local_job.clean_up(str(self._folder), job_id)
             raise
 
-    def _start(self, job_id: int, job: BatchJob) -> int:
+    def _spec(self, job_id: int, job: BatchJob) -> dict[str, Any]:
         limit = job.options.time_limit_minutes
-        spec = {
+        early = local_options.early_signal(job.options)
+        return {
             "environment": job.environment | self._environment(job_id, job),
             "work_dir": job.work_dir,
             "output": job.output,
             "time_limit": None if limit is None else limit * self._minute,
+            "early_signal": None if early is None else (early.number, early.seconds * self._minute / 60),
             "kill_wait": self._kill_wait,
         }
-        state = _State(
+
+    def _state(self, job_id: int, job: BatchJob) -> _State:
+        return _State(
             id=job_id,
             name=job.name,
             state="PENDING",
@@ -234,7 +268,44 @@ class LocalScheduler:
             node=self._node,
             alloc_cpus=_tasks(job) * (job.options.cpus_per_task or 1),
         )
-        local_job.write(str(self._file(job_id, "spec")), spec)
+
+    def _submit_array(self, job: BatchJob) -> int:
+        """Write down an array, and start who works it off; a task is there as soon as it is written down."""
+        array_id = self._new_id(1 + len(job.array))
+        tasks = tuple(zip(job.array, range(array_id + 1, array_id + 1 + len(job.array)), strict=True))
+        spec = self._spec(array_id, job)
+        spec["environment"] |= {
+            "SLURM_ARRAY_JOB_ID": str(array_id),
+            "SLURM_ARRAY_TASK_COUNT": str(len(job.array)),
+            "SLURM_ARRAY_TASK_MAX": str(job.array[-1]),
+            "SLURM_ARRAY_TASK_MIN": str(job.array[0]),
+        }
+        slots = min(len(tasks), job.array_throttle or os.cpu_count() or 1)
+        array = _Array(tasks=tasks, slots=slots, spec=spec)
+        self._check_lease()
+        local_job.write(str(self._file(array_id, "array")), msgspec.to_builtins(array))
+        self._file(array_id, "script").write_text(job.script, encoding="utf-8", errors="surrogateescape")
+        state = self._state(array_id, job)
+        for index, job_id in tasks:
+            task = msgspec.structs.replace(state, id=job_id, array_id=array_id, index=index)
+            local_job.write(str(self._file(job_id, "waiting")), msgspec.to_builtins(task))
+        self._work_off(array_id, array)
+        return array_id
+
+    def _work_off(self, array_id: int, array: _Array) -> None:
+        """Start who works in the slots of an array in which nobody does."""
+        for slot in range(array.slots):
+            lock = local_job.lock_slot(str(self._folder), array_id, slot)
+            if lock is not None:
+                os.close(lock)
+                with open(os.devnull, "rb") as nothing:
+                    pid = self._spawn(array_id, nothing.fileno(), str(slot))
+                with self._reaping:
+                    self._supervisors.add(pid)
+
+    def _start(self, job_id: int, job: BatchJob) -> int:
+        state = self._state(job_id, job)
+        local_job.write(str(self._file(job_id, "spec")), self._spec(job_id, job))
         local_job.write(str(self._file(job_id, "draft")), msgspec.to_builtins(state))
         self._file(job_id, "script").write_text(job.script, encoding="utf-8", errors="surrogateescape")
         control = self._file(job_id, "control")
@@ -251,12 +322,12 @@ class LocalScheduler:
             self._file(job_id, "draft").rename(self._file(job_id, "json"))
         return job_id
 
-    def _spawn(self, job_id: int, pipe: int) -> int:
+    def _spawn(self, job_id: int, pipe: int, *slot: str) -> int:
         self._check_lease()
         log = str(self._folder / "supervisors.log")
         return os.posix_spawn(
             sys.executable,
-            [sys.executable, "-I", "-S", local_job.__file__, str(self._folder), str(job_id)],
+            [sys.executable, "-I", "-S", local_job.__file__, str(self._folder), str(job_id), *slot],
             {},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, pipe, 0),
@@ -304,15 +375,15 @@ class LocalScheduler:
             "SLURMD_NODENAME": self._node,
         }
 
-    def _new_id(self) -> int:
-        """Give an id that no other process gets and that no job ever had here."""
+    def _new_id(self, count: int = 1) -> int:
+        """Give an id that no other process gets and that no job ever had here; and as many after it as are wanted."""
         counter = os.open(self._folder / "last-id", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(counter, fcntl.LOCK_EX)
             job_id = int(os.pread(counter, 32, 0) or b"0") + 1
-            while any(self._file(job_id, kind).exists() for kind in ("json", "spec")):
+            while any(self._file(job_id, kind).exists() for kind in ("json", "spec", "waiting", "array")):
                 job_id += 1  # the counter was lost, with the power for example
-            os.pwrite(counter, str(job_id).encode(), 0)
+            os.pwrite(counter, str(job_id + count - 1).encode(), 0)
         finally:
             os.close(counter)
         return job_id
@@ -322,21 +393,55 @@ class LocalScheduler:
 
     def _ids(self) -> list[int]:
         names = (entry.name for entry in self._folder.iterdir())
-        return sorted(int(match[1]) for name in names if (match := _STATE_FILE.fullmatch(name)))
+        return sorted({int(match[1]) for name in names if (match := _STATE_FILE.fullmatch(name))})
+
+    def _array(self, array_id: int) -> _Array | None:
+        try:
+            return _array_decoder.decode(self._file(array_id, "array").read_bytes())
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    def _own_ids(self, job_id: int, indexes: tuple[int, ...] | None) -> list[int]:
+        """Give the ids under which a job, or tasks of an array, are kept here."""
+        if indexes is None:
+            return [job_id]
+        array = self._array(job_id)
+        return [own for index, own in array.tasks if index in indexes] if array else []
+
+    def _look_after_arrays(self, waiting: set[int], known: set[int]) -> None:
+        """Go on with arrays whose workers were killed, and remove what is left of those that nobody remembers."""
+        for array_id in waiting:
+            array = self._array(array_id)
+            if array is not None:
+                with contextlib.suppress(Unavailable):  # without the lease; whoever has it goes on
+                    self._work_off(array_id, array)
+        for entry in list(self._folder.iterdir()):
+            match = _ARRAY_FILE.fullmatch(entry.name)
+            if match and int(match[1]) not in known and time.time() - entry.stat().st_mtime > KEEP:
+                for left in self._folder.glob(f"{match[1]}.*"):
+                    left.unlink(missing_ok=True)
 
     def _jobs(self) -> list[Observation]:
         now = time.time()
         observations = []
+        waiting: set[int] = set()
+        arrays: set[int] = set()
         for job_id in self._ids():
             state = self._read(job_id)
+            if state is not None and state.array_id is not None:
+                arrays.add(state.array_id)
+                if state.state == "PENDING":
+                    waiting.add(state.array_id)
             if state is None or (state.end_time is not None and now - state.end_time > KEEP):
                 self._forget(job_id)
             elif self._observable(state, now):
                 observations.append(state.observation())
+        self._look_after_arrays(waiting, arrays)
         return observations
 
-    def _job(self, job_id: int) -> Observation | None:
-        state = self._read(job_id)
+    def _job(self, job_id: int, task: int | None) -> Observation | None:
+        own = self._own_ids(job_id, None if task is None else (task,))
+        state = self._read(own[0]) if own else None
         return state.observation() if state is not None and self._observable(state, time.time()) else None
 
     def _observable(self, state: _State, now: float) -> bool:
@@ -347,14 +452,24 @@ class LocalScheduler:
         self._file(job_id, "json").unlink(missing_ok=True)
 
     def _accounting(self, jobs: list[tuple[int, str]], since: float) -> list[AccountingRow]:
-        wanted = [(known, name) for job_id, name in jobs for known in ([job_id] if job_id != ANY_ID else self._ids())]
-        states = [(self._read(job_id), name) for job_id, name in wanted]
-        return [state.row() for state, name in states if state and state.name == name and state.submit_time >= since]
+        wanted = set(jobs)
+        ids = {own for job_id, name in wanted for own in self._own_ids(job_id, split_name(name)[1])}
+        if any(job_id == ANY_ID for job_id, _ in wanted):
+            ids = set(self._ids())
+        states = [state for state in map(self._read, sorted(ids)) if state is not None and state.submit_time >= since]
+        return [state.row() for state in states if {state.known_as, (ANY_ID, state.known_as[1])} & wanted]
 
     def _cancel(self, job_id: int, name: str) -> bool:
+        array, indexes = split_name(name)
+        found = [self._cancel_one(own, array) for own in self._own_ids(job_id, indexes)]
+        return any(found)
+
+    def _cancel_one(self, job_id: int, name: str) -> bool:
         state = self._read(job_id)
         if state is None or state.name != name or not self._observable(state, time.time()):
             return False
+        if state.array_id is not None and state.state == "PENDING" and self._cancel_waiting(state):
+            return True
         pipe = None if state.end_time is not None else self._control(job_id)
         if pipe is not None:
             try:
@@ -363,6 +478,20 @@ class LocalScheduler:
                     os.write(pipe, b"c")
             finally:
                 os.close(pipe)
+        return True
+
+    def _cancel_waiting(self, state: _State) -> bool:
+        """Cancel a task whose turn hasn't come; False when it has come meanwhile."""
+        self._check_lease()
+        pipe = local_job.take(str(self._folder), state.id)
+        if pipe is None:
+            return False
+        try:
+            ended = msgspec.structs.replace(state, state="CANCELLED", exit_code=0, signal=0, end_time=time.time())
+            local_job.write(str(self._file(state.id, "json")), msgspec.to_builtins(ended), durable=True)
+            local_job.clean_up(str(self._folder), state.id)
+        finally:
+            os.close(pipe)
         return True
 
     def _control(self, job_id: int) -> int | None:
@@ -380,6 +509,9 @@ class LocalScheduler:
         """Read a job's state; one whose supervisor is gone has failed with its node."""
         if job_id in self._finished:
             return self._finished[job_id]
+        waiting = self._load(job_id, "waiting")  # first: it becomes the other
+        if waiting is not None:
+            return waiting
         state = self._load(job_id)
         if state is not None and state.end_time is None:
             pipe = self._control(job_id)
@@ -394,9 +526,9 @@ class LocalScheduler:
             self._finished[job_id] = state
         return state
 
-    def _load(self, job_id: int) -> _State | None:
+    def _load(self, job_id: int, kind: str = "json") -> _State | None:
         try:
-            return _decoder.decode(self._file(job_id, "json").read_bytes())
+            return _decoder.decode(self._file(job_id, kind).read_bytes())
         except (FileNotFoundError, msgspec.DecodeError):
             # A power cut may leave the state of an unfinished job empty: nobody knows that job any more.
             return None

@@ -1,5 +1,5 @@
 # pathlib takes as long to import as everything else here together.
-# ruff: noqa: PTH104, PTH105, PTH108, PTH112
+# ruff: noqa: PTH104, PTH105, PTH108, PTH110, PTH112
 """One local job: starts its script, waits for its end and writes down what became of it.
 
 Runs as a program of its own, ``python -I -S local_job.py FOLDER ID``, so that the job outlives the agent; standard
@@ -8,11 +8,16 @@ in it is a cancel, and that somebody has it open for reading is the sign that th
 
 The files of a job in FOLDER: ``ID.json`` is its state and stays; ``ID.spec``, ``ID.script`` and ``ID.control`` go when
 it ends. ``ID.draft`` is the state of a job that nobody looks after yet.
+
+``local_job.py FOLDER ARRAY SLOT`` works off a job array: one task after the other, as many beside each other as there
+are slots. ``ARRAY.array`` says what the tasks share and which they are; ``ID.waiting`` is the state of one whose turn
+hasn't come: whoever renames it to ``ID.json`` has it. A slot's lock tells that somebody works in it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -58,6 +63,71 @@ def write(path: str, content: dict[str, Any], *, durable: bool = False) -> None:
 def private(path: str, flags: int) -> int:
     """Open a file that only its owner may read; an ``opener`` for open()."""
     return os.open(path, flags, 0o600)
+
+
+def take(folder: str, job_id: int) -> int | None:
+    """Take a task whose turn hasn't come, and give its control pipe; None when somebody else has it.
+
+    The pipe is open before the task counts as begun: nobody takes it for one that is looked after no more.
+    """
+    waiting, control = file_of(folder, job_id, "waiting"), file_of(folder, job_id, "control")
+    if not os.path.exists(waiting):
+        return None
+    with contextlib.suppress(FileExistsError):
+        os.mkfifo(control, 0o600)
+    try:
+        pipe = os.open(control, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:  # it has begun and ended meanwhile
+        return None
+    try:
+        os.rename(waiting, file_of(folder, job_id, "json"))
+    except FileNotFoundError:
+        os.close(pipe)
+        return None
+    return pipe
+
+
+def task_spec(folder: str, array: dict[str, Any], job_id: int, index: int) -> dict[str, Any]:
+    """Give the spec of one task of an array."""
+    own = {
+        MARK: mark_of(folder, job_id),
+        "SLURM_JOB_ID": str(job_id),
+        "SLURM_JOBID": str(job_id),
+        "SLURM_ARRAY_TASK_ID": str(index),
+    }
+    spec = array["spec"]
+    output = spec["output"].replace(array["placeholder"], str(index))
+    return {**spec, "environment": {**spec["environment"], **own}, "output": output}
+
+
+def lock_slot(folder: str, array_id: int, slot: int) -> int | None:
+    """Lock a slot of an array, and give what holds the lock; None when somebody works in it."""
+    lock = os.open(file_of(folder, array_id, f"slot{slot}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def work_off(folder: str, array_id: int, slot: int) -> None:
+    """Run the tasks of an array one after the other until none waits."""
+    if lock_slot(folder, array_id, slot) is None:
+        return
+    array = read(file_of(folder, array_id, "array"))
+    for index, job_id in array["tasks"]:
+        pipe = take(folder, job_id)
+        if pipe is None:
+            continue
+        os.dup2(pipe, 0)
+        os.close(pipe)
+        write(file_of(folder, job_id, "spec"), task_spec(folder, array, job_id, index))
+        with contextlib.suppress(FileExistsError):
+            os.link(file_of(folder, array_id, "script"), file_of(folder, job_id, "script"))
+        job = _Job(folder, job_id)
+        job.run()
+        job.close()
 
 
 def clean_up(folder: str, job_id: int) -> None:
@@ -112,10 +182,16 @@ class _Job:
             os.rename(file_of(folder, job_id, "draft"), self.path)
         self.state = read(self.path)
         self.spec = read(file_of(folder, job_id, "spec"))
-        self.wake, wake_writer = os.pipe()
-        os.set_blocking(wake_writer, False)
-        signal.set_wakeup_fd(wake_writer)
+        self.wake, self.wake_writer = os.pipe()
+        os.set_blocking(self.wake_writer, False)
+        signal.set_wakeup_fd(self.wake_writer)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+
+    def close(self) -> None:
+        """Let go of what the next job makes anew."""
+        signal.set_wakeup_fd(-1)
+        os.close(self.wake)
+        os.close(self.wake_writer)
 
     def update(self, **changes: Any) -> None:
         self.state.update(changes)
@@ -181,15 +257,21 @@ class _Job:
         """Wait for the script's end, or bring it about at a cancel or the time limit; give verdict, status, usage."""
         limit: float | None = self.spec["time_limit"]
         due = None if limit is None else time.monotonic() + limit
+        early = self.spec.get("early_signal") if due is not None else None
+        signal_due = max(0.0, due - early[1]) if due is not None and early else None
         verdict = None
         while True:
             reaped, status, usage = os.wait4(session, os.WNOHANG)
             if reaped:
                 return verdict, status, usage
-            patience = None if due is None else max(0.0, due - time.monotonic())
+            dues = [at for at in (due, signal_due) if at is not None]
+            patience = max(0.0, min(dues) - time.monotonic()) if dues else None
             ready, _, _ = select.select([0, self.wake], [], [], patience)
             for source in ready:
                 os.read(source, 4096)
+            if early and signal_due is not None and time.monotonic() >= signal_due:
+                os.kill(session, early[0])  # not waited for yet: it is still ours
+                signal_due = None
             overdue = due is not None and time.monotonic() >= due
             if verdict is None and (0 in ready or overdue):
                 verdict = "CANCELLED" if 0 in ready else "TIMEOUT"
@@ -215,4 +297,7 @@ def _reason(verdict: str, exit_code: int, signal_number: int) -> str | None:
 
 
 if __name__ == "__main__":
-    _Job(sys.argv[1], int(sys.argv[2])).run()
+    if len(sys.argv) > 3:  # noqa: PLR2004 - with a slot
+        work_off(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    else:
+        _Job(sys.argv[1], int(sys.argv[2])).run()

@@ -16,7 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slurmbus_agent.scheduler import libslurm
+import msgspec
+
+from slurmbus_agent.scheduler import commands, details, libslurm, sbatch
+from slurmbus_agent.scheduler.array import expanded, expression, split_name, task_name
 from slurmbus_agent.scheduler.base import (
     ANY_ID,
     AccountingRow,
@@ -29,7 +32,7 @@ from slurmbus_agent.scheduler.base import (
     Unavailable,
 )
 from slurmbus_agent.scheduler.hints import Node, hint_for
-from slurmbus_agent.scheduler.submission import description
+from slurmbus_agent.scheduler.submission import beyond, description
 from slurmbus_protocol.messages import Accounting, Partition
 from slurmbus_protocol.states import FINAL
 
@@ -40,8 +43,6 @@ _dlopen_flags = sys.getdlopenflags()
 import pyslurm  # noqa: E402
 
 sys.setdlopenflags(_dlopen_flags)
-
-NO_VAL = 0xFFFFFFFE  # slurm.h
 
 NO_RECORD = -1
 """pyslurm's error when the controller answered without a record: the id is somebody's whose jobs we may not see."""
@@ -62,6 +63,8 @@ NOT_NOW = frozenset(
 """The controller's answers to a submit after which sbatch, too, tries again."""
 
 
+MOST_OWN_IDS = 10_000
+"""Tasks of arrays whose own ids are remembered; Slurm's MaxJobCount is as large by default."""
 _NO_STORAGE = "accounting_storage/none"
 
 
@@ -83,13 +86,21 @@ class NativeBackend:
             del os.environ[name]
         pyslurm.slurm_init(conf)
         os.environ.pop("SLURM_CONF", None)
+        self._conf = {"SLURM_CONF": named} if named else {}
+        # Not into os.environ, which pyslurm hands on to jobs: lists of an array's tasks aren't cut short.
+        os.putenv("SLURM_BITSTR_LEN", "0")
         self._user = os.getuid()
         self._library = libslurm.Library()
         self._scratch = libslurm.scratch_job(pyslurm.Job)
         libslurm.check_layout(self._library, self._scratch)
         self._job_state = libslurm.Field(self._library, self._scratch, "state", 3, "COMPLETED")
+        # Of index 0 pyslurm says None, and so it does of a record that is about no task in particular.
+        self._job_task = libslurm.Field(self._library, self._scratch, "array_task_id", 4711, 4711)
+        self._row_task = libslurm.Field(self._library, pyslurm.db.Job(), "array_task_id", 4711, 4711)
         self._job_exit = libslurm.Field(self._library, self._scratch, "exit_code", 37 << 8, 37)
         self._row_exit = libslurm.Field(self._library, pyslurm.db.Job(), "exit_code", 37 << 8, 37)
+        self.version = "{}.{:02}.{}".format(*pyslurm.slurm_api_version())
+        self._own_ids: dict[tuple[int, str], int] = {}
         self._database: Any = None
         self._storage: str | None = None
 
@@ -109,6 +120,9 @@ class NativeBackend:
         Slurm refuses some jobs (a configuration that no node has) after it gave them an id: those are seen as FAILED
         with the reason BadConstraints under their name afterwards.
         """
+        not_for_pyslurm = beyond(job.options)
+        if not_for_pyslurm:
+            return self._submit_by_sbatch(job, not_for_pyslurm)
         with _spoken() as spoken:
             try:
                 return int(pyslurm.JobSubmitDescription(**description(job)).submit())
@@ -124,21 +138,39 @@ class NativeBackend:
             raise Refused(words, hint=hint_for(failed.errno, job.options, self._site)) from failed
         raise OutcomeUnknown(f"the submit failed on its way: {failed}") from failed
 
+    def _submit_by_sbatch(self, job: BatchJob, options: list[str]) -> int:
+        """Have sbatch submit what pyslurm can't express; it costs some 10 ms more."""
+        command = commands.find("sbatch")
+        if command is None:
+            raise Refused(
+                f"this agent can't ask Slurm for {', '.join(options)}: pyslurm can't, and sbatch isn't here",
+                hint=f"put sbatch's folder on the agent's PATH, or leave {', '.join(options)} out",
+            )
+        return sbatch.submit(
+            job, sbatch=command, conf=self._conf, patience=commands.CONTROL, owner=None, site=self._site
+        )
+
     def jobs(self) -> list[Observation]:
         """Give this user's jobs, those that finished within MinJobAge included, in one call for these jobs only."""
         seen = []
         try:
             for job in self._library.jobs_of(self._user, self._scratch):
                 with contextlib.suppress(UnicodeDecodeError):  # not one of ours: their names are ASCII
-                    seen.append(self._observe(job))
+                    seen += self._observe_all(job)
         except libslurm.LoadFailed as error:
             raise _unavailable(pyslurm.RPCError(error.errno)) from error
         return seen
 
-    def job(self, job_id: int) -> Observation | None:
-        """Give one job; None is Slurm's "invalid job id"."""
+    def job(self, job_id: int, task: int | None = None) -> Observation | None:
+        """Give one job, or a task of an array; None is Slurm's "invalid job id"."""
+        if task is not None:
+            return next((seen for seen in self._tasks(job_id) if split_name(seen.name)[1] == (task,)), None)
         job = self._load(job_id)
         return None if job is None else self._observe(job)
+
+    def _tasks(self, array_id: int) -> list[Observation]:
+        """Give the tasks of an array; libslurm's call for one job isn't the same in all versions."""
+        return [seen for seen in self.jobs() if seen.job_id == array_id]
 
     def cancel(self, job_id: int, name: str) -> bool:
         """Cancel a job by its id after a look at its name; True also when it has already ended.
@@ -146,6 +178,9 @@ class NativeBackend:
         To hit a foreign job, the id would have to be purged and handed out again between the look and the cancel,
         within a millisecond. libslurm has a call that cancels by id and name, but pyslurm doesn't offer it.
         """
+        array, indexes = split_name(name)
+        if indexes is not None:
+            return self._cancel_tasks(job_id, array, indexes)
         job = self._load(job_id)
         if job is None or job.name != name:
             return False
@@ -157,6 +192,23 @@ class NativeBackend:
         except pyslurm.RPCError as error:
             return self._after_failed_cancel(job_id, error)
         return True
+
+    def _cancel_tasks(self, array_id: int, array: str, indexes: tuple[int, ...]) -> bool:
+        """Cancel those of an array's tasks that haven't ended, in one call, after a look at their names."""
+        wanted = {task_name(array, index): index for index in indexes}
+        found = [seen for seen in self._tasks(array_id) if seen.name in wanted]
+        alive = [wanted[seen.name] for seen in found if seen.state not in FINAL or seen.flags]
+        if not alive:
+            return bool(found)
+        errno = self._library.kill_tasks(array_id, expression(alive))
+        if errno in {0, libslurm.ALREADY_DONE}:
+            return True
+        error = pyslurm.RPCError(errno)
+        if errno in NOT_CONNECTED:
+            raise _unavailable(error)
+        if _is_an_answer(errno):
+            raise Refused(str(error))
+        raise OutcomeUnknown(f"the cancel failed on its way: {error}")
 
     def _after_failed_cancel(self, job_id: int, error: Any) -> bool:
         """Find out what a cancel did: pyslurm takes what errno happens to hold for its outcome."""
@@ -178,8 +230,8 @@ class NativeBackend:
         if not self._keeps_accounting():
             raise NoAccounting("this site keeps no accounting (AccountingStorageType in slurm.conf)")
         wanted = set(jobs)
-        by_name = [name for job_id, name in wanted if job_id == ANY_ID]
-        by_both = [(job_id, name) for job_id, name in wanted if job_id != ANY_ID]
+        by_name = sorted({split_name(name)[0] for job_id, name in wanted if job_id == ANY_ID})
+        by_both = sorted({self._asked_as(job_id, name) for job_id, name in wanted if job_id != ANY_ID})
         rows = self._rows([], by_name, since) if by_name else []
         if by_both:
             try:
@@ -188,8 +240,19 @@ class NativeBackend:
                 for job_id, name in by_both:
                     with contextlib.suppress(IndexError):
                         rows += self._rows([job_id], [name], since)
-        found = (self._account(row) for row in rows if {(row.id, row.name), (ANY_ID, row.name)} & wanted)
-        return [row for row in found if row.submit_time is not None and row.submit_time >= math.floor(since)]
+        fitting = [
+            one
+            for row in rows
+            for one in self._account(row)
+            if {(one.job_id, one.name), (ANY_ID, one.name)} & wanted
+            and one.submit_time is not None
+            and one.submit_time >= math.floor(since)
+        ]
+        return details.of_sacct(fitting, since, commands.find("sacct"), self._conf)
+
+    def _asked_as(self, job_id: int, name: str) -> tuple[int, str]:
+        """Give the id and the name by which accounting is asked: a task's own id spares it all the siblings."""
+        return self._own_ids.get((job_id, name), job_id), split_name(name)[0]
 
     def _keeps_accounting(self) -> bool:
         """Ask the controller, once, where it keeps accounting."""
@@ -242,6 +305,31 @@ class NativeBackend:
                 return None
             raise _unavailable(error) from error
 
+    def _observe_all(self, job: Any) -> list[Observation]:
+        """Give what a record says: of one job, of a task, or of the tasks that share it while they wait.
+
+        Slurm forgets waiting tasks that are cancelled; when none is left, the record is shown under the array's name.
+        """
+        seen = self._observe(job)
+        if job.array_id is None:
+            return [seen]
+        indexes = _indexes(job.array_tasks_waiting, self._job_task.of(job))
+        if not indexes:
+            return [msgspec.structs.replace(seen, job_id=job.array_id)]
+        own = None if job.array_tasks_waiting else job.id
+        tasks = [
+            msgspec.structs.replace(seen, job_id=job.array_id, name=task_name(seen.name, index), task_job_id=own)
+            for index in indexes
+        ]
+        if own is not None:
+            self._remember_own_id(tasks[0], own)
+        return tasks
+
+    def _remember_own_id(self, task: Observation, own: int) -> None:
+        self._own_ids[task.job_id, task.name] = own
+        if len(self._own_ids) > MOST_OWN_IDS:
+            del self._own_ids[next(iter(self._own_ids))]
+
     def _observe(self, job: Any) -> Observation:
         state, flags = self._library.words_of(self._job_state.of(job))
         ended = state in FINAL
@@ -262,6 +350,7 @@ class NativeBackend:
             submit_time=job.submit_time,
             # Until then these are the controller's guesses.
             start_time=job.start_time if started else None,
+            start_estimate=None if started else job.start_time,
             end_time=job.end_time if ended else None,
             restarts=job.requeue_count,
         )
@@ -285,23 +374,35 @@ class NativeBackend:
                     raise Unavailable(f"accounting can't be asked: {error}") from error
         raise AssertionError
 
-    def _account(self, row: Any) -> AccountingRow:
+    def _account(self, row: Any) -> list[AccountingRow]:
+        """Give what a row says: of one job, of a task, or of the tasks that never came to have rows of their own."""
+        account = self._account_one(row)
+        if row.array_id is None:
+            return [account]
+        indexes = _indexes(row.array_tasks_waiting, self._row_task.of(row))
+        return [
+            msgspec.structs.replace(account, job_id=row.array_id, name=task_name(account.name, index))
+            for index in indexes
+        ]
+
+    def _account_one(self, row: Any) -> AccountingRow:
         exit_code, signal = _split(self._row_exit.of(row))
+        accounting = Accounting(
+            state=row.state,
+            exit_code=exit_code or 0,
+            signal=signal or 0,
+            elapsed=float(row.elapsed_time or 0),
+            cpu_seconds=float(row.stats.total_cpu_time),
+            alloc_cpus=row.cpus or 0,
+            max_rss=row.stats.resident_memory or None,
+            alloc_nodes=row.num_nodes or 0,
+            alloc_tres=_tres(row.allocated_tres),
+        )
         return AccountingRow(
             job_id=row.id,
             name=row.name,
             final=row.state in FINAL and row.end_time is not None,
-            accounting=Accounting(
-                state=row.state,
-                exit_code=exit_code or 0,
-                signal=signal or 0,
-                elapsed=float(row.elapsed_time or 0),
-                cpu_seconds=float(row.stats.total_cpu_time),
-                alloc_cpus=row.cpus or 0,
-                max_rss=row.stats.resident_memory or None,
-                alloc_nodes=row.num_nodes or 0,
-                alloc_tres=_tres(row.allocated_tres),
-            ),
+            accounting=details.of_objects(row, accounting),
             node_list=_word(row.nodelist),
             submit_time=row.submit_time,
             start_time=row.start_time,
@@ -328,9 +429,16 @@ def _spoken() -> Iterator[list[str]]:
             said += [re.sub(r"^\S+: (error: )?", "", line) for line in text.decode(errors="replace").splitlines()]
 
 
+def _indexes(waiting: str | None, index: int) -> tuple[int, ...]:
+    """Give the tasks that a record is about."""
+    if waiting:
+        return expanded(waiting)
+    return () if index == libslurm.NO_VAL else (index,)
+
+
 def _split(status: int) -> tuple[int | None, int | None]:
     """Give exit code and signal of a wait status."""
-    if status == NO_VAL:
+    if status == libslurm.NO_VAL:
         return None, None
     if os.WIFSIGNALED(status):
         return 0, os.WTERMSIG(status)

@@ -95,6 +95,7 @@ class ChildScheduler:
         self._accounting_delay = self._limits.probe_first
         self._since = time.time()
         self._latency: float | None = None
+        self._version = ""
         self._error: str | None = "not asked yet"
         self._calls: Counter[str] = Counter()
         self._restarts = 0
@@ -121,9 +122,9 @@ class ChildScheduler:
         result: list[Observation] = await self._ask("jobs")
         return result
 
-    async def job(self, job_id: int) -> Observation | None:
-        """Give one job; None is the controller's answer that it doesn't know it."""
-        result: Observation | None = await self._ask("job", job_id)
+    async def job(self, job_id: int, task: int | None = None) -> Observation | None:
+        """Give one job or one task of an array; None is the controller's answer that it doesn't know it."""
+        result: Observation | None = await self._ask("job", job_id, task)
         return result
 
     async def accounting(self, jobs: list[tuple[int, str]], since: float) -> list[AccountingRow]:
@@ -157,6 +158,7 @@ class ChildScheduler:
             error=self._error,
             calls=dict(self._calls),
             restarts=self._restarts,
+            version=self._version,
         )
 
     async def aclose(self) -> None:
@@ -340,6 +342,7 @@ class ChildScheduler:
             try:
                 self._channel = await Channel.start(self._argv, self._env, self._limits.start)
                 self._started_at = time.monotonic()
+                self._version = self._channel.version
             except SchedulerError as error:
                 self._went_down(error.message)
                 raise

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from slurmbus.client import SiteClient
+from slurmbus.commands.array_view import ArrayView
 from slurmbus.commands.console import note
 from slurmbus.commands.options import site_argument
 from slurmbus.commands.view import JobView
@@ -20,29 +21,48 @@ ACCEPT_PATIENCE = 10.0
 """Seconds that a command waits for an agent to take a request; usually it takes milliseconds."""
 
 
-def follow_job(client: SiteClient, key: str, view: JobView) -> Record | None:
+def follow_job(client: SiteClient, key: str, view: JobView, task: int = 0) -> Record | None:
     """Show a job until it has ended, and give its last record; None when the person pressed Ctrl-C."""
     try:
-        with client.follow(key) as events:
+        with client.follow(key, task=task) as events:
             for event in events:
                 view.show(event)
                 if isinstance(event, Finished):
                     return event.record
     except KeyboardInterrupt:
-        site = site_argument(client)
-        note(f"\nThe job goes on. Follow it again: slurmbus logs -f {site} {key}")
-        note(f"                 End it:          slurmbus cancel {site} {key}")
+        _tell_how_to_go_on(client, key, f" --task {task}" if task else "")
     return None
 
 
-def wait_for_agent(client: SiteClient, key: str, accepted: Callable[[Record], bool]) -> Record | None:
+def follow_array(client: SiteClient, key: str, tasks: Collection[int], view: ArrayView) -> list[Record] | None:
+    """Show the tasks of an array until all have ended, and give their records; None when the person pressed Ctrl-C."""
+    ended = []
+    try:
+        with client.follow_tasks({key: tasks}) as events:
+            for event in events:
+                view.show(event)
+                if isinstance(event.event, Finished):
+                    ended.append(event.event.record)
+    except KeyboardInterrupt:
+        _tell_how_to_go_on(client, key, "")
+        return None
+    return ended
+
+
+def _tell_how_to_go_on(client: SiteClient, key: str, task: str) -> None:
+    site = site_argument(client)
+    note(f"\nThe job goes on. Follow it again: slurmbus logs -f {site} {key}{task}")
+    note(f"                 End it:          slurmbus cancel {site} {key}{task}")
+
+
+def wait_for_agent(client: SiteClient, key: str, accepted: Callable[[Record], bool], task: int = 0) -> Record | None:
     """Wait until the site's agent has made a request durable, and give the record that shows it.
 
     None, and a word about why, when there is no agent or it doesn't do so within ACCEPT_PATIENCE seconds.
     """
     view = JobView(client.site)
     deadline = time.monotonic() + ACCEPT_PATIENCE
-    with client.follow(key, streams=False, patience=ACCEPT_PATIENCE / 10) as events:
+    with client.follow(key, task=task, streams=False, patience=ACCEPT_PATIENCE / 10) as events:
         while (left := deadline - time.monotonic()) > 0:
             event = events.wait(left)
             if isinstance(event, Finished) or (isinstance(event, StateChanged) and accepted(event.record)):

@@ -51,7 +51,9 @@ def command(context: click.Context, *, as_json: bool) -> None:
     "--credentials", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="NKEY seed for --url."
 )
 @click.option("--ca", "ca_file", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TLS authority.")
-@click.option("--scheduler", type=click.Choice(["auto", "native", "local"]), default="auto", show_default=True)
+@click.option(
+    "--scheduler", type=click.Choice(["auto", "native", "commands", "local"]), default="auto", show_default=True
+)
 @click.option("--spool", metavar="PATH", help="The agent's spool, on the cluster's shared file system.")
 @click.option("--slurm-conf", metavar="PATH", help="slurm.conf on the cluster.")
 @click.option("--link-host", metavar="HOST", help="On which address compute nodes reach the agent.")

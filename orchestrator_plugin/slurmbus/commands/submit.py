@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from slurmbus import job_options
 from slurmbus.client import SiteClient
 from slurmbus.commands.console import note, show_json
 from slurmbus.commands.follow import finish, follow_job, tell_waiting, wait_for_agent
@@ -16,11 +17,16 @@ from slurmbus.commands.options import json_option, open_site, site_options
 from slurmbus.commands.view import JobView
 from slurmbus.events import Finished, StateChanged
 from slurmbus.exits import REFUSED, SUCCESS
-from slurmbus.units import parse_memory_mib, parse_time_minutes
+from slurmbus_protocol.environments import check_name
 from slurmbus_protocol.errors import InvalidSetting
-from slurmbus_protocol.messages import CommandPlan, FileRef, JobOptions, JobSpec
+from slurmbus_protocol.messages import CommandPlan, FileRef, JobOptions, JobSpec, NamedEnvironment
 from slurmbus_protocol.states import JobState
 
+_NAMED = {name: name for name in ("partition", "account", "qos", "nodes", "ntasks", "cpus", "mem")} | {
+    "time": "time_limit",
+    "gpus": "gpus_per_node",
+}
+"""The options that have a flag of their own here."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -28,15 +34,23 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 @site_options
 @click.option("--name", help="The job's name; by default the command's.")
 @click.option("--partition", "-p", metavar="NAME")
-@click.option("--time", "-t", "time_limit", metavar="TIME", help="As Slurm writes it: 90 (minutes), 00:10:00, 1-00:00.")
+@click.option("--time", "-t", metavar="TIME", help="As Slurm writes it: 90 (minutes), 00:10:00, 1-00:00.")
 @click.option("--cpus", "-c", type=click.IntRange(min=1), help="CPUs per task.")
 @click.option("--mem", metavar="SIZE", help="Memory per node: 500M, 1G, or MiB.")
 @click.option("--gpus", metavar="[TYPE:]N", help="GPUs per node.")
-@click.option("--nodes", "-N", type=click.IntRange(min=1))
+@click.option("--nodes", "-N", metavar="N[-MAX]")
 @click.option("--ntasks", "-n", type=click.IntRange(min=1))
 @click.option("--account", "-A", metavar="NAME")
 @click.option("--qos", "-q", metavar="NAME")
+@click.option(
+    "--option",
+    "words",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Any other option of sbatch: --option time-min=10 --option contiguous.",
+)
 @click.option("--env", "-e", "variables", multiple=True, metavar="K=V", help="A variable for the job; K alone copies.")
+@click.option("--environment", metavar="NAME|HASH", help="What it runs in: see 'slurmbus env list' and 'env push'.")
 @click.option(
     "--file", "-f", "files", multiple=True, metavar="PATH[:TARGET]", help="A file to put into the job's folder."
 )
@@ -62,6 +76,7 @@ def command(
     options = _options(request)  # before anything is opened: mistakes come at once
     name = _name(request["name"], request["argv"][0])
     env = dict(_variable(item) for item in request["variables"])
+    environment = NamedEnvironment(name=check_name(request["environment"])) if request["environment"] else None
     sources = [_source(item) for item in files]
     client = open_site(site, local=local)
     job = JobSpec(
@@ -71,6 +86,7 @@ def command(
         env=env,
         files=_upload(client, sources),
         outputs=request["outputs"],
+        environment=environment,
     )
     key = client.submit(job, tell=tell_waiting)
     if not follow:
@@ -99,21 +115,8 @@ def _accepted(client: SiteClient, key: str) -> int:
 
 
 def _options(request: dict[str, Any]) -> JobOptions:
-    gpus = request["gpus"]
-    if gpus is not None and not re.fullmatch(r"(?:[\w.-]+:)?\d+", gpus):
-        raise InvalidSetting(f"--gpus={gpus!r} is no number of GPUs", hint="e.g. 2 or a100:2")
-    time_limit, mem = request["time_limit"], request["mem"]
-    return JobOptions(
-        partition=request["partition"],
-        account=request["account"],
-        qos=request["qos"],
-        time_limit_minutes=parse_time_minutes(time_limit, "--time") if time_limit is not None else None,
-        nodes=request["nodes"],
-        ntasks=request["ntasks"],
-        cpus_per_task=request["cpus"],
-        mem_per_node_mib=parse_memory_mib(mem, "--mem") if mem is not None else None,
-        gpus_per_node=gpus,
-    )
+    named = [job_options.read({option: request[name]}, f"--{name}") for name, option in _NAMED.items()]
+    return job_options.merge(*named, job_options.read_words(request["words"], "--option"))
 
 
 def _name(name: str | None, program: str) -> str:

@@ -38,6 +38,8 @@ class JobView:
         default_factory=lambda: {Stream.STDOUT: sys.stdout.buffer, Stream.STDERR: sys.stderr.buffer}
     )
     quiet: bool = False
+    task: int | None = None
+    """Stands in JSON lines: whose event it is, of an array's tasks."""
     _said: tuple[object, ...] = ()
     _over_limit: set[tuple[int, Stream]] = field(default_factory=set)
 
@@ -61,6 +63,7 @@ class JobView:
     def _output(self, event: Output) -> None:
         if self.as_json:
             where: dict[str, Any] = {"start": event.start, "stream": event.stream, "offset": event.offset}
+            where |= {"task": self.task} if self.task is not None else {}
             try:
                 show_json({"event": "output", **where, "text": event.data.decode()})
             except UnicodeDecodeError:

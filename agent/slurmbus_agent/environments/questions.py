@@ -1,0 +1,173 @@
+"""Answers questions about environments, and installs and removes them for whoever has signed that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from nats.aio.msg import Msg
+
+from slurmbus_agent.audit import Audit
+from slurmbus_agent.environments.service import Environments
+from slurmbus_agent.environments.store import Installation
+from slurmbus_agent.environments.tidying import Tidying, Users
+from slurmbus_protocol import codec, subjects
+from slurmbus_protocol import messages as wire
+from slurmbus_protocol.bus import Bus
+from slurmbus_protocol.environments import check_name
+from slurmbus_protocol.errors import (
+    EnvironmentInUse,
+    RequestExpired,
+    SlurmbusError,
+    UnknownEnvironment,
+    UnknownType,
+    WrongAddress,
+)
+from slurmbus_protocol.signing import TrustedKeys
+
+Signed = wire.InstallEnvironment | wire.RemoveEnvironment
+
+
+class EnvironmentQuestions:
+    """Answers on the site's rpc subjects.
+
+    Args:
+        bus: the connection.
+        site: whose questions.
+        environments: the site's.
+        tidying: removes them.
+        users: who uses them.
+        unused_days: after which they are removed.
+        keys: whose wishes to install or to remove are granted.
+        bus_time: the bus's clock, or None when it isn't known.
+        audit: where these are noted.
+        leading: whether this agent serves the site at this moment.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        site: str,
+        environments: Environments,
+        tidying: Tidying,
+        *,
+        users: Users,
+        unused_days: float,
+        keys: TrustedKeys,
+        bus_time: Callable[[], float | None],
+        audit: Audit,
+        leading: Callable[[], bool],
+    ) -> None:
+        self._bus = bus
+        self._site = site
+        self._environments = environments
+        self._tidying = tidying
+        self._users = users
+        self._unused_days = unused_days
+        self._keys = keys
+        self._bus_time = bus_time
+        self._audit = audit
+        self._leading = leading
+        self._seen: set[str] = set()
+
+    async def serve(self) -> None:
+        """Begin to answer."""
+        answers: dict[str, Callable[[Msg], Awaitable[wire.Message]]] = {
+            "platform": self._platform,
+            "environments": self._list,
+            "install-environment": self._install,
+            "remove-environment": self._remove,
+        }
+        for verb, answer in answers.items():
+            await self._bus.serve(subjects.rpc(self._site, verb), self._handler(answer))
+
+    def _handler(self, answer: Callable[[Msg], Awaitable[wire.Message]]) -> Callable[[Msg], Awaitable[None]]:
+        async def handle(msg: Msg) -> None:
+            if not self._leading():
+                return
+            try:
+                reply = await answer(msg)
+            except SlurmbusError as error:
+                reply = wire.Problem(code=error.code, message=error.message, hint=error.hint, retryable=error.retryable)
+            await self._bus.respond(msg, codec.encode(reply))
+
+        return handle
+
+    async def _platform(self, msg: Msg) -> wire.Message:
+        codec.decode_as(msg.data, wire.AskPlatform)
+        return await self._environments.platform()
+
+    async def _list(self, msg: Msg) -> wire.Message:
+        question = codec.decode_as(msg.data, wire.AskEnvironments)
+        if question.digests:
+            looked = [await self._environments.find(digest) for digest in question.digests]
+            found = [one for one in looked if one is not None]
+        else:
+            found = await asyncio.to_thread(self._environments.store.all)
+        names = await asyncio.to_thread(self._environments.store.names)
+        entries = tuple(self._entry(one, names.get(one.link.name, [])) for one in found)
+        return wire.Environments(environments=entries, unused_days=self._unused_days)
+
+    def _entry(self, installation: Installation, names: list[str]) -> wire.InstalledEnvironment:
+        info = installation.info
+        return wire.InstalledEnvironment(
+            digest=info.digest,
+            title=info.title,
+            kind=info.kind,
+            path=str(installation.prefix),
+            names=tuple(names),
+            size=info.size,
+            files=info.files,
+            python=info.python,
+            installed_at=info.installed_at,
+            used_at=installation.used_at,
+            jobs=tuple(self._users(installation)),
+        )
+
+    # ------------------------------------------------------------------ what has to be signed
+
+    def _verified(self, msg: Msg) -> Signed:
+        signer = self._keys.verify(msg.subject, msg.data, msg.headers)
+        wish = codec.decode(msg.data)
+        if not isinstance(wish, Signed):
+            raise UnknownType(f"a {wish.TYPE} message can't be asked on {msg.subject}", hint="")
+        if wish.site != self._site:
+            raise WrongAddress(f"the request names site {wish.site!r}, but was sent to {self._site!r}")
+        now = self._bus_time()
+        if now is not None and wish.expires_at < now:
+            raise RequestExpired("the request had expired before the agent could take it")
+        digest = wish.environment.digest if isinstance(wish, wire.InstallEnvironment) else wish.digest
+        if f"{wish.TYPE} {digest}" not in self._seen:  # they are asked again and again until it is done
+            self._seen.add(f"{wish.TYPE} {digest}")
+            self._audit.write(wish.TYPE, digest=digest, signer=signer[:16], submitter=wish.submitter)
+        return wish
+
+    async def _install(self, msg: Msg) -> wire.Message:
+        wish = self._verified(msg)
+        if not isinstance(wish, wire.InstallEnvironment):
+            raise UnknownType(f"expected install-environment, got {wish.TYPE}", hint="")
+        ref = wish.environment
+        if wish.name is not None:
+            check_name(wish.name)
+        found = await self._environments.find(ref.digest)
+        if found is None:
+            if wish.again:
+                self._environments.forgive(ref.digest)
+            self._environments.begin(ref)
+            doing = self._environments.doing(ref.digest) or ""
+            return wire.EnvironmentStatus(digest=ref.digest, ready=False, doing=doing)
+        if wish.name is not None:
+            await asyncio.to_thread(self._environments.store.name, ref.digest, wish.name)
+        return wire.EnvironmentStatus(digest=ref.digest, ready=True, path=str(found.prefix))
+
+    async def _remove(self, msg: Msg) -> wire.Message:
+        wish = self._verified(msg)
+        if not isinstance(wish, wire.RemoveEnvironment):
+            raise UnknownType(f"expected remove-environment, got {wish.TYPE}", hint="")
+        found = await asyncio.to_thread(self._environments.store.find, wish.digest)
+        if found is None:
+            raise UnknownEnvironment(f"this site has no environment {wish.digest[:12]}")
+        if not await self._tidying.remove(found, f"{wish.submitter} asked for it"):
+            jobs = self._users(found)
+            raise EnvironmentInUse(f"environment {wish.digest[:12]} is used by {len(jobs)} jobs: {', '.join(jobs)}")
+        return wire.EnvironmentStatus(digest=wish.digest, ready=False)

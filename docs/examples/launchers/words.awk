@@ -1,0 +1,2 @@
+{ words += NF }
+END { print words > "count.txt" }

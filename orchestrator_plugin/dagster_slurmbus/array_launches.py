@@ -1,0 +1,168 @@
+"""Where the tasks of an array went that earlier attempts of a step submitted, and what becomes of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from dagster_slurmbus import _compat
+from dagster_slurmbus.reattach import Choice, OnChangedRequest, choose
+from dagster_slurmbus.values import wrong
+from slurmbus_protocol.messages import Record
+
+CLIENT = "slurmbus-array:"
+"""What the client names of arrays' launch handles begin with; the call follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one task is: a task of an array of this key, and the hash of what it asks for."""
+
+    key: str
+    index: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoundArray:
+    """What the last attempt knew: each of its tasks, whoever submitted it."""
+
+    launch: _compat.FoundLaunch
+    site: str
+    parts: Mapping[str, str]
+    tasks: Mapping[str, Place]
+    """By name."""
+
+
+def extras(site: str, parts: Mapping[str, str], tasks: Mapping[str, Place]) -> dict[str, Any]:
+    """Give what a launch handle keeps: a later attempt finds all tasks in the newest one."""
+    keys = sorted({place.key for place in tasks.values()})
+    at = {key: number for number, key in enumerate(keys)}
+    return {
+        "site": site,
+        "parts": dict(parts),
+        "keys": keys,
+        "tasks": {name: [at[place.key], place.index, place.digest] for name, place in tasks.items()},
+    }
+
+
+def find(context: dg.OpExecutionContext, client: str, parts: Mapping[str, str]) -> FoundArray | None:
+    """Give what an earlier attempt of this step launched by this call, for the same partitions."""
+    launches: list[_compat.FoundLaunch] = _compat.attempt(context).kept(
+        "array launches", lambda: [one for one in _compat.launches_of_step(context) if one.client.startswith(CLIENT)]
+    )
+    for launch in launches:
+        if launch.client != client or launch.extras["parts"].get("partition") != parts.get("partition"):
+            continue
+        keys: Sequence[str] = launch.extras["keys"]
+        tasks = {name: Place(keys[at], index, digest) for name, (at, index, digest) in launch.extras["tasks"].items()}
+        return FoundArray(launch, str(launch.extras["site"]), dict(launch.extras["parts"]), tasks)
+    return None
+
+
+def launch_client(context: dg.OpExecutionContext, reattach_key: str | None) -> str:
+    """Give the client name of a call's launch handles: its number within the attempt, or the user's own key."""
+    attempt = _compat.attempt(context)
+    if reattach_key is None:
+        return f"{CLIENT}{attempt.kept('array calls', _Calls).next()}"
+    if not isinstance(reattach_key, str) or not reattach_key:
+        raise wrong(f"reattach_key={reattach_key!r} isn't a text; nothing was submitted")
+    if not attempt.is_new(f"{CLIENT}{reattach_key}"):
+        raise wrong(f"reattach_key={reattach_key!r} was given to two calls of this step; give each its own")
+    return f"{CLIENT}key:{reattach_key}"
+
+
+class _Calls:
+    def __init__(self) -> None:
+        self._count = -1
+
+    def next(self) -> int:
+        self._count += 1
+        return self._count
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an attempt does with the tasks that it finds."""
+
+    follow: Mapping[str, Place]
+    """They run, or have succeeded."""
+    submit: Sequence[str]
+    """They have failed, ask for something else now, or are new."""
+    end: Mapping[str, Place]
+    """They still run, and something else is asked for: ended before anything is submitted."""
+    repeat: str | None
+    """The launch of this key was written down, but the site knows nothing of it: the same request once more."""
+    changed: Sequence[str]
+    """Tasks that ask for something else now."""
+
+
+def plan(
+    wanted: Mapping[str, str],
+    found: FoundArray | None,
+    records: Mapping[str, Mapping[int, Record]],
+    *,
+    same: bool,
+    on_changed: OnChangedRequest,
+) -> Plan:
+    """Decide for each task, as for a single job.
+
+    Args:
+        wanted: the hash of what each task asks for, by its name.
+        found: what an earlier attempt launched.
+        records: what the site knows, by key and number.
+        same: whether what all tasks share is asked for now as then.
+        on_changed: what shall happen when a task asks for something else.
+    """
+    follow: dict[str, Place] = {}
+    submit: list[str] = []
+    end: dict[str, Place] = {}
+    changed: list[str] = []
+    lost = _unknown_keys(found, records)
+    repeat = next(iter(lost), None) if found is not None and _asks_for_the_same(wanted, found, lost, same) else None
+    for name, digest in wanted.items():
+        place = found.tasks.get(name) if found is not None else None
+        if place is None:
+            submit.append(name)
+            continue
+        alike = same and place.digest == digest
+        if not alike:
+            changed.append(name)
+        record = records.get(place.key, {}).get(place.index)
+        if place.key in lost:
+            if place.key == repeat:
+                follow[name] = place
+            else:
+                submit.append(name)
+                end[name] = place  # should its request turn up after all
+            continue
+        match choose(record, same=alike, on_changed=on_changed):
+            case Choice.FOLLOW | Choice.REPEAT:  # the agent is about to make the record of the latter
+                follow[name] = place
+            case Choice.REPLACE:
+                end[name] = place
+                submit.append(name)
+            case Choice.SUBMIT:
+                submit.append(name)
+            case Choice.REFUSE:
+                raise wrong(
+                    f"task {name!r} of an earlier attempt is task {place.index} of job {place.key}, and it asks for "
+                    "something else now; on_changed_request='fail' leaves the choice to you: set it to 'resubmit' or "
+                    "'reattach', or re-execute all steps"
+                )
+    return Plan(follow, submit, end, repeat, changed)
+
+
+def _unknown_keys(found: FoundArray | None, records: Mapping[str, Mapping[int, Record]]) -> set[str]:
+    keys = {place.key for place in found.tasks.values()} if found is not None else set()
+    return {key for key in keys if not records.get(key)}
+
+
+def _asks_for_the_same(wanted: Mapping[str, str], found: FoundArray, lost: Iterable[str], same: bool) -> bool:
+    """Tell whether a request that perhaps was never published can be published again as it was."""
+    keys = set(lost)
+    tasks = {name: place for name, place in found.tasks.items() if place.key in keys}
+    return same and len(keys) == 1 and all(wanted.get(name) == place.digest for name, place in tasks.items())

@@ -1,0 +1,105 @@
+"""The way of a job from end to end with the Slurm of older Debian releases, where there are only Slurm's commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from integration.buses import running_home
+from integration.jobs import Story, follow, run, spec
+from integration.test_jobs import (
+    test_a_cancel_ends_a_running_job,  # noqa: F401
+    test_a_gpu_job_gets_its_gpu,  # noqa: F401
+    test_a_job_starts_from_a_login_shell_and_not_from_the_agents_environment,  # noqa: F401
+    test_accounting_follows_the_final_state,  # noqa: F401
+    test_an_out_of_memory_kill_is_told_as_such,  # noqa: F401
+    test_an_unknown_partition_is_refused_in_slurms_own_words,  # noqa: F401
+    test_exit_codes,  # noqa: F401
+    test_impossible_memory_is_refused,  # noqa: F401
+    test_signals,  # noqa: F401
+)
+from integration.test_outages import frozen_controller, heartbeat, until
+from slurmbus.client import SiteClient
+from slurmbus.connection import Connection, ConnectionSettings
+from slurmbus.events import StateChanged
+from slurmbus.home import Home
+from slurmbus_cluster import Cluster
+from slurmbus_cluster.agents import AGENT, AgentProcess
+from slurmbus_cluster.image import RELEASES
+from slurmbus_protocol.states import JobState
+
+SITE = "older-alice"
+
+
+@pytest.fixture(scope="module", params=["trixie", "bookworm"])
+def cluster(request: pytest.FixtureRequest) -> Cluster:
+    """The cluster of one release."""
+    found: Cluster = request.getfixturevalue(f"cluster_{request.param}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def home(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A bus of its own: the release's cluster has a network of its own."""
+    with running_home(tmp_path_factory.mktemp("older"), cluster.gateway) as home:
+        home.add_site(SITE, scheduler="auto")
+        yield home
+
+
+@pytest.fixture(scope="module")
+def alice_agent(cluster: Cluster, home: Home) -> Iterator[AgentProcess]:
+    """Alice's agent, which finds out by itself that there are only commands."""
+    with AgentProcess(cluster, SITE, home.bundle_path(SITE)) as agent:
+        yield agent
+
+
+@pytest.fixture(scope="module")
+def alice(alice_agent: AgentProcess, home: Home) -> Iterator[SiteClient]:
+    """A client of that site."""
+    connection = Connection.get(ConnectionSettings.of_site(home, alice_agent.site))
+    yield SiteClient(connection, alice_agent.site)
+    connection.close()
+
+
+def test_a_job_runs_and_everything_it_says_comes_back(
+    alice: SiteClient, alice_agent: AgentProcess, cluster: Cluster
+) -> None:
+    story = run(alice, "bash", "-c", 'echo "hello from $SLURMD_NODENAME as $USER"; echo oops >&2')
+    record = story.record
+    assert (record.state, record.exit_code) == (JobState.COMPLETED, 0)
+    assert (story.stdout, story.stderr) == (f"hello from {record.node_list} as alice\n", "oops\n")
+    scheduler = heartbeat(alice).scheduler
+    assert (scheduler.kind, scheduler.responding) == ("commands", True)
+    assert scheduler.version.startswith(RELEASES[cluster.release])
+    assert "the scheduler is 'commands': pyslurm isn't installed here" in alice_agent.log
+
+
+def test_a_controller_that_is_frozen_and_killed_changes_nothing(alice: SiteClient, cluster: Cluster) -> None:
+    key = alice.submit(spec("bash", "-c", "for i in $(seq 20); do echo $i; sleep 1; done; exit 4"))
+    story, late = Story(), ""
+    for event in alice.follow(key):
+        story.hear(event)
+        if isinstance(event, StateChanged) and event.record.state is JobState.RUNNING and not late:
+            with frozen_controller(cluster):
+                late = alice.submit(spec("echo", "late"))
+                until(lambda: not heartbeat(alice).scheduler.responding, 60, "the agent notices")
+            cluster.daemon("kill", "slurmctld")
+            cluster.daemon("start", "slurmctld")
+    assert story.stdout == "".join(f"{number}\n" for number in range(1, 21))
+    assert (story.record.state, story.record.exit_code) == (JobState.FAILED, 4)
+    after = follow(alice, late)
+    assert (after.record.state, after.stdout) == (JobState.COMPLETED, "late\n")
+
+
+def test_the_doctor_says_which_scheduler_and_why(alice: SiteClient, cluster: Cluster) -> None:
+    assert heartbeat(alice).scheduler.kind == "commands"
+    told = cluster.exec("login", [AGENT, "doctor", "--site", SITE], user="alice").stdout
+    assert "'auto' picks 'commands': pyslurm isn't installed here" in told
+    assert f"Slurm {RELEASES[cluster.release]}" in told
+    assert "main (default), gpu, short" in told
+    assert "Jobs can run from here." in told
+    with frozen_controller(cluster):
+        done = cluster.exec("login", [AGENT, "doctor"], user="alice", check=False)
+    assert done.exit_code == 1
+    assert "NO  controller" in done.stdout

@@ -1,0 +1,38 @@
+"""Options that matter while a job runs, from the client to the payload, on the real cluster."""
+
+from __future__ import annotations
+
+from integration.jobs import run
+from slurmbus import job_options
+from slurmbus.client import SiteClient
+from slurmbus_cluster import Cluster
+from slurmbus_protocol.messages import JobOptions
+from slurmbus_protocol.states import JobState
+
+PAYLOAD = """
+trap 'echo warned; exit 0' USR1
+echo "$SLURM_NTASKS tasks; $(env | grep -c ^SBATCH_) leftovers; in $PWD"
+while true; do sleep 0.1; done
+"""
+
+
+def test_a_payload_is_warned_before_its_time_limit(alice: SiteClient, cluster: Cluster) -> None:
+    """The signal is sbatch's affair, which submits this job in the place of pyslurm."""
+    asked = job_options.read(
+        {"time": 2, "signal": "B:USR1@600", "ntasks": 2, "mem_per_cpu": 50, "comment": "mine; really"}
+    )
+    story = run(alice, "bash", "-c", PAYLOAD, options=job_options.merge(asked), labels={"dagster_run": "1234"})
+    record = story.record
+    assert record.state is JobState.COMPLETED
+    assert story.stdout == f"2 tasks; 0 leftovers; in {record.work_dir}\nwarned\n"
+    assert record.job_id is not None
+    shown = cluster.job(record.job_id)
+    assert shown["comment"] == "dagster_run=1234 ; mine; really"
+    assert shown["name"] == f"test.{record.key}"
+
+
+def test_a_refusal_of_sbatch_ends_the_job_with_its_words(alice: SiteClient) -> None:
+    record = run(alice, "true", options=JobOptions(hint="nonsense")).record
+    assert record.state is JobState.REJECTED
+    assert record.reason is not None
+    assert 'unrecognized --hint argument "nonsense"' in record.reason
