@@ -514,11 +514,26 @@ class SchedulerHealth(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Slurm's, e.g. ``24.11.5``; nothing for local processes and as long as it isn't known."""
 
 
+class BudgetUse(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """How much of one budget an agent has used, to be shown as ``used`` of ``limit``."""
+
+    name: str
+    """``cpu-time``, ``memory``, ``calls`` or ``stat-calls``; there may be others."""
+    used: float
+    limit: float
+    unit: str
+    """Of both: ``s``, ``B``, ``calls``, …"""
+    window_seconds: float = 0.0
+    """Over how long it was used; 0 for an amount of this moment."""
+
+
 class Vitals(Value, frozen=True, kw_only=True, omit_defaults=True):
-    """What the agent measured of itself."""
+    """What the agent measured of itself, with all the processes that it runs on the login node."""
 
     cpu_seconds: float = 0.0
+    """Of the agent's process and of those that it started and that have ended, since the process began."""
     rss: NonNegative = 0
+    """Resident bytes of the agent's own process."""
     open_files: NonNegative = 0
     jobs: dict[str, int] = {}
     """Unfinished jobs by state."""
@@ -526,6 +541,27 @@ class Vitals(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Bytes that wait to be relayed."""
     bad_messages: NonNegative = 0
     bus_latency: float | None = None
+    scheduler_rss: NonNegative = 0
+    """Resident bytes of the scheduler's process."""
+    scheduler_pid: NonNegative = 0
+    """The scheduler's process; 0 when it isn't running."""
+    records_returned: dict[str, int] = {}
+    """Records that Slurm gave in answer, by kind of call, since the agent started."""
+    stat_calls: NonNegative = 0
+    """Looks at files of the spool since the agent started."""
+    bus_bytes_in: NonNegative = 0
+    bus_bytes_out: NonNegative = 0
+    """Bytes of messages from and to the bus since the agent started."""
+    link_connections: NonNegative = 0
+    """Runners that are connected."""
+    budgets: tuple[BudgetUse, ...] = ()
+    slowed: str = ""
+    """Why the agent does less than it could, in words; empty when it doesn't."""
+    handovers: NonNegative = 0
+    """How often the agent has given its work to a fresh process of itself, so as to stay below the site's limits."""
+    link_bytes_in: NonNegative = 0
+    link_bytes_out: NonNegative = 0
+    """Bytes from and to runners since the agent started."""
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, omit_defaults=True):
