@@ -35,9 +35,12 @@ def _golden() -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("name", sorted(_golden()))
 def test_golden_bytes_still_mean_what_they_meant(name: str) -> None:
     entry = _golden()[name]
-    message = codec.decode(bytes.fromhex(entry["hex"]))
+    data = bytes.fromhex(entry["hex"])
+    message = codec.decode(data)
     assert msgspec.json.decode(msgspec.json.encode(message)) == entry["fields"]
-    assert codec.encode(message).hex() == entry["hex"]
+    # Same content, same order: how wide msgspec makes a map's length depends on how many fields a struct has by now.
+    again = msgspec.msgpack.decode(codec.encode(message))
+    assert json.dumps(again, default=bytes.hex) == json.dumps(msgspec.msgpack.decode(data), default=bytes.hex)
 
 
 def test_every_message_has_golden_bytes() -> None:
