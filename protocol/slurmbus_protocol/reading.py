@@ -113,7 +113,9 @@ def stored(msg: Msg) -> Stored:
     )
 
 
-async def create_reader(bus: Bus, stream: str, filters: Sequence[str], start_sequence: int | None) -> str:
+async def create_reader(
+    bus: Bus, stream: str, filters: Sequence[str], start_sequence: int | None, *, history: bool = True
+) -> str:
     """Make an ephemeral pull consumer over some subjects and return its name."""
     config: dict[str, Any] = {
         "ack_policy": "none",
@@ -124,7 +126,7 @@ async def create_reader(bus: Bus, stream: str, filters: Sequence[str], start_seq
         "replay_policy": "instant",
     }
     if start_sequence is None:
-        config["deliver_policy"] = "all"
+        config["deliver_policy"] = "all" if history else "last_per_subject"
     else:
         config["deliver_policy"] = "by_start_sequence"
         config["opt_start_seq"] = start_sequence
@@ -133,14 +135,17 @@ async def create_reader(bus: Bus, stream: str, filters: Sequence[str], start_seq
 
 
 async def read(
-    bus: Bus, stream: str, filters: Sequence[str], *, start_sequence: int | None = None
+    bus: Bus, stream: str, filters: Sequence[str], *, start_sequence: int | None = None, history: bool = True
 ) -> AsyncGenerator[Stored]:
-    """Give every message of some subjects in order, from the first one on, for ever; lost connections are repaired."""
+    """Give every message of some subjects in order, from the first one on, for ever; lost connections are repaired.
+
+    Without ``history`` it begins with the last message of each subject.
+    """
     following = start_sequence
     attempt = 0
     while True:
         try:
-            consumer = await create_reader(bus, stream, filters, following)
+            consumer = await create_reader(bus, stream, filters, following, history=history)
             async with aclosing(pull(bus, stream, consumer)) as messages:
                 async for msg in messages:
                     item = stored(msg)
