@@ -15,6 +15,7 @@ from slurmbus_agent.environments.settings import EnvironmentSettings
 from slurmbus_agent.retention import RetentionSettings
 from slurmbus_protocol.bus import BusSettings
 from slurmbus_protocol.errors import InvalidSetting
+from slurmbus_protocol.pinned import PinnedKey, PublicKeyHex
 from slurmbus_protocol.streams import agent_inbox
 from slurmbus_protocol.subjects import check_token
 
@@ -45,6 +46,12 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How long finished jobs are kept."""
     environments: EnvironmentSettings = EnvironmentSettings()
     """Where environments are installed."""
+    seal_key: str | None = None
+    """The private X25519 key, 64 hex digits, to which clients seal secret values."""
+    keys: tuple[PinnedKey, ...] = ()
+    """What is known of trusted keys beyond the bare ones in ``trusted_keys``; a key may stand here alone."""
+    revoked_keys: tuple[PublicKeyHex, ...] = ()
+    """Keys that are never accepted again, whoever brings them in."""
 
     @property
     def environments_root(self) -> Path:

@@ -15,6 +15,8 @@ import msgspec
 from slurmbus.errors import UnknownSite
 from slurmbus_protocol.embedded import BusUser, new_user_seed, public_key
 from slurmbus_protocol.errors import BusUnreachable, InvalidSetting
+from slurmbus_protocol.pinned import PinnedKey
+from slurmbus_protocol.sealing import new_seal_key, seal_public
 from slurmbus_protocol.signing import Signer
 from slurmbus_protocol.streams import agent_permissions
 from slurmbus_protocol.subjects import check_token
@@ -42,6 +44,13 @@ class SiteProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     slurm_conf: str | None = None
     link_host: str | None = None
     python: str | None = None
+    seal_public: str | None = None
+    """To which secret values for this site's agent are sealed."""
+    trusted: tuple[PinnedKey, ...] = ()
+    """Keys besides this home's whose requests the agent shall accept, and what this home's own one succeeds."""
+    revoked: tuple[str, ...] = ()
+    retiring_nkey: str | None = None
+    """The agent's former public key, which the bus still knows while the new one is on its way."""
 
 
 class AgentBundle(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -59,6 +68,11 @@ class AgentBundle(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """On which address runners reach the agent."""
     python: str | None = None
     """The interpreter that starts the runner."""
+    seal_key: str | None = None
+    """The private key to which secret values are sealed."""
+    keys: tuple[PinnedKey, ...] = ()
+    """What is known of trusted keys beyond the bare ones in ``trusted_keys``."""
+    revoked_keys: tuple[str, ...] = ()
 
 
 class BusAddress(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,12 +164,15 @@ class Home:
         check_token(name, "site")
         self.make()
         with self._locked():
-            seed = self._agent_seed(name) or new_user_seed()
+            bundle = self._bundle(name)
+            before = self.site(name) if self._profile_path(name).exists() else None
+            seed = bundle.nkey_seed if bundle else new_user_seed()
+            seal_key = (bundle.seal_key if bundle else None) or new_seal_key()
             profile = SiteProfile(
                 name=name,
                 bus=tuple(servers) if servers else "embedded",
                 credentials=credentials.absolute() if credentials else Path(self.credentials.name),
-                signing_key=Path(self.signing_key.name),
+                signing_key=before.signing_key if before else Path(self.signing_key.name),
                 agent_nkey=public_key(seed),
                 ca_file=ca_file.absolute() if ca_file else None,
                 agent_servers=tuple(agent_servers) if agent_servers else None,
@@ -164,8 +181,12 @@ class Home:
                 slurm_conf=slurm_conf,
                 link_host=link_host,
                 python=python,
+                seal_public=seal_public(seal_key),
+                trusted=before.trusted if before else (),
+                revoked=before.revoked if before else (),
+                retiring_nkey=before.retiring_nkey if before else None,
             )
-            self._write_bundle(profile, seed)
+            self._write_bundle(profile, seed, seal_key)
             _write_toml(self._profile_path(name), profile)
         return profile
 
@@ -176,8 +197,26 @@ class Home:
             return False
         with self._locked():
             self._profile_path(name).unlink(missing_ok=True)
-            self.bundle_path(name).unlink(missing_ok=True)
+            for path in (self.bundle_path(name), self.grant_path(name)):
+                path.unlink(missing_ok=True)
         return True
+
+    def change_site(self, name: str, *, nkey_seed: str | None = None, **changes: Any) -> SiteProfile:
+        """Change single fields of a site's profile, and its bundle with them.
+
+        Args:
+            name: of the site.
+            nkey_seed: a new bus key for its agent; None keeps the one that it has.
+            **changes: fields of the profile.
+        """
+        with self._locked():
+            bundle = self._bundle(name)
+            if bundle is None:
+                raise UnknownSite(f"{self.path} has no bundle of site {name!r}")
+            profile = msgspec.structs.replace(self.site(name), **changes)
+            self._write_bundle(profile, nkey_seed or bundle.nkey_seed, bundle.seal_key)
+            _write_toml(self._profile_path(name), profile)
+        return profile
 
     def sites(self) -> list[SiteProfile]:
         """Give the profiles by name."""
@@ -193,6 +232,14 @@ class Home:
     def bundle_path(self, name: str) -> Path:
         """Where the agent's file lies."""
         return self._agents / f"{check_token(name, 'site')}.toml"
+
+    def grant_path(self, name: str) -> Path:
+        """Where the agent's grant lies, once there is one."""
+        return self._agents / f"{check_token(name, 'site')}.grant"
+
+    def policy_path(self, name: str) -> Path:
+        """Where a policy for the agent lies, if the user wrote one."""
+        return self._agents / f"{check_token(name, 'site')}.policy.toml"
 
     def profiles_state(self) -> frozenset[tuple[str, int, int]]:
         """Give something that changes whenever a profile does."""
@@ -210,9 +257,10 @@ class Home:
         """Give who may connect to the embedded server: this client, and each site's agent with the least it needs."""
         client = BusUser("client", public_key(self.credentials.read_text().strip()))
         agents = [
-            BusUser(profile.name, profile.agent_nkey, agent_permissions(profile.name))
+            BusUser(profile.name, nkey, agent_permissions(profile.name))
             for profile in self.sites()
-            if profile.bus == EMBEDDED
+            for nkey in (profile.agent_nkey, profile.retiring_nkey)
+            if profile.bus == EMBEDDED and nkey is not None
         ]
         return [client, *agents]
 
@@ -229,9 +277,9 @@ class Home:
             if new != old:
                 _write_toml(self._address, new)
                 for profile in self.sites():
-                    seed = self._agent_seed(profile.name)
-                    if seed is not None:
-                        self._write_bundle(profile, seed)
+                    bundle = self._bundle(profile.name)
+                    if bundle is not None:
+                        self._write_bundle(profile, bundle.nkey_seed, bundle.seal_key)
         return new
 
     def bus_url(self) -> str:
@@ -248,7 +296,7 @@ class Home:
         chosen = host or (old.host if old else "127.0.0.1")
         return BusAddress(host=chosen, port=port or (old.port if old else free_port(chosen)))
 
-    def _write_bundle(self, profile: SiteProfile, seed: str) -> None:
+    def _write_bundle(self, profile: SiteProfile, seed: str, seal_key: str | None) -> None:
         if profile.agent_servers:
             servers = profile.agent_servers
         elif profile.bus != EMBEDDED:
@@ -270,12 +318,15 @@ class Home:
             slurm_conf=profile.slurm_conf,
             link_host=profile.link_host,
             python=profile.python,
+            seal_key=seal_key,
+            keys=profile.trusted,
+            revoked_keys=profile.revoked,
         )
         _write_toml(self.bundle_path(profile.name), bundle)
 
-    def _agent_seed(self, name: str) -> str | None:
+    def _bundle(self, name: str) -> AgentBundle | None:
         path = self.bundle_path(name)
-        return _read_toml(path, AgentBundle).nkey_seed if path.exists() else None
+        return _read_toml(path, AgentBundle) if path.exists() else None
 
     def _profile_path(self, name: str) -> Path:
         return self._sites / f"{name}.toml"

@@ -20,6 +20,7 @@ LAUNCH_MPI = "launch-mpi"
 LAUNCH_TORCHRUN = "launch-torchrun"
 LAUNCH_SPARK = "launch-spark"
 ARRAYS = "arrays"
+SEALED = "sealed"
 
 FIRST_OPTIONS = frozenset(
     {
@@ -73,6 +74,7 @@ ADDITIONS: dict[str, Addition] = {
     OPTIONS_2: Addition("all of Slurm's options", lambda job: bool(newer_options(job.options))),
     ENVIRONMENTS: Addition("environments", lambda job: job.environment is not None),
     ARRAYS: Addition("job arrays", lambda job: bool(job.tasks)),
+    SEALED: Addition("secret environment values", lambda job: job.sealed is not None),
 }
 """By token."""
 

@@ -224,6 +224,16 @@ class TaskSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """A JSON object whose members go over those of the job's Pipes context: extras, partition_key, …"""
 
 
+class Sealed(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """Secret environment values that only the site's agent can read: see :mod:`slurmbus_protocol.sealing`."""
+
+    to: Sha256
+    """The public key that they were sealed to, 64 hex digits."""
+    data: Annotated[bytes, msgspec.Meta(max_length=256 * 1024)]
+    names: tuple[str, ...] = ()
+    """Of the variables, for people; the agent goes by what is sealed."""
+
+
 class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """What shall run, with what, and what shall come back."""
 
@@ -255,6 +265,8 @@ class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """The tasks of a job array, by ascending index; none for a single job."""
     array_throttle: Positive | None = None
     """How many tasks may run at the same time."""
+    sealed: Sealed | None = None
+    """Secret variables, which stand over ``env``; an array's tasks have them in common."""
 
 
 class Submit(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -407,6 +419,17 @@ class Accounting(Value, frozen=True, kw_only=True, omit_defaults=True):
     steps_in_all: NonNegative = 0
 
 
+class ControlRefused(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """A control that wasn't carried out, and why; the last one of a job stands in its record."""
+
+    id: Ulid
+    at: float
+    submitter: str
+    code: str
+    message: str
+    hint: str = ""
+
+
 class CancelAsked(Value, frozen=True, kw_only=True, omit_defaults=True):
     """A cancel that was durably asked for; it is repeated until the state is final."""
 
@@ -486,6 +509,9 @@ class Record(Message, frozen=True, kw_only=True, omit_defaults=True):
     """The task has Slurm's index ``task - array_base``: a long array is submitted as several."""
     task_job_id: NonNegative | None = None
     """The id that Slurm gave to this task alone, once it has one."""
+    signer: str = ""
+    """The public key that signed the request; controls are taken from it and from the keys that succeed it."""
+    refused: ControlRefused | None = None
 
 
 class Chunk(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -589,6 +615,8 @@ class Heartbeat(Message, frozen=True, kw_only=True, omit_defaults=True):
     alarms: tuple[str, ...] = ()
     released: bool = False
     """The agent stopped on purpose; whoever stands by may take over at once."""
+    authority_expires_at: float | None = None
+    """Until when the agent takes new jobs; a login renews it. None: it needs no authority (local processes)."""
 
 
 class Ping(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -742,6 +770,56 @@ class EnvironmentStatus(Message, frozen=True, kw_only=True, omit_defaults=True):
     """What is being done at this moment."""
 
 
+class TrustKey(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Accept requests of this key, too; a question signed by a key that is trusted."""
+
+    TYPE: ClassVar[str] = "trust-key"
+    site: Token
+    expires_at: float
+    submitter: str
+    key: Sha256
+    """The public key: 64 hex digits."""
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    succeeds: bool = False
+    """It stands in the place of the key that signs this, which is accepted for a while yet."""
+
+
+class RevokeKey(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Accept nothing of this key any more, nor of those that it brought in; a question signed by another one."""
+
+    TYPE: ClassVar[str] = "revoke-key"
+    site: Token
+    expires_at: float
+    submitter: str
+    key: Sha256
+
+
+class AskKeys(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Whose requests are accepted?"""
+
+    TYPE: ClassVar[str] = "ask-keys"
+
+
+class SiteKey(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """A key that a site knows."""
+
+    name: str
+    key: str
+    by: str = ""
+    """The key that brought it in; nothing when a login did."""
+    succeeds: str = ""
+    retires_at: float | None = None
+    """When it ends: another one stands in its place."""
+    revoked: bool = False
+
+
+class SiteKeys(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to AskKeys, TrustKey and RevokeKey."""
+
+    TYPE: ClassVar[str] = "site-keys"
+    keys: tuple[SiteKey, ...] = ()
+
+
 MESSAGE_TYPES: tuple[type[Message], ...] = (
     Submit,
     Cancel,
@@ -761,4 +839,8 @@ MESSAGE_TYPES: tuple[type[Message], ...] = (
     InstallEnvironment,
     RemoveEnvironment,
     EnvironmentStatus,
+    TrustKey,
+    RevokeKey,
+    AskKeys,
+    SiteKeys,
 )

@@ -12,6 +12,7 @@ from slurmbus.errors import UnknownSite
 from slurmbus.home import Home
 from slurmbus_protocol.embedded import public_key
 from slurmbus_protocol.errors import BusUnreachable, InvalidName, InvalidSetting
+from slurmbus_protocol.sealing import seal_public
 from slurmbus_protocol.signing import Signer
 from slurmbus_protocol.streams import agent_permissions
 
@@ -67,7 +68,9 @@ def test_the_bundle_is_all_that_the_agent_needs(home: Home) -> None:
         "scheduler": "auto",
         "slurm_conf": "/etc/slurm/slurm.conf",
         "python": "/usr/bin/python3.11",
+        "seal_key": bundle["seal_key"],
     }
+    assert seal_public(bundle["seal_key"]) == profile.seal_public
     assert public_key(bundle["nkey_seed"]) == profile.agent_nkey
 
 
