@@ -12,8 +12,8 @@ from slurmbus_cluster import Cluster, engine_problem
 from slurmbus_cluster.agents import install_agent
 
 REQUIRED = "SLURMBUS_REQUIRE_CLUSTER"
-HOSTS = ("ctld", "c1", "c2", "login", "login2")
-"""Two login nodes: an agent may stand by for another."""
+HOSTS = ("ctld", "c1", "c2", "login", "login2", "jump", "jump2")
+"""Two login nodes: an agent may stand by for another. Two jump hosts: a way in may lead over both."""
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,8 @@ class Cluster:
     """A Slurm cluster of several hosts on a network of their own, with a shared `/home`.
 
     Hosts are `ctld` (slurmctld, slurmdbd, database), `c1` and `c2` (slurmd), `login` and as many further login nodes
-    (`login2`, …) as are named. The users `alice` and `bob` have the same ids everywhere.
+    (`login2`, …) and jump hosts (`jump`, …: sshd only) as are named. The users of `slurm/conf/users` have the same ids
+    everywhere.
 
     Use it as a context manager. Whatever ends the block, also an interrupt while it starts, everything is removed; what
     a killed process left is removed by the next one that starts a cluster here.
@@ -48,7 +49,7 @@ class Cluster:
         hosts: names of the hosts to start.
         labels: further labels of the containers.
         env: further environment of every host; see `slurm/bin/slurmbus-host` for what it understands.
-        ssh_key: public key (a line) with which alice and bob may log in by SSH on the login nodes.
+        ssh_key: public key (a line) with which users may log in by SSH on login nodes and jump hosts.
         release: which Debian, and so which Slurm, the hosts have: a key of `image.RELEASES`.
         shared: further file systems that all hosts share, in memory: folder to size, e.g. ``{"/scratch": "64m"}``.
             Everybody may write to them, and they can be filled.
@@ -337,7 +338,7 @@ def _host_number(name: str) -> int:
         return 10
     kind = name.rstrip("0123456789")
     number = int(name[len(kind) :] or 1)
-    base, most = {"c": (100, 2), "login": (200, 50)}.get(kind, (0, 0))
+    base, most = {"c": (100, 2), "login": (200, 30), "jump": (230, 20)}.get(kind, (0, 0))
     if not 1 <= number <= most:
-        raise ClusterError(f"no such host can be made: {name} (ctld, c1, c2, login, login2, …)")
+        raise ClusterError(f"no such host can be made: {name} (ctld, c1, c2, login, login2, …, jump, …)")
     return base + number

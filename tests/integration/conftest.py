@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from integration.buses import running_home
+from integration.logins import Logins
 from slurmbus.client import SiteClient
 from slurmbus.connection import Connection, ConnectionSettings
 from slurmbus.home import Home
@@ -60,6 +61,12 @@ def alice(alice_agent: AgentProcess, home: Home) -> Iterator[SiteClient]:
 def bob(bob_agent: AgentProcess, home: Home) -> Iterator[SiteClient]:
     """A client of Bob's site, whose agent runs."""
     yield from _client(home, bob_agent.site)
+
+
+@pytest.fixture(scope="session")
+def logins(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Logins:
+    """The ways to log in on the cluster's hosts."""
+    return Logins(cluster, tmp_path_factory.mktemp("logins"))
 
 
 @pytest.fixture(autouse=True)
