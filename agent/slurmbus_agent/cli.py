@@ -11,7 +11,8 @@ from pathlib import Path
 
 from slurmbus_agent import __version__, clean, doctor
 from slurmbus_agent.agent import Agent
-from slurmbus_agent.config import load
+from slurmbus_agent.config import AgentConfig, load
+from slurmbus_protocol import logs
 from slurmbus_protocol.errors import InvalidName, InvalidSetting, SlurmbusError
 
 EXIT_USAGE = 2
@@ -30,6 +31,12 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="serve one site until it is stopped; jobs go on without it")
     run.set_defaults(log_level=logging.INFO)
+    run.add_argument(
+        "--log-format",
+        choices=logs.FORMATS,
+        help=f"lines for people, or one JSON object a line (default: ${logs.VARIABLE}, else log_format of the "
+        "configuration, else text)",
+    )
     cleaning = commands.add_parser(
         "clean",
         help="forget finished jobs now; also while an agent runs",
@@ -53,18 +60,14 @@ def main(argv: list[str] | None = None) -> int:
     examining.set_defaults(log_level=logging.ERROR)
     clean.add_options(cleaning)
     arguments = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if arguments.verbose else arguments.log_level,
-        format="%(asctime)s %(levelname)-7s %(message)s",
-        stream=sys.stderr,
-    )
-    logging.getLogger("nats").setLevel(logging.ERROR)
+    level = logging.DEBUG if arguments.verbose else arguments.log_level
+    logs.set_up(logs.TEXT, level)
     try:
         if arguments.command == "clean":
             return asyncio.run(clean.clean(load(arguments.site, arguments.config), arguments))
         if arguments.command == "doctor":
             return asyncio.run(doctor.report(load(arguments.site, arguments.config) if arguments.site else None))
-        asyncio.run(_run(arguments.site, arguments.config))
+        asyncio.run(_run(load(arguments.site, arguments.config), arguments.log_format, level))
     except (InvalidSetting, InvalidName) as error:
         print(f"slurmbus-agent: {error}", file=sys.stderr)  # noqa: T201  # the command's own output
         return EXIT_USAGE
@@ -76,8 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-async def _run(site: str, config: Path | None) -> None:
-    agent = Agent(load(site, config))
+async def _run(config: AgentConfig, log_format: str | None, level: int) -> None:
+    agent = Agent(config)
+    logs.set_up(logs.chosen(log_format, config.log_format), level, site=config.site, agent=agent.agent_id)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

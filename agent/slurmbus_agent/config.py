@@ -6,7 +6,7 @@ import os
 import stat
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -52,6 +52,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What is known of trusted keys beyond the bare ones in ``trusted_keys``; a key may stand here alone."""
     revoked_keys: tuple[PublicKeyHex, ...] = ()
     """Keys that are never accepted again, whoever brings them in."""
+    log_format: Literal["text", "json"] = "text"
+    """The agent's own log: lines for people, or one JSON object a line."""
 
     @property
     def environments_root(self) -> Path:

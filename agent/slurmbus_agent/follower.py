@@ -56,7 +56,7 @@ class SpoolFollower:
         try:
             moved = await self._look(job)
         except SlurmbusError as error:
-            log.warning("job %s: %s", job.record.key, error)
+            log.warning("job %s: %s", job.record.key, error, extra={"job": job.record.key})
             moved = False
         finally:
             self._looking.discard(job.slurm_name)

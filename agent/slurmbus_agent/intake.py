@@ -183,6 +183,7 @@ class Intake:
             created_at=stored.time,
             updated_at=time.time(),
             labels=job.labels,
+            trace=job.trace,
             options=job.options,
             requeue=job.options.requeue,
             outputs_pending=bool(job.outputs),

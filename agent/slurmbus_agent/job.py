@@ -25,6 +25,7 @@ from slurmbus_agent.spool import AGENT_NODE, Claim, EndReport, JobDir, SpoolErro
 from slurmbus_agent.staging import Stager
 from slurmbus_agent.tasks import spawn
 from slurmbus_agent.watcher import Watcher
+from slurmbus_protocol import logs, traces
 from slurmbus_protocol.errors import BlobMissing, BusFull, BusUnreachable, SlurmbusError
 from slurmbus_protocol.messages import CancelAsked, Environment, JobSpec, Record, Start
 from slurmbus_protocol.subjects import Stream
@@ -133,6 +134,9 @@ class Job:
         Raises:
             Fenced: another agent has taken over.
         """
+        record = self.record
+        index = record.task if record.tasks else None
+        logs.about(job=record.key, task=index, trace_id=traces.trace_id(record.trace) or None)
         self.post(events.Begun())
         try:
             async with asyncio.TaskGroup() as group:

@@ -111,7 +111,7 @@ class RecordStore:
             except WrongSequence:
                 continue
             except (BusUnreachable, BusFull) as error:
-                log.info("taking job %s over: %s", key, error)
+                log.info("taking job %s over: %s", key, error, extra={"job": key})
                 attempt = await _pause(attempt)
             else:
                 return ours

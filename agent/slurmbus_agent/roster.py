@@ -123,7 +123,7 @@ class Roster:
             except Fenced:
                 raise
             except SlurmbusError as error:
-                log.warning("the spool of job %s can't be taken up: %s", name[0], error)
+                log.warning("the spool of job %s can't be taken up: %s", name[0], error, extra={"job": name[0]})
                 return
             if job is not None:
                 self._follow(job)
@@ -160,7 +160,7 @@ class Roster:
             if request is not None:
                 await self._tools.stager.collect(record, spec_of(request.submit.job, record))
         except (SlurmbusError, OSError) as error:
-            log.warning("the outputs of job %s can't be given back: %s", record.key, error)
+            log.warning("the outputs of job %s can't be given back: %s", record.key, error, extra={"job": record.key})
 
     def _rebuild(self, request: KeptRequest, task: int, folder: JobDir, kept: Record | None) -> Record:
         """Make the record of a job that the bus knows nothing of; its claims, Slurm and accounting tell the rest."""
@@ -183,6 +183,7 @@ class Roster:
             created_at=min(time.time(), subjects.ulid_time(submit.key)),
             updated_at=time.time(),
             labels=job.labels,
+            trace=job.trace,
             options=job.options,
             requeue=job.options.requeue,
             outputs_pending=bool(job.outputs),

@@ -20,7 +20,7 @@ from slurmbus_agent.events import Staged
 from slurmbus_agent.launching import launch_fields
 from slurmbus_agent.spool import JobDir, RunnerPlan, Spool, WorkDir, batch_script, check_path
 from slurmbus_agent.spool_files import RunnerEnvironment
-from slurmbus_protocol import blobs
+from slurmbus_protocol import blobs, traces
 from slurmbus_protocol.bus import Bus
 from slurmbus_protocol.errors import InvalidSetting
 from slurmbus_protocol.messages import FileRef, ImageEnvironment, JobSpec, Record
@@ -163,7 +163,7 @@ class Stager:
                 launch=launch_fields(spec.plan),
                 cwd=spec.cwd or str(work.path),
                 secret=secrets.token_bytes(_SECRET_BYTES),
-                env=spec.env,
+                env={**traces.variables(spec.trace), **spec.env},
                 requeue=spec.options.requeue,
                 pipes=spec.pipes_context is not None,
                 pipes_path=pipes_path,

@@ -37,6 +37,8 @@ from slurmbus_protocol.subjects import new_ulid
 OnTaskFailure = Literal["raise", "cancel", "continue"]
 LEAST_STREAM_LIMIT = 64 * 1024
 """Bytes of each stream that a task shows in full even when it has a thousand siblings."""
+MOST_TRACED = 500
+"""Tasks of an array that get spans of their own: a collector's queue holds about 2,000."""
 _DIGEST_LENGTH = 16
 
 
@@ -105,6 +107,8 @@ class ArrayInvocation(Invocation):
         submit = self._prepare(client, watching, found, parts, digests, specs, shared)
         watching.follow(submit)
         outcomes = self._outcomes(client, watching)
+        for task in outcomes[:MOST_TRACED]:
+            self._trace.ended(task.record)
         metadata = {
             **array_metadata(outcomes),
             **provenance_metadata(list(shared.files), lookup.result(), versions()),
@@ -224,6 +228,7 @@ class ArrayInvocation(Invocation):
             shared,
             pipes_module=self._pipes_module(client),
             labels=self._labels(),
+            trace=self._trace.context(self._call),
             tasks=tuple(sorted(tasks, key=lambda task: task.index)),
             array_throttle=self._array.throttle,
         )

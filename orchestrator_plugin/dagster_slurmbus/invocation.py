@@ -14,7 +14,7 @@ import dagster as dg
 import dagster_pipes
 import msgspec
 
-from dagster_slurmbus import _compat
+from dagster_slurmbus import _compat, tracing
 from dagster_slurmbus.again import NO_POLICY, Ladder, Policy, changes, options_of
 from dagster_slurmbus.environments import Telling
 from dagster_slurmbus.failures import describe, failure, from_error
@@ -136,6 +136,8 @@ class Invocation:
         self._base: Mapping[str, str] = {}
         self._ladder = Ladder(request.again)
         self._watching: Watching | None = None
+        run_id = new_ulid() if _compat.is_invoked_directly(self._context) else self._context.run_id
+        self._trace = tracing.of_call(run_id, _compat.step_key(self._context))
         self._begun = time.monotonic()
 
     def run(self) -> CompletedJob:
@@ -149,7 +151,7 @@ class Invocation:
     def _guarded(self, run: Callable[[CommitLookup], T]) -> T:
         """Turn whatever ends a call into what Dagster understands."""
         try:
-            with CommitLookup(self._request.code_folder) as lookup:
+            with self._trace, CommitLookup(self._request.code_folder) as lookup:
                 return run(lookup)
         except SlurmbusError as error:
             raise from_error(error, self._whereabouts()) from error
@@ -173,10 +175,10 @@ class Invocation:
                 done = self._go_on(client, found, self._parts(self._spec(files)))
             else:
                 done = self._submit(client, new_ulid(), files if not launches else None)
-            record = self._with_accounting(done.client, done.record)
+            record = self._ended(done)
             while self._climb(record):
                 done = self._submit(client, new_ulid())
-                record = self._with_accounting(done.client, done.record)
+                record = self._ended(done)
             self._reader.finish(record.starts[-1].number if record.starts else 0)
         figures = {**metrics_metadata(record), **attempts_metadata(self._attempts(record))}
         if not succeeded(record):
@@ -248,7 +250,9 @@ class Invocation:
         plain = self._spec(files)
         parts = self._parts(plain)
         self._ship_environment(client)
-        spec = msgspec.structs.replace(plain, pipes_module=self._pipes_module(client), labels=self._labels())
+        spec = msgspec.structs.replace(
+            plain, pipes_module=self._pipes_module(client), labels=self._labels(), trace=self._trace.context(self._call)
+        )
         extras: dict[str, Any] = {"site": client.site, "request": request_hash(parts), "parts": parts}
         if self._ladder.number:
             options = msgspec.to_builtins(self._request.options)
@@ -416,6 +420,12 @@ class Invocation:
                 f"job {record.key} has completed, but the bus no longer holds its outputs ({error.message}): "
                 "re-execute all steps to run it again"
             ) from error
+
+    def _ended(self, done: Done) -> Record:
+        """Give the final record of a job, with its figures, and let its spans be recorded."""
+        record = self._with_accounting(done.client, done.record)
+        self._trace.ended(record)
+        return record
 
     def _with_accounting(self, client: SiteClient, record: Record) -> Record:
         """Wait a little for accounting's figures where the runner's own aren't enough."""

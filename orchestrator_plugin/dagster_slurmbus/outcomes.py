@@ -11,6 +11,7 @@ import dagster as dg
 
 from slurmbus_protocol.messages import Record
 from slurmbus_protocol.states import JobState
+from slurmbus_protocol.traces import trace_id
 
 PREFIX = "slurmbus/"
 TAIL_LINES = 50
@@ -129,6 +130,7 @@ def success_metadata(record: Record) -> Metadata:
         "peak_memory_bytes": _int(used.peak_memory),
         "node_hours": _float(used.node_hours),
         "starts": _int(len(record.starts)) if len(record.starts) > 1 else None,
+        "trace_id": _text(trace_id(record.trace)),
     }
     return prefixed(found)
 
@@ -151,6 +153,7 @@ def failure_metadata(record: Record, stderr_tail: str, payload_exception: str | 
         "stderr_tail": _text(stderr_tail),
         "payload_exception": _text(payload_exception),
         "spool": _text(record.spool),
+        "trace_id": _text(trace_id(record.trace)),
     }
     return prefixed(found)
 

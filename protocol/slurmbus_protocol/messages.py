@@ -234,6 +234,13 @@ class Sealed(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Of the variables, for people; the agent goes by what is sealed."""
 
 
+class TraceContext(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """The trace that a job belongs to, and the span in it that is its parent. Source: W3C Trace Context, level 1."""
+
+    traceparent: Annotated[str, msgspec.Meta(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")]
+    tracestate: Annotated[str, msgspec.Meta(max_length=512)] = ""
+
+
 class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """What shall run, with what, and what shall come back."""
 
@@ -267,6 +274,8 @@ class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """How many tasks may run at the same time."""
     sealed: Sealed | None = None
     """Secret variables, which stand over ``env``; an array's tasks have them in common."""
+    trace: TraceContext | None = None
+    """Goes into the payload's environment as TRACEPARENT and TRACESTATE, and into the record and the agent's log."""
 
 
 class Submit(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -512,6 +521,8 @@ class Record(Message, frozen=True, kw_only=True, omit_defaults=True):
     signer: str = ""
     """The public key that signed the request; controls are taken from it and from the keys that succeed it."""
     refused: ControlRefused | None = None
+    trace: TraceContext | None = None
+    """What the request said, for finding the job among the traces of who asked for it."""
 
 
 class Chunk(Message, frozen=True, kw_only=True, omit_defaults=True):

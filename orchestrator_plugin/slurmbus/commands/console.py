@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 import click
 import msgspec
 
+from slurmbus_protocol import logs
 from slurmbus_protocol.states import FINAL, JobState
+
+log = logging.getLogger(__name__)
 
 Cell = str
 _MINUTE = 59.5
@@ -51,6 +55,14 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], colours: 
 def note(text: str, *, colour: str | None = None, bold: bool = False) -> None:
     """Write a line for the person, on stderr."""
     click.secho(text, err=True, fg=colour, bold=bold or None)
+
+
+def tell(text: str, log_format: str, *, colour: str | None = None, bold: bool = False) -> None:
+    """Say something of a command that serves: for a person, or as a line of its log."""
+    if log_format == logs.JSON:
+        log.info("%s", text)
+    else:
+        note(text, colour=colour, bold=bold)
 
 
 def duration(seconds: float | None) -> str:

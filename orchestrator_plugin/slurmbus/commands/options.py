@@ -12,6 +12,7 @@ from slurmbus.connection import Connection
 from slurmbus.home import Home
 from slurmbus.local import ensure_local
 from slurmbus.settings import ConnectionSettings
+from slurmbus_protocol import logs
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,6 +27,18 @@ def site_options(function: F) -> F:
         envvar="SLURMBUS_SITE",
         metavar="NAME",
         help="The site; needn't be given when there is only one. [env: SLURMBUS_SITE]",
+    )(function)
+
+
+def log_options(function: F) -> F:
+    """Add ``--log-format``, for commands that serve until they are stopped."""
+    return click.option(
+        "--log-format",
+        type=click.Choice(logs.FORMATS),
+        envvar=logs.VARIABLE,
+        default=logs.TEXT,
+        show_default=True,
+        help=f"Lines for people, or one JSON object a line. [env: {logs.VARIABLE}]",
     )(function)
 
 

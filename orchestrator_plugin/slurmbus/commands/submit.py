@@ -17,6 +17,7 @@ from slurmbus.commands.options import json_option, open_site, site_options
 from slurmbus.commands.view import JobView
 from slurmbus.events import Finished, StateChanged
 from slurmbus.exits import REFUSED, SUCCESS
+from slurmbus_protocol import traces
 from slurmbus_protocol.environments import check_name
 from slurmbus_protocol.errors import InvalidSetting
 from slurmbus_protocol.messages import CommandPlan, FileRef, JobOptions, JobSpec, NamedEnvironment
@@ -87,6 +88,7 @@ def command(
         files=_upload(client, sources),
         outputs=request["outputs"],
         environment=environment,
+        trace=traces.from_variables(os.environ),
     )
     key = client.submit(job, tell=tell_waiting)
     if not follow:
