@@ -14,6 +14,7 @@ from slurmbus_agent import budgets
 from slurmbus_agent.environments.settings import EnvironmentSettings
 from slurmbus_agent.retention import RetentionSettings
 from slurmbus_protocol.bus import BusSettings
+from slurmbus_protocol.dialling import Address
 from slurmbus_protocol.errors import InvalidSetting
 from slurmbus_protocol.pinned import PinnedKey, PublicKeyHex
 from slurmbus_protocol.streams import agent_inbox
@@ -30,6 +31,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     nkey_seed: str | None = None
     """The NKEY user seed with which the agent connects to the bus."""
     ca_file: str | None = None
+    """File with the authority of the bus's certificate."""
+    ca: str | None = None
+    """The same as PEM, here in this file."""
+    tls_name: str | None = None
+    """The name in the bus's certificate, when it isn't the host's in ``servers``."""
     scheduler: str = "auto"
     spool: str | None = None
     """The spool's root on the shared file system; ``~/.slurmbus/<site>`` when it isn't set."""
@@ -74,6 +80,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             ca_file=Path(self.ca_file).expanduser() if self.ca_file else None,
             inbox=agent_inbox(self.site),
             name=f"slurmbus-agent {self.site} {agent_id}",
+            ca=self.ca,
+            tls_name=self.tls_name,
         )
 
 
@@ -109,5 +117,7 @@ def load(site: str, path: Path | None = None) -> AgentConfig:
     if config.site != site:
         raise InvalidSetting(f"{path} is for site {config.site!r}, not {site!r}", hint=f"use --site {config.site}")
     if not config.servers:
-        raise InvalidSetting(f"{path}: servers is empty", hint='servers = ["nats://host:4222"]')
+        raise InvalidSetting(f"{path}: servers is empty", hint='servers = ["tls://host:4222"]')
+    for server in config.servers:
+        Address.parse(server)
     return config

@@ -22,14 +22,15 @@ class BusResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # generic
 
     Values are read when the first job is submitted, never earlier. Secrets are named by the files that hold them.
     What isn't set here is read from environment variables that begin with ``prefix``: ``<PREFIX>_URL``,
-    ``<PREFIX>_CREDENTIALS``, ``<PREFIX>_SIGNING_KEY``, ``<PREFIX>_CA``, ``<PREFIX>_HOME``.
+    ``<PREFIX>_CREDENTIALS``, ``<PREFIX>_SIGNING_KEY``, ``<PREFIX>_CA``, ``<PREFIX>_TLS_NAME``, ``<PREFIX>_HOME``.
     """
 
     prefix: str = Field(default="SLURMBUS", description="What the environment variables begin with.")
-    servers: list[str] | None = Field(default=None, description="Addresses of the NATS servers: nats://host:4222.")
+    servers: list[str] | None = Field(default=None, description="Addresses of the NATS servers: tls://host:4222.")
     credentials: str | None = Field(default=None, description="File with the NKEY seed of this client.")
     signing_key: str | None = Field(default=None, description="File with the key that signs requests.")
     ca_file: str | None = Field(default=None, description="File with the certificate authority of the servers.")
+    tls_name: str | None = Field(default=None, description="The name in their certificate, if not the host's.")
     home: str | None = Field(default=None, description="Folder with the keys, the sites and the server of slurmbus.")
 
     @classmethod
@@ -49,6 +50,7 @@ class BusResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # generic
             "CREDENTIALS": resolved(self.credentials, "bus.credentials"),
             "SIGNING_KEY": resolved(self.signing_key, "bus.signing_key"),
             "CA": resolved(self.ca_file, "bus.ca_file"),
+            "TLS_NAME": resolved(self.tls_name, "bus.tls_name"),
             "HOME": resolved(self.home, "bus.home"),
         }
         environ = {**os.environ, **{f"{prefix}_{name}": value for name, value in given.items() if value}}

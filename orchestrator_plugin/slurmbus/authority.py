@@ -5,9 +5,10 @@ from __future__ import annotations
 import getpass
 import platform
 
-from slurmbus.home import Home, write_private
+from slurmbus.home import Home
 from slurmbus_protocol import grants
 from slurmbus_protocol.grants import DAYS, Grant
+from slurmbus_protocol.private_files import write_private
 from slurmbus_protocol.signing import Signer
 
 REMOTE_FOLDER = ".config/slurmbus"

@@ -29,7 +29,7 @@ from slurmbus.client import SiteClient
 from slurmbus.connection import Connection
 from slurmbus.errors import LocalNotStarted
 from slurmbus.forgetting import granting_wishes
-from slurmbus.home import Home, free_port, write_private
+from slurmbus.home import Home, free_port
 from slurmbus.local import LOCAL_SITE, LocalFolder, open_lock
 from slurmbus.owner import LOOK_INTERVAL, ServerOwner
 from slurmbus.settings import ConnectionSettings
@@ -38,6 +38,7 @@ from slurmbus_protocol.bus import WrongSequence
 from slurmbus_protocol.embedded import die_with_parent
 from slurmbus_protocol.errors import BusUnreachable, SiteUnreachable, SlurmbusError
 from slurmbus_protocol.messages import Heartbeat, Ping
+from slurmbus_protocol.private_files import write_private
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import ipaddress
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +14,13 @@ from typing import Any, Literal, Self, TypeVar
 import msgspec
 
 from slurmbus.errors import UnknownSite
+from slurmbus_protocol.dialling import Address
 from slurmbus_protocol.embedded import BusUser, new_user_seed, public_key
 from slurmbus_protocol.errors import BusUnreachable, InvalidSetting
 from slurmbus_protocol.pinned import PinnedKey
+from slurmbus_protocol.private_files import write_private
 from slurmbus_protocol.sealing import new_seal_key, seal_public
+from slurmbus_protocol.server_tls import TLS_NAME, ServerTls
 from slurmbus_protocol.signing import Signer
 from slurmbus_protocol.streams import agent_permissions
 from slurmbus_protocol.subjects import check_token
@@ -51,6 +55,11 @@ class SiteProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     revoked: tuple[str, ...] = ()
     retiring_nkey: str | None = None
     """The agent's former public key, which the bus still knows while the new one is on its way."""
+    tls_name: str | None = None
+    """The name in the certificate of the team's own bus, when it isn't the host's in its address."""
+    tls: bool = False
+    """Its agent's file names the authority of this home's bus. Files from before there was TLS don't: see
+    :meth:`Home.also_plain`."""
 
 
 class AgentBundle(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -61,7 +70,10 @@ class AgentBundle(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     nkey_seed: str
     trusted_keys: tuple[str, ...]
     scheduler: SchedulerKind
-    ca_file: str | None = None
+    ca: str | None = None
+    """The authority of the bus's certificate, as PEM: the agent takes no other."""
+    tls_name: str | None = None
+    """The name in that certificate, when it isn't the host's in ``servers``."""
     spool: str | None = None
     slurm_conf: str | None = None
     link_host: str | None = None
@@ -75,17 +87,26 @@ class AgentBundle(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     revoked_keys: tuple[str, ...] = ()
 
 
-class BusAddress(msgspec.Struct, frozen=True, kw_only=True):
+class BusAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where the embedded server listens; chosen once, so that agents and tunnels survive restarts."""
 
     host: str
     port: int
+    websocket: int | None = None
+    """The port on which it takes WebSocket connections, too."""
 
     @property
     def url(self) -> str:
         """The address as this machine connects to it."""
-        host = _WILDCARDS.get(self.host, self.host)
-        return f"nats://[{host}]:{self.port}" if ":" in host else f"nats://{host}:{self.port}"
+        return _url(_WILDCARDS.get(self.host, self.host), self.port)
+
+    @property
+    def loopback(self) -> bool:
+        """True when only this machine reaches it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -94,13 +115,15 @@ S = TypeVar("S", bound=msgspec.Struct)
 class Home:
     """The folder; nothing is made before something is added.
 
-    ``bus/`` belongs to the embedded server, ``client.key`` signs requests, ``client.nkey`` opens the bus,
-    ``sites/<name>.toml`` are the profiles and ``agents/<name>.toml`` the bundles for the agents.
+    ``bus/`` belongs to the embedded server, ``tls/`` holds its authority and certificate, ``client.key`` signs
+    requests, ``client.nkey`` opens the bus, ``sites/<name>.toml`` are the profiles and ``agents/<name>.toml`` the
+    bundles for the agents.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser().absolute()
         self.bus_folder = self.path / "bus"
+        self.tls = ServerTls(self.path / "tls")
         self.signing_key = self.path / "client.key"
         self.credentials = self.path / "client.nkey"
         self._sites = self.path / "sites"
@@ -141,6 +164,7 @@ class Home:
         slurm_conf: str | None = None,
         link_host: str | None = None,
         python: str | None = None,
+        tls_name: str | None = None,
     ) -> SiteProfile:
         """Make a site with its keys, or change its settings; keys are made once and kept.
 
@@ -157,11 +181,15 @@ class Home:
             slurm_conf: path of ``slurm.conf`` on the cluster; None leaves it to the agent.
             link_host: address on which runners reach the agent; None leaves it to the agent.
             python: interpreter that starts the runner on the cluster; None leaves it to the agent.
+            tls_name: the name in the bus's certificate, when it isn't the host's in its address.
 
         Raises:
             InvalidName: the name can't stand in a subject.
+            InvalidSetting: an address is none, or the authority can't be read.
         """
         check_token(name, "site")
+        for address in (*(servers or ()), *(agent_servers or ())):
+            Address.parse(address)
         self.make()
         with self._locked():
             bundle = self._bundle(name)
@@ -185,6 +213,8 @@ class Home:
                 trusted=before.trusted if before else (),
                 revoked=before.revoked if before else (),
                 retiring_nkey=before.retiring_nkey if before else None,
+                tls_name=tls_name,
+                tls=not servers,
             )
             self._write_bundle(profile, seed, seal_key)
             _write_toml(self._profile_path(name), profile)
@@ -268,12 +298,14 @@ class Home:
         """Give where the embedded server listens, or None when that was never chosen."""
         return _read_toml(self._address, BusAddress) if self._address.exists() else None
 
-    def set_bus_address(self, host: str | None = None, port: int | None = None) -> BusAddress:
+    def set_bus_address(
+        self, host: str | None = None, port: int | None = None, websocket: int | None = None
+    ) -> BusAddress:
         """Choose where the embedded server listens and tell the agents' bundles; None keeps what was chosen before."""
         self.make()
         with self._locked():
             old = self.bus_address()
-            new = self._choose_address(old, host, port)
+            new = self._choose_address(old, host, port, websocket)
             if new != old:
                 _write_toml(self._address, new)
                 for profile in self.sites():
@@ -289,31 +321,54 @@ class Home:
             raise BusUnreachable(f"{self.path} has no bus", hint="start it with 'slurmbus bus run'")
         return address.url
 
+    def bus_authority(self) -> Path:
+        """Give the file with the embedded server's authority; BusUnreachable when it has none yet."""
+        if not self.tls.authority.exists():
+            raise BusUnreachable(
+                f"the bus of {self.path} was started before there was TLS",
+                hint="start it again with 'slurmbus bus run'",
+            )
+        return self.tls.authority
+
+    def also_plain(self) -> bool:
+        """Tell whether the embedded server lets clients in that don't know TLS: agents from before there was any.
+
+        Only over loopback, and only until every such site was added again and its agent has its new file.
+        """
+        address = self.bus_address()
+        return address is not None and address.loopback and bool(self.sites_without_tls())
+
+    def sites_without_tls(self) -> list[str]:
+        """Give the sites of the embedded server whose agents' files may be from before there was TLS."""
+        return [profile.name for profile in self.sites() if profile.bus == EMBEDDED and not profile.tls]
+
+    def renew_certificate(self) -> bool:
+        """Make the embedded server's certificate when it is missing or due; True when it is a new one."""
+        with self._locked():
+            return self.tls.ensure()
+
     # ------------------------------------------------------------------ files
 
     @staticmethod
-    def _choose_address(old: BusAddress | None, host: str | None, port: int | None) -> BusAddress:
+    def _choose_address(
+        old: BusAddress | None, host: str | None = None, port: int | None = None, websocket: int | None = None
+    ) -> BusAddress:
         chosen = host or (old.host if old else "127.0.0.1")
-        return BusAddress(host=chosen, port=port or (old.port if old else free_port(chosen)))
+        return BusAddress(
+            host=chosen,
+            port=port or (old.port if old else free_port(chosen)),
+            websocket=websocket or (old.websocket if old else None),
+        )
 
     def _write_bundle(self, profile: SiteProfile, seed: str, seal_key: str | None) -> None:
-        if profile.agent_servers:
-            servers = profile.agent_servers
-        elif profile.bus != EMBEDDED:
-            servers = tuple(profile.bus)
-        else:
-            address = self.bus_address()
-            if address is None:
-                address = self._choose_address(None, None, None)
-                _write_toml(self._address, address)
-            servers = (f"nats://{_reachable(address.host)}:{address.port}",)
         bundle = AgentBundle(
             site=profile.name,
-            servers=servers,
+            servers=profile.agent_servers or self._servers(profile),
             nkey_seed=seed,
             trusted_keys=(Signer.load(self.path / profile.signing_key).public,),
             scheduler=profile.scheduler,
-            ca_file=str(profile.ca_file) if profile.ca_file else None,
+            ca=self._authority(profile),
+            tls_name=TLS_NAME if profile.bus == EMBEDDED else profile.tls_name,
             spool=profile.spool,
             slurm_conf=profile.slurm_conf,
             link_host=profile.link_host,
@@ -323,6 +378,27 @@ class Home:
             revoked_keys=profile.revoked,
         )
         _write_toml(self.bundle_path(profile.name), bundle)
+
+    def _servers(self, profile: SiteProfile) -> tuple[str, ...]:
+        """Give the bus's addresses as another machine sees them."""
+        if profile.bus != EMBEDDED:
+            return tuple(profile.bus)
+        address = self.bus_address()
+        if address is None:
+            address = self._choose_address(None)
+            _write_toml(self._address, address)
+        return (_url(_reachable(address.host), address.port),)
+
+    def _authority(self, profile: SiteProfile) -> str | None:
+        if profile.bus == EMBEDDED:
+            self.tls.ensure()
+            return self.tls.pinned()
+        if profile.ca_file is None:
+            return None
+        try:
+            return (self.path / profile.ca_file).read_text()
+        except (OSError, ValueError) as error:
+            raise InvalidSetting(f"the authority {profile.ca_file} can't be read: {error}") from error
 
     def _bundle(self, name: str) -> AgentBundle | None:
         path = self.bundle_path(name)
@@ -348,17 +424,6 @@ class Home:
             os.close(descriptor)
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only its owner can read, all or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
@@ -372,6 +437,10 @@ def _read_toml(path: Path, kind: type[S]) -> S:
         return msgspec.toml.decode(path.read_bytes(), type=kind, dec_hook=lambda wanted, found: wanted(found))
     except (OSError, msgspec.DecodeError) as error:
         raise InvalidSetting(f"{path} can't be used: {error}") from error
+
+
+def _url(host: str, port: int) -> str:
+    return f"tls://[{host}]:{port}" if ":" in host else f"tls://{host}:{port}"
 
 
 def _reachable(host: str) -> str:

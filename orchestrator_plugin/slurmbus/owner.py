@@ -26,6 +26,8 @@ LOOK_INTERVAL = 0.2
 
 RESTART_INTERVAL = 2.0
 """Seconds between two attempts to start a server that doesn't come up."""
+RENEW_INTERVAL = 3600.0
+"""Seconds between two looks whether the certificate is to be renewed, which is due months before its end."""
 ROOM = 4 * 1024 * 1024
 """Bytes that must be free before a server whose disk was full is started again: a block of its store."""
 
@@ -39,16 +41,25 @@ class ServerOwner:
         home: whose server.
         host: where it listens; None keeps what was chosen before, at first the loopback.
         port: None keeps what was chosen before, at first a free one.
+        websocket: port for WebSocket connections; None keeps what was chosen before, at first none.
         limits: of the streams.
     """
 
     def __init__(
-        self, home: Home, host: str | None = None, port: int | None = None, *, limits: BusLimits | None = None
+        self,
+        home: Home,
+        host: str | None = None,
+        port: int | None = None,
+        *,
+        websocket: int | None = None,
+        limits: BusLimits | None = None,
     ) -> None:
         self.home = home
-        self.address: BusAddress = home.set_bus_address(host, port)
+        self.address: BusAddress = home.set_bus_address(host, port, websocket)
+        home.renew_certificate()
         self._profiles = home.profiles_state()
         self._restart_at = 0.0
+        self._renew_at = time.monotonic() + RENEW_INTERVAL
         self._told_full = False
         self.server = EmbeddedServer(
             home.bus_folder,
@@ -57,7 +68,10 @@ class ServerOwner:
             port=self.address.port,
             limits=limits,
             tied=True,
+            tls=home.tls,
+            websocket=self.address.websocket,
         )
+        self.server.also_plain = home.also_plain()
 
     def __enter__(self) -> Self:
         """Start the server; BusUnreachable when it doesn't come up or another process owns it."""
@@ -75,7 +89,15 @@ class ServerOwner:
             self._profiles = profiles
             users = self.home.bus_users()
             log.info("the sites changed: %s", ", ".join(user.name for user in users[1:]) or "none")
+            plain, self.server.also_plain = self.server.also_plain, self.home.also_plain()
             self.server.set_users(users)
+            if plain != self.server.also_plain:  # nats-server takes this up at a start only
+                self.server.kill()
+                self._restart("the bus lets nobody in any more who doesn't know TLS")
+        if time.monotonic() >= self._renew_at:
+            self._renew_at = time.monotonic() + RENEW_INTERVAL
+            if self.server.renew():
+                log.info("the bus has a new certificate")
         if not self.server.alive:
             self._restart("the bus died")
         elif self.server.look_for_failed_writes():
@@ -100,7 +122,12 @@ class ServerOwner:
 
 
 def run_bus(
-    home: Home, host: str | None = None, port: int | None = None, *, ready: Callable[[str], None] | None = None
+    home: Home,
+    host: str | None = None,
+    port: int | None = None,
+    *,
+    websocket: int | None = None,
+    ready: Callable[[str], None] | None = None,
 ) -> None:
     """Run the embedded server until SIGINT or SIGTERM; for ``slurmbus bus run``, in the main thread.
 
@@ -108,6 +135,7 @@ def run_bus(
         home: whose server.
         host: where it listens; None keeps what was chosen before.
         port: None keeps what was chosen before.
+        websocket: port for WebSocket connections; None keeps what was chosen before.
         ready: called with the address when the server takes connections.
 
     Raises:
@@ -121,7 +149,11 @@ def run_bus(
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         connection = Connection.get(ConnectionSettings(credentials=home.credentials, home=home.path))
-        with ServerOwner(home, host, port) as owner, closing(connection), granting_wishes(connection):
+        with (
+            ServerOwner(home, host, port, websocket=websocket) as owner,
+            closing(connection),
+            granting_wishes(connection),
+        ):
             if ready is not None:
                 ready(owner.address.url)
             while not stop.wait(LOOK_INTERVAL):

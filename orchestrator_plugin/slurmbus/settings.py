@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from slurmbus.errors import UnknownSite
 from slurmbus.home import EMBEDDED, Home
 from slurmbus_protocol.bus import BusSettings
+from slurmbus_protocol.dialling import Address
 from slurmbus_protocol.errors import InvalidSetting
+from slurmbus_protocol.server_tls import TLS_NAME
 from slurmbus_protocol.signing import Signer
 
 PROBE_INTERVAL = 3.0
 """A link that is half open is noticed within this and the probe's 3 s; here a message every 3 s costs nothing."""
-_SCHEMES = ("nats://", "tls://", "ws://", "wss://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,10 @@ class ConnectionSettings:
     signing_key: Path | None = None
     """File with the Ed25519 seed that signs requests."""
     ca_file: Path | None = None
+    """File with the authority of the servers; the embedded server's is taken from the home."""
     home: Path | None = None
+    tls_name: str | None = None
+    """The name in the servers' certificate, when it isn't the host's in their address."""
 
     @classmethod
     def of_site(cls, home: Home, site: str) -> Self:
@@ -42,15 +46,17 @@ class ConnectionSettings:
             signing_key=home.path / profile.signing_key,
             ca_file=home.path / profile.ca_file if profile.ca_file else None,
             home=home.path,
+            tls_name=profile.tls_name,
         )
 
     @classmethod
     def from_env(
         cls, prefix: str = "SLURMBUS", *, site: str | None = None, environ: Mapping[str, str] | None = None
     ) -> Self:
-        """Read ``<PREFIX>_URL`` (comma-separated), ``_CREDENTIALS``, ``_SIGNING_KEY``, ``_CA`` and ``_HOME``.
+        """Read ``<PREFIX>_URL`` (comma-separated), ``_CREDENTIALS``, ``_SIGNING_KEY``, ``_CA`` and the like.
 
-        What isn't set comes from the site's profile in the home; without a site, from the home's embedded server.
+        They are the fields of this class, and ``<PREFIX>_HOME``. What isn't set comes from the site's profile in the
+        home; without a site, from the home's embedded server.
 
         Raises:
             InvalidSetting: a value can't be used (the variable is named), or nothing says where the bus is.
@@ -67,6 +73,7 @@ class ConnectionSettings:
             signing_key=_file(f"{prefix}_SIGNING_KEY", env) or base.signing_key,
             ca_file=_file(f"{prefix}_CA", env) or base.ca_file,
             home=home.path,
+            tls_name=env.get(f"{prefix}_TLS_NAME") or base.tls_name,
         )
 
     @classmethod
@@ -103,18 +110,20 @@ class ConnectionSettings:
                 seed = self.credentials.read_text().strip()
             except OSError as error:
                 raise InvalidSetting(f"credentials {self.credentials} can't be read: {error}") from error
-        servers = self.servers
-        if not servers:
-            if self.home is None:
-                raise InvalidSetting("there are neither servers nor a home")
-            servers = (Home(self.home).bus_url(),)
-        return BusSettings(
-            servers=servers,
+        settings = BusSettings(
+            servers=self.servers,
             nkey_seed=seed,
             ca_file=self.ca_file,
             name="slurmbus-client",
             probe_interval=PROBE_INTERVAL,
+            tls_name=self.tls_name,
         )
+        if self.servers:
+            return settings
+        if self.home is None:
+            raise InvalidSetting("there are neither servers nor a home")
+        home = Home(self.home)
+        return replace(settings, servers=(home.bus_url(),), ca_file=home.bus_authority(), tls_name=TLS_NAME)
 
     def signer(self) -> Signer:
         """Read the key that signs requests; InvalidSetting when there is none."""
@@ -129,8 +138,10 @@ class ConnectionSettings:
 def _servers(variable: str, env: Mapping[str, str]) -> tuple[str, ...]:
     urls = tuple(url for url in (part.strip() for part in env.get(variable, "").split(",")) if url)
     for url in urls:
-        if not url.startswith(_SCHEMES):
-            raise InvalidSetting(f"{variable}: {url!r} is no address of a NATS server", hint="e.g. nats://host:4222")
+        try:
+            Address.parse(url)
+        except InvalidSetting as error:
+            raise InvalidSetting(f"{variable}: {error.message}", hint=error.hint) from error
     return urls
 
 

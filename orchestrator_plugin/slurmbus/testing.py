@@ -40,7 +40,16 @@ class ScriptedAgent:
     def __init__(self, home: Home, site: str) -> None:
         self.site = site
         bundle = msgspec.toml.decode(home.bundle_path(site).read_bytes(), type=AgentBundle)
-        self.bus = Bus(BusSettings(bundle.servers, bundle.nkey_seed, inbox=agent_inbox(site), name=f"scripted {site}"))
+        self.bus = Bus(
+            BusSettings(
+                bundle.servers,
+                bundle.nkey_seed,
+                inbox=agent_inbox(site),
+                name=f"scripted {site}",
+                ca=bundle.ca,
+                tls_name=bundle.tls_name,
+            )
+        )
         self.spool: dict[tuple[str, int, Stream], bytes] = {}
         """What the agent finds in its spool when it is asked for bytes: (key, start, stream) -> all of them."""
         self._sequences: dict[str, int] = {}

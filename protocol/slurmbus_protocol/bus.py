@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from ssl import SSLContext, create_default_context
+from ssl import SSLContext, SSLError, create_default_context
 from typing import Any, Self
 
 import nats
@@ -25,6 +25,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from slurmbus_protocol.dialling import Address, Tls, dial
 from slurmbus_protocol.errors import (
     BusFull,
     BusNotStoring,
@@ -41,6 +42,7 @@ REQUEST_TIMEOUT = 5.0
 PING_INTERVAL = 5  # with two missed pings a half-open connection is noticed within 15 s
 PROBE_TIMEOUT = 3.0
 RETRY_DELAYS = (0.1, 0.2, 0.5, 1.0, 2.0)
+NOT_OURS = "another server answers there, or its authority is a new one: fetch the site's file again"
 
 _REFUSED = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]*)\"")
 _WRONG_LAST_SEQUENCE = {10071, 10164}
@@ -61,21 +63,27 @@ class BusSettings:
     """How to reach the bus. ``nkey_seed`` is the text of an NKEY user seed (``SU…``)."""
 
     servers: tuple[str, ...]
+    """Addresses, tried in this order; see :class:`slurmbus_protocol.dialling.Address`."""
     nkey_seed: str | None = None
     ca_file: Path | None = None
     inbox: str = "_INBOX"
     name: str = "slurmbus"
     probe_interval: float | None = None
     """Seconds between two looks whether a quiet connection still works; None looks only when an answer is missing."""
+    ca: str | None = None
+    """The pinned authority as PEM. With it, or ``ca_file``, every connection is encrypted, whatever its address."""
+    tls_name: str | None = None
+    """The name that the server's certificate must bear; None is the address's host."""
 
     def tls(self) -> SSLContext | None:
         """Give the TLS context for servers with a pinned authority, or None."""
-        if self.ca_file is None:
+        if self.ca_file is None and self.ca is None:
             return None
         try:
-            return create_default_context(cafile=str(self.ca_file))
+            return create_default_context(cafile=self.ca_file, cadata=self.ca)
         except OSError as error:
-            raise InvalidSetting(f"ca_file {self.ca_file} can't be read: {error}") from error
+            what = f"ca_file {self.ca_file}" if self.ca_file else "the bus's certificate authority"
+            raise InvalidSetting(f"{what} can't be read: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,27 +158,55 @@ class Bus:
     # ------------------------------------------------------------------ supervision
 
     async def _connect(self) -> Client:
+        failures: list[BusUnreachable] = []
+        for server in self.settings.servers:
+            try:
+                return await self._connect_to(Address.parse(server))
+            except BusUnreachable as error:
+                failures.append(error)
+        where = f"no connection to {', '.join(self.settings.servers)}: "
+        if not failures:
+            raise BusUnreachable(f"{where}there is no address")
+        told = next((error for error in failures if isinstance(error, BusRefused)), failures[0])
+        raise type(told)(where + told.message, hint=told.hint) from told
+
+    async def _connect_to(self, address: Address) -> Client:
+        """Connect to one address; BusUnreachable or BusRefused with the reason alone."""
+        pinned = self.settings.tls()
+        context = pinned or (create_default_context() if address.encrypted else None)
+        tls = Tls(context, self.settings.tls_name) if context else None
         client = Client()
-        refusal: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-        untried = len(self.settings.servers)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                # nats-py has no way to hand over a connection, and takes the one that is there.
+                client._transport = await dial(address, tls)  # noqa: SLF001
+                await self._greet(client, address, tls)
+        except SSLError as error:
+            raise BusUnreachable(f"TLS failed: {error}", hint=NOT_OURS if pinned else "") from error
+        except (OSError, TimeoutError, nats.errors.Error) as error:
+            reason = str(error) or ("no answer" if isinstance(error, TimeoutError) else type(error).__name__)
+            kind = BusRefused if "authorization" in reason.lower() else BusUnreachable
+            raise kind(reason) from error
+        finally:
+            if not client.is_connected:
+                await self._discard(client)
+        return client
+
+    async def _greet(self, client: Client, address: Address, tls: Tls | None) -> None:
+        """Let nats-py take over a fresh connection."""
 
         async def on_error(error: Exception) -> None:
-            nonlocal untried
             log.debug("bus: %s", error)
             if (violation := _REFUSED.search(str(error).lower())) is not None:
                 log.warning("bus: %s", error)
                 self._refused.add((violation[1], violation[2]))
-                return
-            untried -= 1
-            if untried == 0:
-                refusal.set_result(error)
 
         async def on_change() -> None:
             self._wake.set()
 
         connecting = asyncio.create_task(
             client.connect(
-                servers=list(self.settings.servers),
+                servers=[address.url],
                 name=self.settings.name,
                 error_cb=on_error,
                 closed_cb=on_change,
@@ -183,27 +219,15 @@ class Bus:
                 pending_size=0,
                 inbox_prefix=self.settings.inbox,
                 nkeys_seed_str=self.settings.nkey_seed,
-                tls=self.settings.tls(),
+                tls=tls.context if tls else None,
             )
         )
-        # nats-py would try the same servers again and again, seconds apart: how often is up to our callers.
-        either: set[asyncio.Future[Any]] = {connecting, refusal}
         try:
-            await asyncio.wait(either, timeout=CONNECT_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({connecting})
         finally:
-            failure = connecting.exception() if connecting.done() and not connecting.cancelled() else None
-            connected = connecting.done() and not connecting.cancelled() and failure is None
-            if not connected:
+            if not connecting.done():
                 await _end(connecting)
-                await self._discard(client)
-        if failure is not None and not isinstance(failure, (OSError, TimeoutError, nats.errors.Error)):
-            raise failure  # a fault of this installation, not of the network
-        if not connected:
-            error = refusal.result() if refusal.done() else failure
-            reason = str(error or "") or (type(error).__name__ if error else "no answer")
-            kind = BusRefused if "authorization" in reason.lower() else BusUnreachable
-            raise kind(f"no connection to {', '.join(self.settings.servers)}: {reason}") from error
-        return client
+        connecting.result()
 
     @staticmethod
     async def _discard(client: Client | None) -> None:

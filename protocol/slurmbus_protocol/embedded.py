@@ -23,6 +23,7 @@ from typing import Any, Self
 import nkeys
 
 from slurmbus_protocol.errors import BusUnreachable, InvalidSetting
+from slurmbus_protocol.server_tls import ServerTls
 from slurmbus_protocol.streams import BusLimits
 
 SERVER_VARIABLE = "SLURMBUS_NATS_SERVER"
@@ -83,6 +84,8 @@ class EmbeddedServer:
         port: 0 takes a free one at the first start and keeps it from then on, so that agents find it again.
         limits: of the streams.
         tied: on Linux, the server dies with the thread that started it, also when its owner is killed.
+        tls: its keys, made where they are missing; None leaves connections in the clear.
+        websocket: port on which it also takes WebSocket connections, encrypted as the others are.
     """
 
     def __init__(
@@ -94,8 +97,14 @@ class EmbeddedServer:
         port: int = 0,
         limits: BusLimits | None = None,
         tied: bool = False,
+        tls: ServerTls | None = None,
+        websocket: int | None = None,
     ) -> None:
         self.folder = folder
+        self._tls = tls
+        self._websocket = websocket
+        self.also_plain = False
+        """Whether clients that don't know TLS are let in as well; read when the configuration is written."""
         self._tied = tied
         # Another home's server may hold our port: the name tells whose answer it is.
         self._name = f"slurmbus-{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:16]}"
@@ -111,7 +120,7 @@ class EmbeddedServer:
     @property
     def url(self) -> str:
         """Where clients connect to."""
-        return f"nats://{self.host}:{self._port}"
+        return f"{'tls' if self._tls else 'nats'}://{self.host}:{self._port}"
 
     @property
     def pid(self) -> int | None:
@@ -141,6 +150,8 @@ class EmbeddedServer:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._take_lock()
         self._port = self._port or self._remembered_port() or _free_port(self.host)
+        if self._tls:
+            self._tls.ensure()
         self._write_config()
         self._spawn()
 
@@ -194,6 +205,13 @@ class EmbeddedServer:
         self.users = list(users)
         self._write_config()
         self.signal(signal.SIGHUP)
+
+    def renew(self) -> bool:
+        """Renew the certificate when it is time, without a restart; True when there is a new one."""
+        renewed = self._tls is not None and self._tls.ensure()
+        if renewed:
+            self.signal(signal.SIGHUP)
+        return renewed
 
     def signal(self, number: int) -> None:
         """Send the server a signal, e.g. SIGHUP to read its configuration again."""
@@ -250,7 +268,7 @@ class EmbeddedServer:
                 entry["permissions"] = user.permissions
             users.append(entry)
         # nats-server reads JSON as its own configuration language, so nothing has to be quoted by hand.
-        config = {
+        config: dict[str, Any] = {
             "server_name": self._name,
             "listen": f"{self.host}:{self._port}",
             "jetstream": {
@@ -266,6 +284,15 @@ class EmbeddedServer:
             },
             "system_account": "SYS",
         }
+        if self._tls:
+            pem = str(self._tls.certificate)
+            config["tls"] = {"cert_file": pem, "key_file": pem, "min_version": "1.3", "timeout": 5}
+            config["allow_non_tls"] = self.also_plain
+        if self._websocket:
+            config["websocket"] = {
+                "listen": f"{self.host}:{self._websocket}",
+                **({"tls": config["tls"]} if self._tls else {"no_tls": True}),
+            }
         self._write(self.folder / "nats.conf", json.dumps(config, indent=1))
 
     @staticmethod

@@ -368,7 +368,7 @@ def test_bus_run_serves_until_it_is_told_to_stop(
     script = "import sys; from slurmbus.cli import main; sys.exit(main())"
     process = subprocess.Popen([sys.executable, "-c", script, "bus", "run"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    assert "listens on nats://127.0.0.1:" in process.stderr.readline()
+    assert "listens on tls://127.0.0.1:" in process.stderr.readline()
     assert main(["sites", "add", "a"]) == 0
     assert main(["sites"]) == 0
     assert "never seen" in capfd.readouterr().out

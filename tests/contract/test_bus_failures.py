@@ -208,7 +208,7 @@ def test_what_a_cancel_waits_for_is_told_and_it_can_be_interrupted(site: BusSite
     with pytest.raises(BusUnreachable):
         site.client.cancel(new_ulid(), patience=3.0, tell=said.append)
     assert len(said) == 1
-    assert "hasn't acknowledged the request yet (no connection to nats://" in said[0]
+    assert "hasn't acknowledged the request yet (no connection to tls://" in said[0]
 
     def interrupt(_: str) -> None:
         signal.raise_signal(signal.SIGINT)

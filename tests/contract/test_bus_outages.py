@@ -111,7 +111,10 @@ def proxied(tmp_path: Path) -> Iterator[tuple[SiteClient, RealAgent, Proxy, Prox
         agent.start()
         agent.wait_until_it_serves()
         settings = ConnectionSettings(
-            servers=(ours.url,), credentials=site.home.credentials, signing_key=site.home.signing_key
+            servers=(ours.url,),
+            credentials=site.home.credentials,
+            signing_key=site.home.signing_key,
+            ca_file=site.home.tls.authority,
         )
         connection = Connection.get(settings)
         try:

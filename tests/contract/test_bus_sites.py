@@ -159,7 +159,9 @@ def test_nobody_without_a_key_gets_in(home: Home, tmp_path: Path) -> None:
     stranger.add_site("alice")
     with ServerOwner(home) as owner:
         asyncio.run(_reads_as_client(home))
-        settings = ConnectionSettings(servers=(owner.address.url,), credentials=stranger.credentials)
+        settings = ConnectionSettings(
+            servers=(owner.address.url,), credentials=stranger.credentials, ca_file=home.tls.authority
+        )
         connection = Connection(settings)
         with pytest.raises(BusUnreachable, match=r"(?i)authorization"):
             connection.run(connection.session.bus())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,16 @@ def test_nothing_set_takes_the_home(home: Home) -> None:
     assert settings.signer().public
 
 
-def test_a_site_with_a_bus_of_its_own(home: Home) -> None:
-    home.add_site("a", ["tls://one:4222", "tls://two:4222"], ca_file=Path("/etc/ca.pem"))
+def test_a_site_with_a_bus_of_its_own(home: Home, tmp_path: Path) -> None:
+    authority = tmp_path / "ca.pem"
+    authority.write_text("PEM\n")
+    home.add_site("a", ["tls://one:4222", "tls://two:4222"], ca_file=authority, tls_name="bus.example.org")
     settings = ConnectionSettings.from_env(site="a", environ={"SLURMBUS_HOME": str(home.path)})
     assert settings.servers == ("tls://one:4222", "tls://two:4222")
-    assert settings.ca_file == Path("/etc/ca.pem")
+    assert settings.ca_file == authority
+    assert settings.tls_name == "bus.example.org"
+    bundle = tomllib.loads(home.bundle_path("a").read_text())
+    assert (bundle["ca"], bundle["tls_name"]) == ("PEM\n", "bus.example.org")
 
 
 def test_variables_win(home: Home, tmp_path: Path) -> None:

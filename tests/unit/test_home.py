@@ -13,6 +13,7 @@ from slurmbus.home import Home
 from slurmbus_protocol.embedded import public_key
 from slurmbus_protocol.errors import BusUnreachable, InvalidName, InvalidSetting
 from slurmbus_protocol.sealing import seal_public
+from slurmbus_protocol.server_tls import TLS_NAME
 from slurmbus_protocol.signing import Signer
 from slurmbus_protocol.streams import agent_permissions
 
@@ -62,10 +63,12 @@ def test_the_bundle_is_all_that_the_agent_needs(home: Home) -> None:
     assert address is not None
     assert bundle == {
         "site": "a",
-        "servers": [f"nats://127.0.0.1:{address.port}"],
+        "servers": [f"tls://127.0.0.1:{address.port}"],
         "nkey_seed": bundle["nkey_seed"],
         "trusted_keys": [Signer.load(home.signing_key).public],
         "scheduler": "auto",
+        "ca": home.tls.authority.read_text(),
+        "tls_name": TLS_NAME,
         "slurm_conf": "/etc/slurm/slurm.conf",
         "python": "/usr/bin/python3.11",
         "seal_key": bundle["seal_key"],
@@ -118,9 +121,9 @@ def test_the_address_stays_and_bundles_follow_it(home: Home) -> None:
     chosen = home.set_bus_address()
     assert home.set_bus_address() == chosen
     home.set_bus_address("192.0.2.1", 4333)
-    assert tomllib.loads(home.bundle_path("a").read_text())["servers"] == ["nats://192.0.2.1:4333"]
+    assert tomllib.loads(home.bundle_path("a").read_text())["servers"] == ["tls://192.0.2.1:4333"]
     assert home.set_bus_address(host="0.0.0.0").port == 4333
-    assert home.bus_url() == "nats://127.0.0.1:4333"
+    assert home.bus_url() == "tls://127.0.0.1:4333"
     assert "0.0.0.0" not in home.bundle_path("a").read_text()
 
 
