@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from dagster_slurmbus._compat import DagsterLibraryRegistry
 from dagster_slurmbus.again import MoreMemory, MoreTime
+from dagster_slurmbus.agents import slurmbus_agent_assets, slurmbus_agent_checks, slurmbus_agents_sensor
 from dagster_slurmbus.array_results import CompletedArray, TaskOutcome
 from dagster_slurmbus.array_tasks import ArrayTask, partition_tasks
 from dagster_slurmbus.bus import BusResource
@@ -77,6 +78,9 @@ __all__ = [
     "cpu_efficiency_check",
     "memory_headroom_check",
     "partition_tasks",
+    "slurmbus_agent_assets",
+    "slurmbus_agent_checks",
+    "slurmbus_agents_sensor",
     "slurmbus_reconcile_sensor",
 ]
 

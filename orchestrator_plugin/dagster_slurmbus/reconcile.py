@@ -13,8 +13,7 @@ import dagster as dg
 from dagster_slurmbus import _compat
 from dagster_slurmbus.invocation import DEPLOYMENT_LABEL, RUN_LABEL
 from dagster_slurmbus.pipes import PipesSlurmClient
-from dagster_slurmbus.resources import ComputeResource, SlurmResource
-from dagster_slurmbus.values import wrong
+from dagster_slurmbus.resource_sites import pipes_client_of
 from slurmbus.client import SiteClient
 from slurmbus_protocol.errors import SlurmbusError
 from slurmbus_protocol.messages import Record
@@ -200,13 +199,7 @@ def _heirs(instance: dg.DagsterInstance, run_id: str, related: Sequence[dg.Dagst
 def _clients(context: dg.SensorEvaluationContext, resource_keys: Iterable[str]) -> list[PipesSlurmClient]:
     found: dict[str | None, PipesSlurmClient] = {}
     for key in resource_keys:
-        resource = getattr(context.resources, key)
-        if not isinstance(resource, PipesSlurmClient | ComputeResource | SlurmResource):
-            raise wrong(
-                f"slurmbus_reconcile_sensor: the resource {key!r} is {type(resource).__name__}, and has no site: "
-                "name a ComputeResource, a SlurmResource or a PipesSlurmClient"
-            )
-        client = resource if isinstance(resource, PipesSlurmClient) else resource.pipes_client()
+        client = pipes_client_of(context.resources, key, "slurmbus_reconcile_sensor")
         found.setdefault(client.site, client)  # None is this machine
     return list(found.values())
 

@@ -2,16 +2,10 @@
 
 # No "from __future__ import annotations" here: Dagster reads the annotations of assets at run time.
 # ruff: noqa: F811 - fixtures are imported and used by their names
-import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +15,7 @@ from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RESUME_RETRY_TAG, ROOT
 from dagster._core.test_utils import create_run_for_test
 
 from contract.bus_site import wait_until
+from contract.dagster_dev import DagsterDev
 from contract.test_dagster_jobs import failure_of, handles_of
 from contract.test_dagster_reattach import DEFINITIONS, Desk, desk, home  # noqa: F401 - fixtures
 from dagster_slurmbus import BusResource, ComputeResource, PipesSlurmClient, SlurmResource, slurmbus_reconcile_sensor
@@ -251,50 +246,8 @@ def test_a_site_that_cannot_be_asked_does_not_keep_the_others_waiting(
 # ------------------------------------------------------------------ all of Dagster
 
 
-class Dagster:
-    """``dagster dev``: webserver, daemon and code server, as on a person's machine."""
-
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        environment = {**os.environ, "DAGSTER_HOME": str(self.desk.folder), "DESK": str(self.desk.folder)}
-        command = [sys.executable, "-m", "dagster", "dev", "-f", str(DEFINITIONS), "-p", str(self.port)]
-        with (self.desk.folder / "dev.log").open("ab") as log:
-            process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, cwd=self.desk.folder, start_new_session=True
-            )
-        try:
-            wait_until(self.is_up, "Dagster's webserver", 120)
-            yield
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(60)
-            finally:  # its code server waits for run workers, and one of those waits for a step that was killed
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-    def is_up(self) -> bool:
-        try:
-            return bool(self.ask("{ version }")["version"])
-        except OSError:
-            return False
-
-    def ask(self, query: str, **variables: Any) -> Any:
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/graphql", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            found = json.load(answer)
-        assert "errors" not in found, found
-        return found["data"]
+class Dagster(DagsterDev):
+    """With a job to launch and to terminate."""
 
     def launch(self) -> str:
         where = self.ask("{ repositoriesOrError { ... on RepositoryConnection { nodes { name location { name } } } } }")
@@ -324,7 +277,7 @@ class Dagster:
 
 
 def test_terminate_and_forced_terminate_in_dagsters_own_ui(desk: Desk) -> None:
-    dagster = Dagster(desk)
+    dagster = Dagster(desk.folder, DEFINITIONS, DESK=str(desk.folder))
     with dagster.running():
         run_id = dagster.launch()
         wait_until(lambda: len(desk.payloads) == 1, "the payload to run", 120)
