@@ -23,6 +23,14 @@ ADOPT_INTERVAL = 60.0
 ADOPT_AT_ONCE = 16
 """Jobs that are read at the same time on taking over: each is one or two round trips to the bus."""
 
+# ---- the connections to the bus
+BUS_PING = 60
+"""Seconds between two pings of a connection: renewing the lease shows sooner whether it lives, and a NAT that forgets
+quiet connections does so after minutes."""
+INTAKE_HEARTBEAT = 20.0
+"""Seconds between two signs of life of the server to the question for requests. A connection that is lost is noticed by
+the lease; these only show that the server still knows of the question, and each costs 0.3 ms of CPU time."""
+
 # ---- asking Slurm
 WATCH_INTERVAL = 30.0
 """One question for all of this user's jobs; some sites ask for at most one squeue in 120 s, and may set it higher."""
@@ -55,6 +63,10 @@ tell less and less often; when a thousand begin at once, they have to wait for t
 # ---- the spool
 SPOOL_POLL = (0.5, 1.0, 2.0, 4.0, 8.0, 10.0)
 """Without the link the spool is looked at with back-off; it is somebody's NFS server."""
+SPOOL_TICK = 0.25
+"""Seconds between two looks whose turn it is, while there are jobs without a link."""
+SPOOL_TICK_LINKED = 1.0
+"""The same while all jobs have one; without jobs there are none."""
 SPOOL_READS_PER_SECOND = 20.0
 """For all jobs together; a metadata server notices more."""
 SPOOL_READ = 256 * 1024

@@ -79,6 +79,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             nkey_seed=self.nkey_seed,
             ca_file=Path(self.ca_file).expanduser() if self.ca_file else None,
             inbox=agent_inbox(self.site),
+            ping_interval=budgets.BUS_PING,
             name=f"slurmbus-agent {self.site} {agent_id}",
             ca=self.ca,
             tls_name=self.tls_name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
 from slurmbus_agent import budgets
 from slurmbus_agent.board import LiveBoard
@@ -18,7 +18,6 @@ from slurmbus_protocol.subjects import Stream
 log = logging.getLogger(__name__)
 
 _FOLLOWED = {JobState.RUNNING, JobState.COMPLETING}
-_TICK = 0.25
 
 
 class SpoolFollower:
@@ -27,10 +26,12 @@ class SpoolFollower:
     Args:
         jobs: gives all jobs of this agent.
         board: takes what they use.
+        changed: is set when there is one more.
     """
 
-    def __init__(self, jobs: Callable[[], Iterable[Job]], board: LiveBoard) -> None:
+    def __init__(self, jobs: Callable[[], Collection[Job]], board: LiveBoard, changed: asyncio.Event) -> None:
         self._board = board
+        self._changed = changed
         self._jobs = jobs
         self._due: dict[str, tuple[float, int]] = {}
         self._looking: set[str] = set()
@@ -39,7 +40,8 @@ class SpoolFollower:
         """Follow for ever."""
         async with asyncio.TaskGroup() as group:
             while True:
-                await asyncio.sleep(_TICK)
+                await self._until_there_are_jobs()
+                await asyncio.sleep(budgets.SPOOL_TICK if self._due else budgets.SPOOL_TICK_LINKED)
                 now = asyncio.get_running_loop().time()
                 unlinked = [job for job in self._jobs() if job.linked is None and job.record.state in _FOLLOWED]
                 names = {job.slurm_name for job in unlinked}
@@ -51,6 +53,13 @@ class SpoolFollower:
                     self._looking.add(job.slurm_name)
                     group.create_task(self._visit(job))  # none waits for another one's bytes
                     await asyncio.sleep(1.0 / budgets.SPOOL_READS_PER_SECOND)
+
+    async def _until_there_are_jobs(self) -> None:
+        """Wait without waking up: an idle agent costs its host next to nothing."""
+        while not self._jobs():
+            self._due.clear()
+            self._changed.clear()
+            await self._changed.wait()
 
     async def _visit(self, job: Job) -> None:
         try:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -112,12 +112,16 @@ class Intake:
         async with asyncio.TaskGroup() as group:
             while True:
                 try:
-                    async for msg in reading.pull(self._bus, subjects.REQUESTS, subjects.consumer(self._site)):
+                    async for msg in self._requests():
                         await gate.acquire()
                         spawn(group, self._handle_one(msg, gate))
                 except BusUnreachable as error:
                     log.info("waiting for requests: %s", error)
                     await asyncio.sleep(1.0)
+
+    def _requests(self) -> AsyncGenerator[Msg]:
+        consumer = subjects.consumer(self._site)
+        return reading.pull(self._bus, subjects.REQUESTS, consumer, idle_heartbeat=budgets.INTAKE_HEARTBEAT)
 
     async def _handle_one(self, msg: Msg, gate: asyncio.Semaphore) -> None:
         try:

@@ -170,6 +170,7 @@ class LinkServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._links: set[socket.socket] = set()
         self._wires: set[Wire] = set()
+        self._came = asyncio.Event()
         self._sessions: dict[tuple[str, int, int], _Session] = {}
         self.address: LinkAddress | None = None
         """Where runners reach us, while we listen."""
@@ -296,6 +297,7 @@ class LinkServer:
         """Serve a runner until its connection ends; an older connection of the same start ends first."""
         wire.owing += 1
         self._wires.add(wire)
+        self._came.set()
         name = (hello.key, hello.task, hello.start)
         session = _Session(self._sink, wire, hello, self._budget)
         try:
@@ -315,6 +317,9 @@ class LinkServer:
 
     async def _show_life(self) -> None:
         while True:
+            if not self._wires:
+                self._came.clear()
+                await self._came.wait()
             await asyncio.sleep(ALIVE_EVERY)
             waiting = [wire for wire in self._wires if wire.owing]
             with contextlib.suppress(TimeoutError):  # who doesn't read is hung up on

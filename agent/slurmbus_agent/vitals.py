@@ -48,6 +48,7 @@ class Pulse:
         self._backlog = backlog
         self._alarms = alarms
         self._started_at = time.time()
+        self._user = getpass.getuser()  # a directory service may have to be asked
         self.bad_messages = 0
         self.arriving = True
         """Whether there may be unfinished jobs that aren't known yet: before an agent has taken over."""
@@ -69,7 +70,7 @@ class Pulse:
             interval=interval,
             lease_seconds=budgets.LEASE_FACTOR * interval,
             host=platform.node(),
-            user=getpass.getuser(),
+            user=self._user,
             pid=os.getpid(),
             version=__version__,
             protocol=PROTOCOL_RANGE,

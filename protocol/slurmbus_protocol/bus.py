@@ -74,6 +74,8 @@ class BusSettings:
     """The pinned authority as PEM. With it, or ``ca_file``, every connection is encrypted, whatever its address."""
     tls_name: str | None = None
     """The name that the server's certificate must bear; None is the address's host."""
+    ping_interval: int = PING_INTERVAL
+    """Seconds between two pings of the client's own; whoever asks something regularly needs them less often."""
 
     def tls(self) -> SSLContext | None:
         """Give the TLS context for servers with a pinned authority, or None."""
@@ -214,7 +216,7 @@ class Bus:
                 allow_reconnect=False,  # rebuilding is the supervisor's; both at once get into each other's way
                 max_reconnect_attempts=-1,
                 connect_timeout=2,
-                ping_interval=PING_INTERVAL,
+                ping_interval=self.settings.ping_interval,
                 max_outstanding_pings=2,
                 pending_size=0,
                 inbox_prefix=self.settings.inbox,

@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 _SECONDS = 1_000_000_000
 PULL_BATCH = 256
 PULL_BYTES = 8 * 1024 * 1024
-PULL_EXPIRES = 30.0
+PULL_HEARTBEATS = 6
+"""Signs of life of the server before the question is asked again."""
 IDLE_HEARTBEAT = 5.0
-SILENCE = 2 * IDLE_HEARTBEAT + 1.0
 INACTIVE_THRESHOLD = 60.0
 
 
@@ -37,8 +37,18 @@ class ConsumerGone(BusUnreachable):
     code = "consumer-gone"
 
 
-async def pull(bus: Bus, stream: str, consumer: str, *, batch: int = PULL_BATCH) -> AsyncGenerator[Msg]:
+async def pull(
+    bus: Bus, stream: str, consumer: str, *, batch: int = PULL_BATCH, idle_heartbeat: float = IDLE_HEARTBEAT
+) -> AsyncGenerator[Msg]:
     """Give the messages of a pull consumer as they come, for ever.
+
+    Args:
+        bus: the connection.
+        stream: of the consumer.
+        consumer: its name.
+        batch: how many messages the server may send ahead.
+        idle_heartbeat: seconds between two signs of life of the server while nothing comes. A lost connection is noticed
+            by the connection itself; these show that the server still knows of the question.
 
     Raises:
         ConsumerGone: the consumer isn't there any more.
@@ -48,11 +58,12 @@ async def pull(bus: Bus, stream: str, consumer: str, *, batch: int = PULL_BATCH)
         {
             "batch": batch,
             "max_bytes": PULL_BYTES,
-            "expires": int(PULL_EXPIRES * _SECONDS),
-            "idle_heartbeat": int(IDLE_HEARTBEAT * _SECONDS),
+            "expires": int(PULL_HEARTBEATS * idle_heartbeat * _SECONDS),
+            "idle_heartbeat": int(idle_heartbeat * _SECONDS),
         }
     ).encode()
     subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+    silence = 2 * idle_heartbeat + 1.0
     moved = asyncio.create_task(bus.next_connection(bus.connections))
     try:
         async with bus.inbox() as (inbox, subscription):
@@ -61,7 +72,7 @@ async def pull(bus: Bus, stream: str, consumer: str, *, batch: int = PULL_BATCH)
                 if wanted == 0:
                     await bus.tell(subject, request, reply=inbox)
                     wanted = batch
-                msg = await _next(bus, stream, subscription, moved)
+                msg = await _next(bus, stream, subscription, moved, silence)
                 status = (msg.headers or {}).get("Status") if not msg.data else None
                 if status is None:
                     wanted -= 1
@@ -76,12 +87,14 @@ async def pull(bus: Bus, stream: str, consumer: str, *, batch: int = PULL_BATCH)
         await asyncio.gather(moved, return_exceptions=True)
 
 
-async def _next(bus: Bus, stream: str, subscription: Subscription, moved: asyncio.Task[int]) -> Msg:
+async def _next(
+    bus: Bus, stream: str, subscription: Subscription, moved: asyncio.Task[int], silence: float
+) -> Msg:
     """Wait for a message, but not on a connection that was made anew: the server has forgotten the pull request."""
     try:
         if subscription.pending_msgs:
-            return await subscription.next_msg(timeout=SILENCE)
-        getter = asyncio.create_task(subscription.next_msg(timeout=SILENCE))
+            return await subscription.next_msg(timeout=silence)
+        getter = asyncio.create_task(subscription.next_msg(timeout=silence))
         try:
             await asyncio.wait({getter, moved}, return_when=asyncio.FIRST_COMPLETED)
             if getter.done():

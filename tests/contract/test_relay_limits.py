@@ -252,7 +252,7 @@ def test_one_jobs_flood_in_the_spool_doesnt_hold_up_the_next_job(place: Place) -
         quiet = new_ulid()
         jobs = [place.job(new_ulid(), relay, limit=10**9, content=LINES) for _ in range(3)]
         jobs.append(place.job(quiet, relay, limit=10**9, content=b"a line\n"))
-        following = asyncio.create_task(SpoolFollower(lambda: jobs, LiveBoard()).run())
+        following = asyncio.create_task(SpoolFollower(lambda: jobs, LiveBoard(), asyncio.Event()).run())
         await until(lambda: slow.under_way == 3, "the floods that are under way")
         while await relay.offset(quiet, 0, 0, Stream.STDOUT) < 7:
             await asyncio.sleep(0.01)
