@@ -21,10 +21,15 @@ from slurmbus_agent.environments.store import Store
 from slurmbus_agent.environments.tidying import Tidying
 from slurmbus_agent.follower import SpoolFollower
 from slurmbus_agent.forgetting import Forgetting
+from slurmbus_agent.guest.limits import in_force, kernel_cpu_seconds
+from slurmbus_agent.guest.measuring import Measuring, controller_calls
+from slurmbus_agent.guest.pace import Pace
+from slurmbus_agent.guest.succession import Succession
 from slurmbus_agent.intake import Intake
 from slurmbus_agent.job import Tools
-from slurmbus_agent.lease import Lease, LeaseLost, Role
+from slurmbus_agent.lease import Lease, LeaseLost, Role, looks_again
 from slurmbus_agent.link import LinkServer
+from slurmbus_agent.link_wire import Traffic
 from slurmbus_agent.linking import JobLinks
 from slurmbus_agent.questions import Questions
 from slurmbus_agent.records import Fenced, RecordStore
@@ -34,7 +39,7 @@ from slurmbus_agent.scheduler.base import Scheduler
 from slurmbus_agent.scheduler.factory import make_scheduler
 from slurmbus_agent.spool import Spool
 from slurmbus_agent.staging import Stager
-from slurmbus_agent.vitals import Pulse
+from slurmbus_agent.vitals import BytesMoved, Pulse
 from slurmbus_agent.watcher import Watcher
 from slurmbus_protocol.bus import ApiError, Bus
 from slurmbus_protocol.errors import BusUnreachable, SlurmbusError
@@ -54,10 +59,16 @@ class Agent:
 
     Args:
         config: of the site.
+        succession: the process's place in the line of agents.
     """
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, succession: Succession | None = None) -> None:
         self.config = config
+        self._succession = succession
+        self._limits = in_force(config.limits, kernel_cpu_seconds=kernel_cpu_seconds())
+        self._pace = Pace()
+        self._traffic = Traffic()
+        self._links: LinkServer | None = None
         host = re.sub(r"[^a-z0-9-]", "-", platform.node().lower())[:40]
         self.agent_id = f"{host}-{secrets.token_hex(4)}"
         self.spool = Spool(config.spool_root)
@@ -74,6 +85,7 @@ class Agent:
             self.config.scheduler,
             folder=self.spool.root / "local",
             slurm_conf=self.config.slurm_conf,
+            limits=self._limits,
         )
         bus = await self._connect(stop)
         if bus is None:
@@ -111,10 +123,22 @@ class Agent:
                 *_alarms(bus, relay, records, self._audit),
                 *(self._forgetting.alarms if self._forgetting else ()),
             ),
+            measuring=self._measuring(scheduler),
+            bytes_moved=lambda: self._bytes_moved(bus, blob_bus),
+            handovers=self._succession.heritage.handovers if self._succession else 0,
         )
-        lease = Lease(bus, site, self.agent_id, pulse.message, lambda: self._is_same_bus(bus))
+        lease = Lease(
+            bus,
+            site,
+            self.agent_id,
+            pulse.message,
+            lambda: self._is_same_bus(bus),
+            self._succession.looks_again if self._succession else looks_again,
+        )
         scheduler.lease_deadline = lambda: lease.deadline
-        watcher = Watcher(scheduler, self.config.watch_interval or budgets.WATCH_INTERVAL, self._roster.stray)
+        watcher = Watcher(
+            scheduler, self.config.watch_interval or budgets.WATCH_INTERVAL, self._roster.stray, self._pace
+        )
         local = scheduler.kind == "local"
         environments = Environments(
             blob_bus,
@@ -220,7 +244,7 @@ class Agent:
 
     async def _lead(self, bus: Bus, lease: Lease, pulse: Pulse, tools: Tools) -> None:
         local = tools.scheduler.kind == "local"
-        board = LiveBoard()
+        board = LiveBoard(self._pace)
         links = LinkServer(
             JobLinks(self._roster.jobs, tools.relay, board),
             self._roster.secret,
@@ -228,7 +252,9 @@ class Agent:
             budget_bytes=budgets.LINK_BYTES,
             advertise=("127.0.0.1",) if local else (self.config.link_host,) if self.config.link_host else (),
             epoch=lease.epoch,
+            traffic=self._traffic,
         )
+        self._links = links
         address = await links.start()
         try:
             async with asyncio.TaskGroup() as group:
@@ -241,7 +267,7 @@ class Agent:
                 await asyncio.to_thread(self.spool.write_link, address)
                 group.create_task(tools.watcher.run())
                 group.create_task(board.run())
-                following = SpoolFollower(self._roster.jobs.values, board, self._roster.changed)
+                following = SpoolFollower(self._roster.jobs.values, board, self._roster.changed, self._pace)
                 group.create_task(following.run())
                 group.create_task(self._roster.adopt())
                 group.create_task(self._forget(bus, lease))
@@ -263,6 +289,27 @@ class Agent:
                 group.create_task(intake.run())
         finally:
             await links.aclose()
+            self._links = None
+
+    def _measuring(self, scheduler: Scheduler) -> Measuring:
+        return Measuring(
+            self._limits,
+            footprint=lambda: scheduler.footprint,
+            calls=lambda: controller_calls(scheduler.health),
+            stat_calls=lambda: self.spool.metadata_calls,
+            pace=self._pace,
+            judged=self._succession.judged if self._succession else lambda _judgement: None,
+        )
+
+    def _bytes_moved(self, *buses: Bus) -> BytesMoved:
+        traffic = [bus.traffic for bus in buses]
+        return BytesMoved(
+            bus_in=sum(received for received, _ in traffic),
+            bus_out=sum(sent for _, sent in traffic),
+            link_in=self._traffic.received,
+            link_out=self._traffic.sent,
+            link_connections=self._links.connections if self._links else 0,
+        )
 
     async def _forget(self, bus: Bus, lease: Lease) -> None:
         self._forgetting = Forgetting(

@@ -6,14 +6,20 @@ import asyncio
 
 from slurmbus_agent import budgets
 from slurmbus_agent.events import LiveSeen
+from slurmbus_agent.guest.pace import Pace
 from slurmbus_agent.job import Job
 from slurmbus_protocol.messages import Live
 
 
 class LiveBoard:
-    """Keeps the newest of each job, and writes one after the other, those that wait longest first."""
+    """Keeps the newest of each job, and writes one after the other, those that wait longest first.
 
-    def __init__(self) -> None:
+    Args:
+        pace: how much longer everything takes than usual.
+    """
+
+    def __init__(self, pace: Pace | None = None) -> None:
+        self._pace = pace or Pace()
         self._waiting: dict[str, tuple[Job, LiveSeen]] = {}
         self._changed = asyncio.Event()
 
@@ -30,4 +36,4 @@ class LiveBoard:
                 await self._changed.wait()
             job, seen = self._waiting.pop(next(iter(self._waiting)))
             job.post(seen)
-            await asyncio.sleep(1.0 / budgets.LIVE_PER_SECOND)
+            await asyncio.sleep(self._pace.stretch / budgets.LIVE_PER_SECOND)

@@ -2,6 +2,34 @@
 
 from __future__ import annotations
 
+# ---- what the agent may use of its host; the user or the site may set less
+CPU_MINUTES = 20.0
+"""At least one centre ends processes on login nodes above 20 CPU-minutes."""
+MEMORY_MIB = 512.0
+"""An idle agent takes less than a tenth of it; a thousand jobs and eight floods of logs fit."""
+CALLS_WINDOW = 300.0
+"""Seconds over which calls to the controller are counted."""
+HAND_OVER_CPU = 0.8
+"""Share of the CPU time at which a fresh process goes on: the rest pays for standing by until that one is ready, and
+for taking leave."""
+HAND_OVER_MEMORY = 0.9
+HAND_OVER_LEAST = 5.0
+"""Seconds for which a process serves in any case: a limit below what a start costs shall not keep it from doing so."""
+HAND_OVER_PAUSE = 600.0
+"""Seconds for which a fresh process doesn't hand over because of its memory: it needs what its jobs need."""
+HAND_OVER_PATIENCE = 60.0
+"""Seconds until a successor has to stand by, and until it has to have the lease; Python starts in half a second, from
+a cold network file system in many."""
+HAND_OVER_AGAIN = 60.0
+"""Seconds until a hand-over that failed is tried again."""
+HAND_OVER_LOOK = 0.2
+"""Seconds between a successor's looks at the lease: it knows that it will be given up in a moment."""
+SLOW_CPU = 0.85
+"""Share of the CPU time from which on everything that can wait takes longer: no fresh process could take over."""
+SLOW_CALLS = 0.8
+STRETCH_MOST = 8.0
+"""Jobs are then looked at every four minutes; starts and ends are pushed all the same."""
+
 # ---- the lease, heartbeat and connection probe (one message does all three)
 HEARTBEAT_IDLE = 9.0
 """An idle client with a 10 s heartbeat costs 2 CPU-minutes in 30 days, with 1 s heartbeats 18; with 9 s a standby has
@@ -52,6 +80,8 @@ READ_BURST = 20
 """Sites that limit calls (rl_enable) allow 30 at once, shared with the user's own commands."""
 READ_WAIT = 30.0
 """Looks wait for their turn when the budget is spent: a late answer is better than none."""
+CONTROL_WAIT_LIMITED = 600.0
+"""Seconds for which a submit waits for its turn where the site has set a limit; where nobody has, it hardly does."""
 READS_PER_SECOND = 1.0
 """rl_enable's default is 2 a second, shared with the user's own commands."""
 

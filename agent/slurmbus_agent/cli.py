@@ -12,6 +12,7 @@ from pathlib import Path
 from slurmbus_agent import __version__, clean, doctor
 from slurmbus_agent.agent import Agent
 from slurmbus_agent.config import AgentConfig, load
+from slurmbus_agent.guest.succession import Heritage, Succession
 from slurmbus_protocol import logs
 from slurmbus_protocol.errors import InvalidName, InvalidSetting, SlurmbusError
 
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             return asyncio.run(clean.clean(load(arguments.site, arguments.config), arguments))
         if arguments.command == "doctor":
             return asyncio.run(doctor.report(load(arguments.site, arguments.config) if arguments.site else None))
-        asyncio.run(_run(load(arguments.site, arguments.config), arguments.log_format, level))
+        _serve(load(arguments.site, arguments.config), arguments.log_format, level)
     except (InvalidSetting, InvalidName) as error:
         print(f"slurmbus-agent: {error}", file=sys.stderr)  # noqa: T201  # the command's own output
         return EXIT_USAGE
@@ -79,14 +80,26 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-async def _run(config: AgentConfig, log_format: str | None, level: int) -> None:
-    agent = Agent(config)
+def _serve(config: AgentConfig, log_format: str | None, level: int) -> None:
+    succession = Succession(Heritage.take(), asyncio.Event())
+    try:
+        asyncio.run(_run(config, succession, log_format, level))
+    finally:
+        succession.leave()
+
+
+async def _run(config: AgentConfig, succession: Succession, log_format: str | None, level: int) -> None:
+    agent = Agent(config, succession)
     logs.set_up(logs.chosen(log_format, config.log_format), level, site=config.site, agent=agent.agent_id)
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await agent.run(stop)
+        loop.add_signal_handler(number, succession.end)
+    succession.listen()
+    handing_over = asyncio.create_task(succession.run())
+    try:
+        await agent.run(succession.stop)
+    finally:
+        handing_over.cancel()
 
 
 if __name__ == "__main__":

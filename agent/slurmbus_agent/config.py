@@ -12,6 +12,7 @@ import msgspec
 
 from slurmbus_agent import budgets
 from slurmbus_agent.environments.settings import EnvironmentSettings
+from slurmbus_agent.guest.limits import HostLimits
 from slurmbus_agent.retention import RetentionSettings
 from slurmbus_protocol.bus import BusSettings
 from slurmbus_protocol.dialling import Address
@@ -48,6 +49,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Seconds between two questions for all jobs; some sites ask for more than the default."""
     array_size: Annotated[int, msgspec.Meta(ge=1)] = budgets.ARRAY_SIZE
     """Tasks that Slurm gets as one array, less than its MaxArraySize; a longer array is submitted as several."""
+    limits: HostLimits = HostLimits()
+    """What the agent may use of the login node and of the controller; a site's policy may say less."""
     retention: RetentionSettings = RetentionSettings()
     """How long finished jobs are kept."""
     environments: EnvironmentSettings = EnvironmentSettings()

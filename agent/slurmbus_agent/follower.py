@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from slurmbus_agent import budgets
 from slurmbus_agent.board import LiveBoard
 from slurmbus_agent.events import FactsFound
+from slurmbus_agent.guest.pace import Pace
 from slurmbus_agent.job import Job
 from slurmbus_agent.runner.facts import kept
 from slurmbus_protocol.errors import SlurmbusError
@@ -27,9 +28,17 @@ class SpoolFollower:
         jobs: gives all jobs of this agent.
         board: takes what they use.
         changed: is set when there is one more.
+        pace: how much longer everything takes than usual.
     """
 
-    def __init__(self, jobs: Callable[[], Collection[Job]], board: LiveBoard, changed: asyncio.Event) -> None:
+    def __init__(
+        self,
+        jobs: Callable[[], Collection[Job]],
+        board: LiveBoard,
+        changed: asyncio.Event,
+        pace: Pace | None = None,
+    ) -> None:
+        self._pace = pace or Pace()
         self._board = board
         self._changed = changed
         self._jobs = jobs
@@ -71,7 +80,10 @@ class SpoolFollower:
             self._looking.discard(job.slurm_name)
         _, step = self._due.get(job.slurm_name, (0.0, 0))
         step = 0 if moved else min(step + 1, len(budgets.SPOOL_POLL) - 1)
-        self._due[job.slurm_name] = (asyncio.get_running_loop().time() + budgets.SPOOL_POLL[step], step)
+        self._due[job.slurm_name] = (
+            asyncio.get_running_loop().time() + budgets.SPOOL_POLL[step] * self._pace.stretch,
+            step,
+        )
 
     async def _look(self, job: Job) -> bool:
         """Relay what the runner reported durable since the last look; True when there was something."""

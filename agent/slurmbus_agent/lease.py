@@ -41,6 +41,11 @@ class LeaseLost(Exception):
     """Another agent holds the lease now."""
 
 
+def looks_again(holder: Heartbeat) -> float:
+    """Give a standby's pause between two looks at the lease."""
+    return holder.interval / budgets.STANDBY_LOOKS
+
+
 class Lease:
     """The lease of one site, as one agent sees it.
 
@@ -50,6 +55,7 @@ class Lease:
         agent_id: who we are.
         heartbeat: makes the message for an epoch and a role.
         same_bus: tells whether the bus is still the one on which the lease was acquired.
+        looks_again: gives the seconds until the next look at the lease of whoever holds it.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class Lease:
         agent_id: str,
         heartbeat: Callable[[int, Role], Heartbeat],
         same_bus: Callable[[], Awaitable[bool]],
+        looks_again: Callable[[Heartbeat], float] = looks_again,
     ) -> None:
         self._bus = bus
         self._subject = subjects.lease(site)
@@ -66,6 +73,7 @@ class Lease:
         self._agent_id = agent_id
         self._heartbeat = heartbeat
         self._same_bus = same_bus
+        self._looks_again = looks_again
         self._sequence = 0
         self._valid_until: float | None = None
         self._bus_clock: tuple[float, float] | None = None
@@ -114,7 +122,6 @@ class Lease:
                         return
                     continue
                 known = holder
-                pause = holder.interval / budgets.STANDBY_LOOKS
                 now = boot_time()
                 sequence = stored.sequence if stored is not None else 0
                 if seen is None or seen[0] != sequence:
@@ -130,6 +137,7 @@ class Lease:
                     await self._bus.publish(
                         self._standby_subject, codec.encode(self._heartbeat(holder.epoch, Role.STANDBY))
                     )
+                pause = self._looks_again(holder)
             except (BusUnreachable, BusFull) as error:
                 log.info("waiting for the bus: %s", error)
             await asyncio.sleep(pause)
@@ -202,11 +210,18 @@ class Lease:
         if self._valid_until is None:
             return
         self._valid_until = None
-        message = self._heartbeat(self.epoch, Role.RELEASED)
         try:
-            await self._bus.publish(self._subject, codec.encode(message), expected_last=self._sequence, timeout=2.0)
-        except (WrongSequence, BusUnreachable, BusFull) as error:
+            try:
+                await self._tell_release()
+            except WrongSequence:  # our last renewal was stored, and we were stopped before its answer came
+                await self._look()
+                await self._tell_release()
+        except (LeaseLost, WrongSequence, BusUnreachable, BusFull) as error:
             log.info("the lease couldn't be given up: %s", error)
+
+    async def _tell_release(self) -> None:
+        message = codec.encode(self._heartbeat(self.epoch, Role.RELEASED))
+        await self._bus.publish(self._subject, message, expected_last=self._sequence, timeout=2.0)
 
 
 def _holder(stored: Stored | None) -> Heartbeat | None:

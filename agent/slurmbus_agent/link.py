@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import msgspec
 
 from slurmbus_agent import budgets
-from slurmbus_agent.link_wire import Budget, PeerGone, Wire
+from slurmbus_agent.link_wire import Budget, PeerGone, Traffic, Wire
 from slurmbus_agent.runner import frames
 from slurmbus_agent.runner.protocol import NEWS_SINCE, OPTIONAL, SAMPLES_SINCE
 from slurmbus_agent.spool_files import EndReport, LinkAddress
@@ -147,6 +147,7 @@ class LinkServer:
         budget_bytes: how many bytes may be under way to the sink, over all connections.
         advertise: the names or addresses under which compute nodes reach this host; its interfaces' when empty.
         epoch: stands in the address, for people.
+        traffic: is counted up.
     """
 
     def __init__(
@@ -158,8 +159,10 @@ class LinkServer:
         *,
         advertise: Sequence[str] = (),
         epoch: int = 0,
+        traffic: Traffic | None = None,
     ) -> None:
         self._sink = sink
+        self.traffic = traffic or Traffic()
         self._secrets = secrets
         self._host = host
         self._advertise = tuple(advertise)
@@ -244,7 +247,7 @@ class LinkServer:
 
     async def _serve(self, link: socket.socket) -> None:
         try:
-            wire = Wire(link)
+            wire = Wire(link, self.traffic)
             hello = await self._identify(wire)
             if hello is not None:
                 await self._attend(wire, hello)

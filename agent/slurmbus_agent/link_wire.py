@@ -82,10 +82,24 @@ class Budget:
         return self.used == 0 or self.used + cost <= self._limits[kind]
 
 
-class Wire:
-    """One connection; whoever reads is one task, writers may be many."""
+class Traffic:
+    """Bytes over all connections."""
 
-    def __init__(self, link: socket.socket) -> None:
+    def __init__(self) -> None:
+        self.received = 0
+        self.sent = 0
+
+
+class Wire:
+    """One connection; whoever reads is one task, writers may be many.
+
+    Args:
+        link: the socket.
+        traffic: is counted up.
+    """
+
+    def __init__(self, link: socket.socket, traffic: Traffic) -> None:
+        self._traffic = traffic
         self._socket = link
         self._buffer = bytearray()
         self._writing = asyncio.Lock()
@@ -132,18 +146,19 @@ class Wire:
         loop = asyncio.get_running_loop()
         with memoryview(data) as view, _lost_is_gone():
             while have < size:
-                have += _some(await loop.sock_recv_into(self._socket, view[have:]))
+                have += self._some(await loop.sock_recv_into(self._socket, view[have:]))
         return bytes(data)
 
     async def _fill(self) -> None:
         with _lost_is_gone():
             data = await asyncio.get_running_loop().sock_recv(self._socket, _SMALL)
-        _some(len(data))
+        self._some(len(data))
         self._buffer += data
 
     async def send(self, kind: str, **fields: Any) -> None:
         """Send a frame; when the other side is gone, nothing happens, and the reader will notice."""
         data = frames.pack({"type": kind, **fields})
+        self._traffic.sent += len(data)
         async with self._writing:
             try:
                 await asyncio.get_running_loop().sock_sendall(self._socket, data)
@@ -152,6 +167,12 @@ class Wire:
             except asyncio.CancelledError:
                 self.hang_up()  # half a frame may be out
                 raise
+
+    def _some(self, received: int) -> int:
+        if not received:
+            raise PeerGone("closed")
+        self._traffic.received += received
+        return received
 
     def hang_up(self) -> None:
         """End the connection: the reader gets PeerGone."""
@@ -165,9 +186,3 @@ def _lost_is_gone() -> Iterator[None]:
         yield
     except OSError as error:
         raise PeerGone(str(error)) from error
-
-
-def _some(received: int) -> int:
-    if not received:
-        raise PeerGone("closed")
-    return received

@@ -5,18 +5,29 @@ from __future__ import annotations
 import getpass
 import os
 import platform
-import resource
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import NamedTuple
 
 from slurmbus_agent import __version__, budgets
+from slurmbus_agent.guest import processes
+from slurmbus_agent.guest.measuring import Measuring
 from slurmbus_agent.lease import Role
 from slurmbus_protocol.capabilities import ADDITIONS
 from slurmbus_protocol.codec import PROTOCOL_RANGE
 from slurmbus_protocol.messages import Heartbeat, SchedulerHealth, Vitals
 
 CAPABILITIES = ("submit", "cancel", "outputs", "read-range", *ADDITIONS)
+
+
+class BytesMoved(NamedTuple):
+    """What went over bus and link, and how many runners are there."""
+
+    bus_in: int = 0
+    bus_out: int = 0
+    link_in: int = 0
+    link_out: int = 0
+    link_connections: int = 0
 
 
 class Pulse:
@@ -29,6 +40,9 @@ class Pulse:
         unfinished: the unfinished jobs by state.
         backlog: bytes that wait to be relayed.
         alarms: what a person should know.
+        measuring: measures the agent.
+        bytes_moved: what went over bus and link.
+        handovers: how many processes led this agent before.
     """
 
     def __init__(
@@ -40,6 +54,9 @@ class Pulse:
         unfinished: Callable[[], dict[str, int]],
         backlog: Callable[[], int],
         alarms: Callable[[], tuple[str, ...]],
+        measuring: Measuring,
+        bytes_moved: Callable[[], BytesMoved],
+        handovers: int = 0,
     ) -> None:
         self._site = site
         self._agent_id = agent_id
@@ -47,6 +64,9 @@ class Pulse:
         self._unfinished = unfinished
         self._backlog = backlog
         self._alarms = alarms
+        self._measuring = measuring
+        self._bytes_moved = bytes_moved
+        self._handovers = handovers
         self._started_at = time.time()
         self._user = getpass.getuser()  # a directory service may have to be asked
         self.bad_messages = 0
@@ -57,7 +77,9 @@ class Pulse:
     @property
     def interval(self) -> float:
         """Seconds until the next heartbeat: short while there are jobs."""
-        return budgets.HEARTBEAT_BUSY if self.arriving or self._unfinished() else budgets.HEARTBEAT_IDLE
+        if not self.arriving and not self._unfinished():
+            return budgets.HEARTBEAT_IDLE
+        return min(budgets.HEARTBEAT_BUSY * self._measuring.judgement.stretch, budgets.HEARTBEAT_IDLE)
 
     def message(self, epoch: int, role: Role) -> Heartbeat:
         """Give the heartbeat of this moment."""
@@ -84,20 +106,27 @@ class Pulse:
         )
 
     def _measure(self) -> Vitals:
-        own = resource.getrusage(resource.RUSAGE_SELF)
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        judgement = self._measuring.look()
+        scheduler = self._measuring.scheduler
+        moved = self._bytes_moved()
         return Vitals(
-            cpu_seconds=own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime,
-            rss=_resident(),
-            open_files=len(os.listdir("/proc/self/fd")),
+            cpu_seconds=self._measuring.cpu_seconds,
+            rss=self._measuring.rss,
+            open_files=processes.open_files(),
             jobs=self._unfinished(),
             backlog=self._backlog(),
             bad_messages=self.bad_messages,
             bus_latency=self.bus_latency,
+            scheduler_rss=scheduler.rss,
+            scheduler_pid=scheduler.pid,
+            records_returned=scheduler.records,
+            stat_calls=self._measuring.stat_calls(),
+            bus_bytes_in=moved.bus_in,
+            bus_bytes_out=moved.bus_out,
+            link_connections=moved.link_connections,
+            budgets=judgement.budgets,
+            slowed=judgement.slowed,
+            handovers=self._handovers,
+            link_bytes_in=moved.link_in,
+            link_bytes_out=moved.link_out,
         )
-
-
-def _resident() -> int:
-    """Resident bytes of this process. Source: proc_pid_statm(5)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()

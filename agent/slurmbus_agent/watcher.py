@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from slurmbus_agent import budgets
 from slurmbus_agent.events import Accounted, Denied, Event, Looked, Observed, TwinSeen
+from slurmbus_agent.guest.pace import Pace
 from slurmbus_agent.scheduler.array import split_name
 from slurmbus_agent.scheduler.base import ANY_ID, AccountingRow, NoAccounting, Observation, Scheduler, SchedulerError
 from slurmbus_protocol.states import FINAL
@@ -64,6 +65,7 @@ class Watcher:
         scheduler: whom to ask.
         interval: seconds between two questions for all of this user's jobs.
         stray: is told (id, name) of unfinished jobs of this user that nobody watches.
+        pace: how much longer everything takes than usual.
     """
 
     def __init__(
@@ -71,9 +73,11 @@ class Watcher:
         scheduler: Scheduler,
         interval: float = budgets.WATCH_INTERVAL,
         stray: Callable[[int, str], None] = lambda _job_id, _name: None,
+        pace: Pace | None = None,
     ) -> None:
         self._scheduler = scheduler
-        self._interval = interval
+        self._usual_interval = interval
+        self._pace = pace or Pace()
         self._stray = stray
         self._watched: dict[str, _Watched] = {}
         self._asked: dict[str, _Asked] = {}
@@ -81,6 +85,10 @@ class Watcher:
         self._lookups: dict[str, _Lookup] = {}
         self._next_round = 0.0
         self._accounting_from = 0.0
+
+    @property
+    def _interval(self) -> float:
+        return self._usual_interval * self._pace.stretch
 
     def watch(self, name: str, job_id: int, post: Callable[[Event], None], *, urgent: bool) -> None:
         """Ask about a job soon, and from then on regularly until it is forgotten."""
@@ -96,7 +104,7 @@ class Watcher:
         else:
             delay = budgets.WATCH_SOON
             watched.urgency = 0
-        watched.due = min(watched.due or float("inf"), now + delay)
+        watched.due = min(watched.due or float("inf"), now + delay * self._pace.stretch)
         self._changed.set()
 
     def ask_accounting(
@@ -298,7 +306,7 @@ class Watcher:
         due = self._accounting_due_now()
         if not due:
             return
-        self._accounting_from = _now() + budgets.ACCOUNTING_TOGETHER
+        self._accounting_from = _now() + budgets.ACCOUNTING_TOGETHER * self._pace.stretch
         since = min(item.since for item in due) - ACCOUNTING_WINDOW
         # Before the question: what was still on its way then may be missing from the answer.
         settled = all(item.figures for item in due) or await self._scheduler.accounting_backlog() == 0

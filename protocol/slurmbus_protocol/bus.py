@@ -122,6 +122,8 @@ class Bus:
         self._not_storing: set[str] = set()
         """Those for which it wasn't the connection's fault: nats-server 2.15 never answers again when its disk was full
         as it wrote to a stream; other streams may go on."""
+        self._traffic = (0, 0)
+        """Of the connections before this one."""
         self.connections = 0
         """How often a connection was made."""
 
@@ -142,6 +144,15 @@ class Bus:
     def connected(self) -> bool:
         """True while the client believes that it is connected."""
         return self._client is not None and self._client.is_connected
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Bytes of messages that came in and went out, over all connections."""
+        received, sent = self._traffic
+        if self._client is not None:
+            received += self._client.stats["in_bytes"]
+            sent += self._client.stats["out_bytes"]
+        return received, sent
 
     @property
     def problem(self) -> str:
@@ -241,6 +252,7 @@ class Bus:
 
     async def _rebuild(self) -> None:
         async with self._rebuilding:
+            self._traffic = self.traffic
             old, self._client = self._client, None
             await self._discard(old)
             self._refused.clear()

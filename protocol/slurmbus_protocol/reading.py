@@ -47,8 +47,8 @@ async def pull(
         stream: of the consumer.
         consumer: its name.
         batch: how many messages the server may send ahead.
-        idle_heartbeat: seconds between two signs of life of the server while nothing comes. A lost connection is noticed
-            by the connection itself; these show that the server still knows of the question.
+        idle_heartbeat: seconds between two signs of life of the server while nothing comes. They show that it still
+            knows of the question; a lost connection is noticed by the connection itself.
 
     Raises:
         ConsumerGone: the consumer isn't there any more.
@@ -87,9 +87,7 @@ async def pull(
         await asyncio.gather(moved, return_exceptions=True)
 
 
-async def _next(
-    bus: Bus, stream: str, subscription: Subscription, moved: asyncio.Task[int], silence: float
-) -> Msg:
+async def _next(bus: Bus, stream: str, subscription: Subscription, moved: asyncio.Task[int], silence: float) -> Msg:
     """Wait for a message, but not on a connection that was made anew: the server has forgotten the pull request."""
     try:
         if subscription.pending_msgs:

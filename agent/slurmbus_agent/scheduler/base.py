@@ -127,6 +127,19 @@ class AccountingRow(msgspec.Struct, frozen=True, kw_only=True):
     end_time: float | None = None
 
 
+class Footprint(msgspec.Struct, frozen=True, kw_only=True):
+    """What a scheduler's own process costs its host."""
+
+    pid: int = 0
+    """0 when there is none."""
+    rss: int = 0
+    """Resident bytes."""
+    cpu_seconds: float = 0.0
+    """Of the process that runs; those that have ended count as the agent's children."""
+    records: dict[str, int] = {}
+    """Records that Slurm gave in answer, by kind of call."""
+
+
 class Scheduler(Protocol):
     """What the agent needs of a scheduler. Every method may raise Unavailable or OutcomeUnknown."""
 
@@ -184,6 +197,11 @@ class Scheduler(Protocol):
     @property
     def health(self) -> SchedulerHealth:
         """Whether it answers, since when, and how often it was called; never blocks."""
+        ...
+
+    @property
+    def footprint(self) -> Footprint:
+        """What it costs this host besides the agent's own process; never blocks."""
         ...
 
     async def aclose(self) -> None:

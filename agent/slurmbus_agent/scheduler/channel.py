@@ -71,6 +71,11 @@ class Channel:
         """What the child last wrote to its standard error, for the end of a message."""
         return f": {' / '.join(self._last_words)}" if self._last_words else ""
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
     def send(self, call: Call) -> asyncio.Future[Answer]:
         """Write a call; the future gives the answer or ChildGone."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()

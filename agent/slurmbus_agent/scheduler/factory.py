@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from slurmbus_agent import budgets
+from slurmbus_agent.guest.limits import Limits, in_force
 from slurmbus_agent.scheduler import choosing
 from slurmbus_agent.scheduler.base import Scheduler
 from slurmbus_agent.scheduler.limits import CallBudget
@@ -19,7 +21,9 @@ log = logging.getLogger(__name__)
 KINDS = ("native", "commands", "local", "auto")
 
 
-def make_scheduler(kind: str, *, folder: Path, slurm_conf: str | None = None) -> Scheduler:
+def make_scheduler(
+    kind: str, *, folder: Path, slurm_conf: str | None = None, limits: Limits | None = None
+) -> Scheduler:
     """Make the scheduler of this kind; with ``auto`` that takes a second, in which two are tried.
 
     Args:
@@ -28,6 +32,7 @@ def make_scheduler(kind: str, *, folder: Path, slurm_conf: str | None = None) ->
             used: nobody shall run jobs on a login node by mistake.
         folder: where local jobs are kept.
         slurm_conf: slurm.conf, where Slurm doesn't find it by itself.
+        limits: what may be used of this host and of the controller.
 
     Raises:
         InvalidSetting: there is no such kind, or ``auto`` finds something missing.
@@ -40,5 +45,13 @@ def make_scheduler(kind: str, *, folder: Path, slurm_conf: str | None = None) ->
         kind, why = choosing.automatic(slurm_conf)
         log.info("the scheduler is %r: %s", kind, why)
     argv = [sys.executable, "-m", "slurmbus_agent.scheduler.child", kind]
-    budget = CallBudget(burst=budgets.READ_BURST, per_second=budgets.READS_PER_SECOND, read_wait=budgets.READ_WAIT)
-    return ChildScheduler([*argv, "--conf", slurm_conf] if slurm_conf else argv, kind=kind, budget=budget)
+    limits = limits or in_force()
+    budget = CallBudget(burst=budgets.READ_BURST, per_second=limits.calls_per_second, read_wait=budgets.READ_WAIT)
+    if limits.calls_are_limited:
+        budget = replace(budget, control_wait=budgets.CONTROL_WAIT_LIMITED, turn_wait=budgets.READ_WAIT)
+    return ChildScheduler(
+        [*argv, "--conf", slurm_conf] if slurm_conf else argv,
+        kind=kind,
+        budget=budget,
+        cpu_limit=budgets.HAND_OVER_CPU * limits.cpu_seconds,
+    )

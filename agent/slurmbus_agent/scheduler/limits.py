@@ -55,7 +55,8 @@ class CallBudget:
         turn_wait: seconds for which a question that many wait for is held back when the budget is spent. Without a
             bound a stream of submits, which aren't held back, would keep all from hearing how their jobs ended.
         control_wait: seconds for which a submit or cancel is held back when the budget is spent. Then it goes all the
-            same, and the reads after it pay: people wait for it, and it comes once a job, not again and again.
+            same, and the reads after it pay: people wait for it, and it comes once a job, not again and again. A site
+            that sets a limit gets more patience of them.
     """
 
     burst: int = 20
@@ -80,9 +81,10 @@ class TokenBucket:
         return max(0.0, (1 - self._tokens) / self._budget.per_second)
 
     def take(self, now: float) -> None:
-        """Take a token, if need be in debt; the debt is at most one burst."""
+        """Take a token, if need be in debt; the debt is at most what somebody would wait for."""
         self._refill(now)
-        self._tokens = max(self._tokens - 1, -float(self._budget.burst))
+        most = max(float(self._budget.burst), self._budget.control_wait * self._budget.per_second)
+        self._tokens = max(self._tokens - 1, -most)
 
     def _refill(self, now: float) -> None:
         self._tokens = min(self._tokens + (now - self._at) * self._budget.per_second, float(self._budget.burst))

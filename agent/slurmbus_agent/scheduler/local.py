@@ -28,7 +28,7 @@ import msgspec
 
 from slurmbus_agent.scheduler import local_job, local_options
 from slurmbus_agent.scheduler.array import ARRAY_TASK, split_name, task_name
-from slurmbus_agent.scheduler.base import ANY_ID, AccountingRow, BatchJob, Observation, Refused, Unavailable
+from slurmbus_agent.scheduler.base import ANY_ID, AccountingRow, BatchJob, Footprint, Observation, Refused, Unavailable
 from slurmbus_protocol.messages import Accounting, Partition, SchedulerHealth
 
 P = ParamSpec("P")
@@ -202,6 +202,11 @@ class LocalScheduler:
             error=self._error,
             calls=dict(self._calls),
         )
+
+    @property
+    def footprint(self) -> Footprint:
+        """Nothing: jobs aren't the agent's."""
+        return Footprint()
 
     async def aclose(self) -> None:
         """Nothing is held: jobs go on."""

@@ -15,9 +15,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from slurmbus_agent.guest import processes
 from slurmbus_agent.scheduler.base import (
     AccountingRow,
     BatchJob,
+    Footprint,
     NoAccounting,
     Observation,
     OutcomeUnknown,
@@ -70,8 +72,13 @@ class ChildScheduler:
         limits: CallLimits | None = None,
         budget: CallBudget | None = None,
         env: Mapping[str, str] | None = None,
+        cpu_limit: float | None = None,
     ) -> None:
-        """Run ``argv`` as the child when it is needed; nothing is started yet."""
+        """Run ``argv`` as the child when it is needed; nothing is started yet.
+
+        A child that has used ``cpu_limit`` seconds of CPU time is replaced between two calls: a site that ends it at a
+        moment of its own choosing may do so in the middle of a submit.
+        """
         self.kind = kind
         self.lease_deadline: Callable[[], float | None] | None = None
         self._argv = tuple(argv)
@@ -98,6 +105,8 @@ class ChildScheduler:
         self._version = ""
         self._error: str | None = "not asked yet"
         self._calls: Counter[str] = Counter()
+        self._records: Counter[str] = Counter()
+        self._cpu_limit = cpu_limit
         self._restarts = 0
 
     # ---- what the agent asks
@@ -159,6 +168,17 @@ class ChildScheduler:
             calls=dict(self._calls),
             restarts=self._restarts,
             version=self._version,
+        )
+
+    @property
+    def footprint(self) -> Footprint:
+        """What the child costs, as long as it is there."""
+        pid = self._channel.pid if self._channel is not None and not self._channel.is_gone else 0
+        return Footprint(
+            pid=pid,
+            rss=processes.resident(pid) if pid else 0,
+            cpu_seconds=processes.cpu_seconds(pid) if pid else 0.0,
+            records=dict(self._records),
         )
 
     async def aclose(self) -> None:
@@ -262,7 +282,9 @@ class ChildScheduler:
             call.fail(Unavailable(f"Slurm wasn't asked: {error.message}", hint=error.hint))
             return
         try:
-            call.end(result_of(call.kind, await self._exchange(channel, call)))
+            result = result_of(call.kind, await self._exchange(channel, call))
+            self._records[call.kind] += len(result) if isinstance(result, list) else 1
+            call.end(result)
         except (Refused, NoAccounting) as error:  # an answer
             call.fail(error)
         except SchedulerError as error:
@@ -338,6 +360,9 @@ class ChildScheduler:
         """Give a child that can be asked, a new one if need be."""
         if self._channel is not None and self._channel.is_gone:
             await self._drop("it had ended")
+        if self._channel is not None and self._cpu_limit and processes.cpu_seconds(self._channel.pid) > self._cpu_limit:
+            channel, self._channel = self._channel, None
+            await channel.stop()
         if self._channel is None:
             try:
                 self._channel = await Channel.start(self._argv, self._env, self._limits.start)

@@ -1,0 +1,121 @@
+"""What an agent may use of its host, and what follows from what it uses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slurmbus_agent import budgets
+from slurmbus_agent.config import load
+from slurmbus_agent.guest import processes
+from slurmbus_agent.guest.judging import Use, judge
+from slurmbus_agent.guest.limits import HostLimits, Limits, in_force
+from slurmbus_agent.scheduler.limits import CallBudget, TokenBucket
+from slurmbus_protocol.errors import InvalidSetting
+
+MIB = 1024 * 1024
+LIMITS = Limits(cpu_seconds=1200.0, memory=100.0 * MIB, calls_per_second=0.2)
+
+
+def use(
+    *, cpu: float = 10.0, memory: float = 40.0 * MIB, calls: float = 0.0, looks: float = 0.0, age: float = 1e5
+) -> Use:
+    return Use(cpu_seconds=cpu, memory=memory, calls=calls, stat_calls=looks, window=300.0, age=age)
+
+
+def test_the_strictest_limit_counts_whoever_set_it() -> None:
+    mine = HostLimits(cpu_minutes=30, memory_mib=200)
+    site = HostLimits(cpu_minutes=20, memory_mib=400, calls_per_second=0.2)
+    limits = in_force(mine, site, kernel_cpu_seconds=600.0)
+    assert limits == Limits(cpu_seconds=600.0, memory=200.0 * MIB, calls_per_second=0.2, calls_are_limited=True)
+    assert in_force(mine, site).cpu_seconds == 1200.0
+
+
+def test_where_nobody_sets_a_limit_the_agent_has_its_own() -> None:
+    limits = in_force(HostLimits())
+    assert limits.cpu_seconds == budgets.CPU_MINUTES * 60
+    assert limits.calls_per_second == budgets.READS_PER_SECOND
+    assert not limits.calls_are_limited
+
+
+def test_nobody_can_allow_more_calls_than_the_agent_would_make() -> None:
+    assert in_force(HostLimits(calls_per_second=50)).calls_per_second == budgets.READS_PER_SECOND
+
+
+def test_far_from_all_limits_nothing_follows() -> None:
+    judgement = judge(use(), LIMITS)
+    assert (judgement.stretch, judgement.slowed, judgement.hand_over) == (1.0, "", "")
+    assert {budget.name: (budget.used, budget.limit) for budget in judgement.budgets} == {
+        "cpu-time": (10.0, 1200.0),
+        "memory": (40.0 * MIB, 100.0 * MIB),
+        "calls": (0.0, 60.0),
+        "stat-calls": (0.0, 6000.0),
+    }
+
+
+def test_near_the_limit_of_cpu_time_a_fresh_process_is_wanted() -> None:
+    assert not judge(use(cpu=0.79 * 1200), LIMITS).hand_over
+    judgement = judge(use(cpu=0.81 * 1200), LIMITS)
+    assert judgement.hand_over == "cpu-time: 16.2 min of 20.0 min"
+    assert not judgement.slowed, "a fresh process begins at nothing"
+
+
+def test_without_a_fresh_process_the_agent_slows_down_and_says_so() -> None:
+    judgement = judge(use(cpu=1150.0), LIMITS)
+    assert 1 < judgement.stretch < budgets.STRETCH_MOST
+    assert judgement.slowed.startswith("cpu-time: 19.2 min of 20.0 min: everything that can wait takes")
+    assert judge(use(cpu=2000.0), LIMITS).stretch == budgets.STRETCH_MOST
+
+
+def test_near_the_limit_of_calls_the_agent_asks_less_often() -> None:
+    assert judge(use(calls=47), LIMITS).stretch == 1.0
+    judgement = judge(use(calls=55), LIMITS)
+    assert judgement.stretch > 1
+    assert judgement.slowed.startswith("calls: 55 of 60 in 300 s")
+
+
+def test_memory_wants_a_fresh_process_but_not_one_after_the_other() -> None:
+    assert judge(use(memory=95 * MIB), LIMITS).hand_over == "memory: 95 MiB of 100 MiB"
+    assert not judge(use(memory=95 * MIB, age=60.0), LIMITS).hand_over
+
+
+def test_a_process_serves_for_a_while_whatever_the_limit() -> None:
+    assert not judge(use(cpu=5000.0, age=1.0), LIMITS).hand_over
+
+
+@pytest.mark.parametrize("line", ["cpu_minutes = 0", "memory_mib = -1", "calls_per_second = 'few'", "cpu = 3"])
+def test_a_limit_that_means_nothing_is_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text(f'site = "a"\nservers = ["nats://h"]\ntrusted_keys = []\n[limits]\n{line}\n')
+    path.chmod(0o600)
+    with pytest.raises(InvalidSetting, match=r"limits"):
+        load("a", path)
+
+
+def test_where_a_site_limits_calls_submits_wait_for_their_turn() -> None:
+    budget = CallBudget(burst=5, per_second=0.5, control_wait=budgets.CONTROL_WAIT_LIMITED)
+    bucket = TokenBucket(budget, 0.0)
+    waits = []
+    for _ in range(25):
+        waits.append(bucket.wait(0.0))
+        bucket.take(0.0)
+    assert waits[:5] == [0.0] * 5
+    assert waits[5:] == [pytest.approx(2.0 * number) for number in range(1, 21)]
+
+
+def test_the_kernel_tells_what_a_process_uses() -> None:
+    busy = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert processes.cpu_seconds(process.pid) >= 0.15
+        assert processes.resident(process.pid) > 1_000_000
+        process.communicate(b"\n")
+    assert processes.cpu_seconds(process.pid) == 0.0
+    assert processes.resident(process.pid) == 0
+    assert processes.open_files() >= len({0, 1, 2})
+    assert processes.resident() == pytest.approx(processes.resident(os.getpid()), rel=0.1)
