@@ -6,7 +6,9 @@
     ├── UnknownJob         the site has no record of this job
     ├── AmbiguousJob       several jobs fit what was typed
     ├── UnknownSite        this home has no such site
-    └── LocalNotStarted    the local helper didn't come up
+    ├── LocalNotStarted    the local helper didn't come up
+    ├── LoginFailed        nobody got in at the site, or the connection broke
+    └── SiteUnfit          the site lacks something that the agent needs
 """
 
 from __future__ import annotations
@@ -41,3 +43,15 @@ class LocalNotStarted(SlurmbusError):
     """The local helper didn't come up."""
 
     code: ClassVar[str] = "local-not-started"
+
+
+class LoginFailed(SlurmbusError):
+    """Nobody got in at the site, or the connection broke."""
+
+    code: ClassVar[str] = "login-failed"
+
+
+class SiteUnfit(SlurmbusError):
+    """The site lacks something that the agent needs."""
+
+    code: ClassVar[str] = "site-unfit"

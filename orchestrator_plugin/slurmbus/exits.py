@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slurmbus.errors import LocalNotStarted
+from slurmbus.errors import LocalNotStarted, LoginFailed, SiteUnfit
 from slurmbus_protocol.errors import BusFull, BusRefused, BusUnreachable, NotAllowed, SiteUnreachable, SlurmbusError
 
 SUCCESS = 0
@@ -12,8 +12,8 @@ UNREACHABLE = 3
 REFUSED = 4
 INTERRUPTED = 130
 
-_UNREACHABLE = (BusUnreachable, SiteUnreachable, LocalNotStarted)
-_REFUSED = (NotAllowed, BusFull, BusRefused)
+_UNREACHABLE = (BusUnreachable, SiteUnreachable, LocalNotStarted, LoginFailed)
+_REFUSED = (NotAllowed, BusFull, BusRefused, SiteUnfit)
 
 
 def exit_code(error: SlurmbusError) -> int:

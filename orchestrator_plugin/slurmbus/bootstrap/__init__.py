@@ -1,0 +1,1 @@
+"""The one login: finding out about a site, installing the agent there, and keeping it running."""

@@ -1,0 +1,352 @@
+"""The one program that ``slurmbus up`` runs on a login node: it does what it is told, line by line, until its input ends.
+
+It is fed to whatever Python is there (3.6 or newer) and uses the standard library only. Each line of its input is a JSON
+object ``{"op": …, …}``; each line of its output that counts begins with a mark that nobody else prints. Everything is 7-bit
+text, so that terminals, banners and login shells that talk do no harm. When its input ends, its children are killed, and
+folders that were begun and not finished are removed: an interrupted set-up leaves nothing half done.
+"""
+
+import base64
+import errno
+import hashlib
+import json
+import os
+import queue
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+
+OUTPUT_LIMIT = 1024 * 1024
+"""Bytes of a command's output that are kept: its end."""
+PIECE = 65536
+OPS = {}
+unfinished = []
+"""Folders and files that are removed unless somebody says that they are whole."""
+running = set()
+speaking = threading.Lock()
+mark = ""
+
+
+def op(function):
+    """Let a function be called from the other side, under its name."""
+    OPS[function.__name__] = function
+    return function
+
+
+def say(**frame):
+    """Write one frame."""
+    line = mark + " " + json.dumps(frame) + "\n"
+    with speaking:
+        data = line.encode("ascii")
+        while data:
+            data = data[os.write(1, data) :]
+
+
+def text_of(data):
+    """Decode what a program wrote."""
+    return data.decode("utf-8", "replace")
+
+
+# ---------------------------------------------------------------------- programs
+
+
+@op
+def run(argv, env=None, cwd=None, data="", timeout=60.0, tell=False):
+    """Run a program to its end. ``env`` is added to ours; ``tell`` reports each line of its output as it comes."""
+    environment = dict(os.environ)
+    for name, value in (env or {}).items():
+        if value is None:
+            environment.pop(name, None)
+        else:
+            environment[name] = value
+    try:
+        child = subprocess.Popen(
+            argv,
+            env=environment,
+            cwd=cwd,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=os.setsid,
+        )
+    except OSError as error:
+        return {"code": 127 if error.errno == errno.ENOENT else 126, "out": "", "err": error.strerror, "late": False}
+    running.add(child)
+    late = []
+
+    def kill():
+        late.append(True)
+        kill_group(child)
+
+    timer = threading.Timer(timeout, kill)
+    timer.start()
+    try:
+        out, err = [], []
+        readers = [
+            threading.Thread(target=drain, args=(child.stdout, out, tell)),
+            threading.Thread(target=drain, args=(child.stderr, err, tell)),
+        ]
+        for reader in readers:
+            reader.start()
+        try:
+            child.stdin.write(base64.b64decode(data))
+            child.stdin.close()
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it didn't want to read
+        code = child.wait()
+        for reader in readers:
+            reader.join(5.0)  # a grandchild in the background may keep the pipe for ever
+    finally:
+        timer.cancel()
+        running.discard(child)
+    return {"code": code, "out": text_of(b"".join(out)), "err": text_of(b"".join(err)), "late": bool(late)}
+
+
+def drain(pipe, pieces, tell):
+    """Keep the end of what comes."""
+    size = 0
+    for line in iter(pipe.readline, b""):
+        pieces.append(line)
+        size += len(line)
+        while size > OUTPUT_LIMIT:
+            size -= len(pieces.pop(0))
+        if tell:
+            say(told=text_of(line.rstrip()))
+
+
+def kill_group(child):
+    """Kill a program and what it started."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+# ---------------------------------------------------------------------- files
+
+
+@op
+def look(path):
+    """Tell what lies at a path."""
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return {"kind": "", "size": 0, "mode": 0, "target": ""}
+    kinds = ((stat.S_ISLNK, "link"), (stat.S_ISDIR, "folder"), (stat.S_ISREG, "file"), (stat.S_ISSOCK, "socket"))
+    kind = next((name for is_it, name in kinds if is_it(status.st_mode)), "other")
+    target = os.readlink(path) if kind == "link" else ""
+    return {"kind": kind, "size": status.st_size, "mode": stat.S_IMODE(status.st_mode), "target": target}
+
+
+@op
+def names(path):
+    """List a folder; nothing when it isn't there."""
+    try:
+        return sorted(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+@op
+def read(path, limit=OUTPUT_LIMIT):
+    """Give the end of a file, or None when there is none."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - limit))
+            return base64.b64encode(file.read(limit)).decode("ascii")
+    except FileNotFoundError:
+        return None
+
+
+@op
+def folder(path, mode=0o700, new=False):
+    """Make a folder with its parents. A ``new`` one mustn't exist, and goes again unless it is kept."""
+    if new:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        os.mkdir(path, mode)
+        unfinished.append(path)
+    else:
+        os.makedirs(path, mode=mode, exist_ok=True)
+
+
+@op
+def keep(path):
+    """Say that something is whole."""
+    if path in unfinished:
+        unfinished.remove(path)
+
+
+@op
+def write(path, data, mode=0o600):
+    """Write a small file, all or nothing."""
+    new = "%s.%d" % (path, os.getpid())
+    unfinished.append(new)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(base64.b64decode(data))
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(new, mode)
+    os.rename(new, path)
+    unfinished.remove(new)
+
+
+@op
+def append(path, data, offset):
+    """Put a piece of a big file to its place."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.seek(offset)
+        file.write(base64.b64decode(data))
+
+
+@op
+def digest(path):
+    """Hash a file; None when there is none."""
+    found = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            for piece in iter(lambda: file.read(PIECE), b""):
+                found.update(piece)
+    except FileNotFoundError:
+        return None
+    return found.hexdigest()
+
+
+@op
+def link(path, target):
+    """Make a symlink, or turn it, in one step."""
+    new = "%s.%d" % (path, os.getpid())
+    os.symlink(target, new)
+    os.rename(new, path)
+
+
+@op
+def remove(path):
+    """Remove a file, a link or a folder with everything in it."""
+    try:
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+@op
+def room(path, size):
+    """Take so many bytes for a moment: only a file system itself knows what quotas leave.
+
+    Raises OSError with ENOSPC or EDQUOT where there isn't room.
+    """
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    name = os.path.join(path, ".room.%d" % os.getpid())
+    unfinished.append(name)
+    try:
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    finally:
+        remove(name)
+        unfinished.remove(name)
+
+
+@op
+def unzip(path, target):
+    """Unpack a wheel. It was made or checked on the other side, where its names were looked at."""
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(target)
+
+
+@op
+def hang_up(path):
+    """Tell whether somebody listens on a Unix socket; one that nobody listens on is removed."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(5.0)
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            remove(path)
+            return False
+    return True
+
+
+# ---------------------------------------------------------------------- the session
+
+
+@op
+def load(source):
+    """Learn further operations."""
+    exec(compile(source, "<slurmbus>", "exec"), globals())
+
+
+def serve(lines):
+    """Carry out one request after the other."""
+    while True:
+        line = lines.get()
+        if line is None:
+            return
+        request = json.loads(line)
+        number, name = request.pop("id"), request.pop("op")
+        try:
+            say(id=number, result=OPS[name](**request))
+        except OSError as error:
+            say(id=number, errno=error.errno, path=str(error.filename or ""), error=error.strerror or str(error))
+        except Exception as error:  # whatever it is, the other side decides what it means
+            say(id=number, errno=0, path="", error="%s: %s" % (type(error).__name__, error))
+
+
+def listen(lines):
+    """Pass on the lines of the input; at its end kill what runs."""
+    rest = b""
+    while True:
+        try:
+            data = os.read(0, PIECE)
+        except OSError:  # a terminal that is gone
+            data = b""
+        if not data:
+            break
+        rest += data
+        while b"\n" in rest:
+            line, rest = rest.split(b"\n", 1)
+            if line.strip():
+                lines.put(line.decode("ascii"))
+    for child in list(running):
+        kill_group(child)
+    lines.put(None)
+
+
+def tidy():
+    """Remove what wasn't finished."""
+    for path in reversed(unfinished):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        elif os.path.lexists(path):
+            os.unlink(path)
+
+
+def main(word):
+    """Serve until the input ends."""
+    global mark
+    mark = word
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        # The end of the input says the same. No SIG_IGN: children would inherit that.
+        signal.signal(number, lambda _number, _frame: None)
+    os.umask(0o077)
+    lines = queue.Queue()
+    threading.Thread(target=listen, args=(lines,), daemon=True).start()
+    say(ready=True, python=sys.version.split()[0], pid=os.getpid(), time=time.time())
+    try:
+        serve(lines)
+    finally:
+        tidy()
