@@ -10,6 +10,7 @@ import re
 import secrets
 import sys
 import time
+from collections.abc import Callable
 
 from slurmbus_agent import budgets
 from slurmbus_agent.audit import Audit
@@ -60,11 +61,15 @@ class Agent:
     Args:
         config: of the site.
         succession: the process's place in the line of agents.
+        ready: called when the bus is reached, each time before it asks for the lease.
     """
 
-    def __init__(self, config: AgentConfig, succession: Succession | None = None) -> None:
+    def __init__(
+        self, config: AgentConfig, succession: Succession | None = None, ready: Callable[[], None] = lambda: None
+    ) -> None:
         self.config = config
         self._succession = succession
+        self._ready = ready
         self._limits = in_force(config.limits, kernel_cpu_seconds=kernel_cpu_seconds())
         self._pace = Pace()
         self._traffic = Traffic()
@@ -195,6 +200,7 @@ class Agent:
     async def _lead_once(self, bus: Bus, lease: Lease, pulse: Pulse, tools: Tools) -> None:
         """Wait for the lease, then serve until it is lost."""
         self._bus_id = await self._await_consumer(bus)
+        await asyncio.to_thread(self._ready)
         # Whatever was known of sequences may be another bus's, or have been changed by another agent.
         tools.records.reset()
         tools.relay.reset()

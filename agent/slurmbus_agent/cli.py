@@ -1,4 +1,4 @@
-"""``slurmbus-agent``: run an agent in the foreground, forget finished jobs by hand, or say what is missing."""
+"""``slurmbus-agent``: run an agent, keep one running, forget finished jobs by hand, or say what is missing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from slurmbus_agent import __version__, clean, doctor
 from slurmbus_agent.agent import Agent
 from slurmbus_agent.config import AgentConfig, load
 from slurmbus_agent.guest.succession import Heritage, Succession
+from slurmbus_agent.presence import Places
 from slurmbus_protocol import logs
 from slurmbus_protocol.errors import InvalidName, InvalidSetting, SlurmbusError
 
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
 EXIT_INTERRUPTED = 130
+IN_SPOOL = Path()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,7 +52,25 @@ def main(argv: list[str] | None = None) -> int:
         description="Look at Python, Slurm and, with --site, the spool and the bus. The exit code is 1 when no job can "
         "run.",
     )
-    for command in (run, cleaning, examining):
+    run.add_argument(
+        "--log-file",
+        type=Path,
+        nargs="?",
+        const=IN_SPOOL,
+        help="write the log there instead of to stderr, and limit its size (default: agents/HOST.log in the spool)",
+    )
+    ensuring_ = commands.add_parser(
+        "ensure",
+        help="start the agent in the background unless it runs on this host; may be called as often as one likes",
+    )
+    ensuring_.add_argument(
+        "--replace", action="store_true", help="start another one, let it take over, and end the one that runs"
+    )
+    stopping = commands.add_parser("stop", help="end the agent of this host; jobs go on without it")
+    telling = commands.add_parser("status", help="say whether the agent runs on this host; the exit code is 1 if not")
+    for command in (ensuring_, stopping, telling):
+        command.set_defaults(log_level=logging.WARNING)
+    for command in (run, cleaning, examining, ensuring_, stopping, telling):
         command.add_argument("--site", required=command is not examining, help="the site's name, e.g. leonardo-alice")
         command.add_argument(
             "--config",
@@ -68,7 +88,9 @@ def main(argv: list[str] | None = None) -> int:
             return asyncio.run(clean.clean(load(arguments.site, arguments.config), arguments))
         if arguments.command == "doctor":
             return asyncio.run(doctor.report(load(arguments.site, arguments.config) if arguments.site else None))
-        _serve(load(arguments.site, arguments.config), arguments.log_format, level)
+        if arguments.command in {"ensure", "stop", "status"}:
+            return _keep(arguments)
+        _serve(load(arguments.site, arguments.config), arguments, level)
     except (InvalidSetting, InvalidName) as error:
         print(f"slurmbus-agent: {error}", file=sys.stderr)  # noqa: T201  # the command's own output
         return EXIT_USAGE
@@ -80,17 +102,28 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _serve(config: AgentConfig, log_format: str | None, level: int) -> None:
+def _serve(config: AgentConfig, arguments: argparse.Namespace, level: int) -> None:
     succession = Succession(Heritage.take(), asyncio.Event())
+    places = Places(config.spool_root)
+    agent = Agent(config, succession, places.ready)
+    logs.set_up(
+        logs.chosen(arguments.log_format, config.log_format),
+        level,
+        file=places.log if arguments.log_file == IN_SPOOL else arguments.log_file,
+        site=config.site,
+        agent=agent.agent_id,
+    )
+    if not succession.heritage.parent:  # whoever looks after the agent knows the first process of the line
+        places.arrive()
     try:
-        asyncio.run(_run(config, succession, log_format, level))
+        asyncio.run(_run(agent, succession))
     finally:
+        if not succession.over:
+            places.leave()
         succession.leave()
 
 
-async def _run(config: AgentConfig, succession: Succession, log_format: str | None, level: int) -> None:
-    agent = Agent(config, succession)
-    logs.set_up(logs.chosen(log_format, config.log_format), level, site=config.site, agent=agent.agent_id)
+async def _run(agent: Agent, succession: Succession) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, succession.end)

@@ -17,9 +17,13 @@ from slurmbus.exits import INTERRUPTED, USAGE, exit_code
 from slurmbus_protocol.errors import SlurmbusError
 
 COMMANDS = {
+    "up": "Log in once at a site, and have its agent there.",
+    "status": "Show what stands at a site.",
+    "doctor": "Test every link of a site's chain, and explain.",
+    "down": "Take a site's agent away; jobs go on.",
     "submit": "Run a command as a job and follow it.",
     "jobs": "List jobs.",
-    "logs": "Show what a job wrote.",
+    "logs": "Show what a job, or a site's agent, wrote.",
     "cancel": "End a job.",
     "clean": "Forget finished jobs.",
     "env": "List, push and remove environments.",

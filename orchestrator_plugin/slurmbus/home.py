@@ -13,6 +13,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import msgspec
 
+from slurmbus.bootstrap.login import Login
 from slurmbus.errors import UnknownSite
 from slurmbus_protocol.dialling import Address
 from slurmbus_protocol.embedded import BusUser, new_user_seed, public_key
@@ -60,6 +61,8 @@ class SiteProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     tls: bool = False
     """Its agent's file names the authority of this home's bus. Files from before there was TLS don't: see
     :meth:`Home.also_plain`."""
+    login: Login | None = None
+    """How one gets in there; None when the agent was put there by hand."""
 
 
 class AgentBundle(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -215,6 +218,7 @@ class Home:
                 retiring_nkey=before.retiring_nkey if before else None,
                 tls_name=tls_name,
                 tls=not servers,
+                login=before.login if before else None,
             )
             self._write_bundle(profile, seed, seal_key)
             _write_toml(self._profile_path(name), profile)

@@ -9,12 +9,15 @@ import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 
 from slurmbus_protocol.errors import InvalidSetting
 
 VARIABLE = "SLURMBUS_LOG_FORMAT"
 TEXT, JSON = "text", "json"
 FORMATS = (TEXT, JSON)
+FILE_BYTES = 4 * 1024 * 1024
 
 _FOR_PEOPLE = "%(asctime)s %(levelname)-7s %(message)s"
 _FIELDS = ("job", "task", "trace_id")
@@ -71,15 +74,19 @@ def chosen(option: str | None, setting: str = TEXT) -> str:
     return name
 
 
-def set_up(kind: str, level: int, **always: str) -> None:
-    """Let this process write its log to stderr, in one of the FORMATS.
+def set_up(kind: str, level: int, *, file: Path | None = None, **always: str) -> None:
+    """Let this process write its log, in one of the FORMATS.
 
     Args:
         kind: the format.
         level: the least that is written.
+        file: where to, instead of stderr; it is put aside when it has FILE_BYTES, and one older one is kept.
         always: what every JSON line says: site, agent.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if file is not None:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handler = RotatingFileHandler(file, maxBytes=FILE_BYTES, backupCount=1)
     handler.setFormatter(JsonLines(**always) if kind == JSON else logging.Formatter(_FOR_PEOPLE))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("nats").setLevel(logging.ERROR)

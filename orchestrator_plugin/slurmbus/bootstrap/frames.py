@@ -1,8 +1,8 @@
 """What crosses the session with the helper on the login node: lines of 7-bit text (pure).
 
 A frame towards the helper is a JSON object on a line. One from it begins with a mark: two signs and a nonce of this
-session, so that banners, prompts and login shells that talk aren't taken for one, nor is the echo of a terminal, for what
-is typed never holds the mark in one piece.
+session, so that banners, prompts and login shells that talk aren't taken for one, nor is the echo of a terminal, for
+what is typed never holds the mark in one piece.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def starter(nonce: str, python: str | None = None) -> str:
         python: tried before all others.
     """
     candidates = " ".join(([python] if python else []) + list(PYTHONS))
-    test = f'"$p" -c "import sys;sys.exit(sys.version_info<(3,6))" </dev/null >/dev/null 2>&1'
+    test = '"$p" -c "import sys;sys.exit(sys.version_info<(3,6))" </dev/null >/dev/null 2>&1'
     start = f'exec "$p" -c "{_FEED}"'
     body = (
         "stty raw -echo 2>/dev/null; "
-        f"for p in {candidates}; do if {test}; then echo {SIGN}\"{nonce}\" feed; {start}; fi; done; "
+        f'for p in {candidates}; do if {test}; then echo {SIGN}"{nonce}" feed; {start}; fi; done; '
         f'echo {SIGN}"{nonce}" nopython'
     )
     return f"exec /bin/sh -c '{body}'"

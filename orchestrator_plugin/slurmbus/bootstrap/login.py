@@ -33,14 +33,14 @@ class Login(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     ssh_config: str | None = None
     """Another file in the place of ``~/.ssh/config``."""
     post_login_command: str | None = None
-    """Run on the login node first, e.g. one that goes on to another node. With ``{command}`` it is given the command that
-    is to be run, as one quoted word; without, it is typed into the login shell, and what follows goes to whatever it
-    has become."""
+    """Run on the login node first, e.g. one that goes on to another node. With ``{command}`` it is given the command
+    that is to be run, as one quoted word; without, it is typed into the login shell, and what follows goes to whatever
+    it has become."""
     force_tty: bool = False
     before_login: str | None = None
     """A command of this machine that is run before, e.g. one that fetches a certificate."""
     secrets_file: str | None = None
-    """A file of SOPS (JSON, YAML, dotenv) or age (dotenv) with what answers the prompts: see ``bootstrap.secrets``."""
+    """A file of SOPS (JSON, YAML, dotenv) or age (dotenv) with what answers the prompts: see ``bootstrap.prompts``."""
     askpass: str | None = None
     """A program that is called with each prompt and prints the answer; then nobody is asked."""
     way: Way = "auto"

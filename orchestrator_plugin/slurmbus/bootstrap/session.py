@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import hashlib
 import json
 import queue
 import shlex
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +26,10 @@ from slurmbus.errors import LoginFailed, SiteUnfit
 START_PATIENCE = 60.0
 """Seconds until the helper runs: slow home file systems, long login scripts."""
 TYPE_AGAIN = 5.0
-"""Seconds after which a command that was typed into a shell and brought no answer is typed again: a program on the way may
-have thrown away what was typed ahead."""
+"""Seconds after which a command that was typed into a shell and brought no answer is typed again: a program on the way
+may have thrown away what was typed ahead."""
 CALL_PATIENCE = 120.0
+END_PATIENCE = 20.0
 PIECE = 48 * 1024
 NO_ROOM = {errno.ENOSPC: "is full", errno.EDQUOT: "has no room left in your quota"}
 
@@ -110,17 +113,13 @@ class Remote:
     def close(self) -> None:
         """Let the helper tidy up, and end."""
         if self._process.stdin is not None and not self._process.stdin.closed:
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
-            except BrokenPipeError:
-                pass
         try:
-            self._process.wait(10)
-        except TimeoutError:
+            self._process.wait(END_PATIENCE)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-        except Exception:
-            self._process.kill()
-            raise
+            self._process.wait()
         for thread in self._threads:
             thread.join()
 

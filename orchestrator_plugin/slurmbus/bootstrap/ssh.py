@@ -49,7 +49,8 @@ REASONS = (
     Reason(
         r"Permission denied|Too many authentication failures|No more authentication methods",
         "the site refused the login",
-        "try 'ssh -v {destination}' by hand: the right user, key, password or certificate? is the agent there (ssh-add -l)?",
+        "the right user, key, password or certificate? is the key's agent there (ssh-add -l)? "
+        "'ssh -v {destination}' by hand says more",
     ),
     Reason(r"Could not resolve hostname", "the name isn't known", "is it spelt right? is a VPN needed?"),
     Reason(r"Connection refused", "nobody listens there", "is it the right host and port?"),
@@ -61,7 +62,7 @@ REASONS = (
     Reason(
         r"Connection (closed|reset) by|kex_exchange_identification",
         "the site closed the connection",
-        "too many logins at once, a blocked address, or a login that is limited to some networks; wait, then try by hand",
+        "too many logins at once, a blocked address, or logins from some networks only; wait, then try by hand",
     ),
     Reason(r"Bad configuration option|unsupported option|keyword .* extra arguments", "ssh doesn't know an option", ""),
 )

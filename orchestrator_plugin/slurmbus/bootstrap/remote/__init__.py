@@ -1,1 +1,1 @@
-"""What runs on the login node during a set-up: the standard library only, Python 3.6 or newer; read as text, never imported."""
+"""What runs on the login node during a set-up: Python 3.6 or newer, nothing else; sent as text, never imported."""

@@ -1,9 +1,9 @@
-"""The one program that ``slurmbus up`` runs on a login node: it does what it is told, line by line, until its input ends.
+"""The one program that ``slurmbus up`` runs on a login node: it does what it is told until its input ends.
 
-It is fed to whatever Python is there (3.6 or newer) and uses the standard library only. Each line of its input is a JSON
-object ``{"op": …, …}``; each line of its output that counts begins with a mark that nobody else prints. Everything is 7-bit
-text, so that terminals, banners and login shells that talk do no harm. When its input ends, its children are killed, and
-folders that were begun and not finished are removed: an interrupted set-up leaves nothing half done.
+It is fed to whatever Python is there (3.6 or newer) and uses the standard library only. Each line of its input is a
+JSON object ``{"op": …, …}``; each line of its output that counts begins with a mark that nobody else prints. Everything
+is 7-bit text, so that terminals, banners and login shells that talk do no harm. When its input ends, its children are
+killed, and folders that were begun and not finished are removed: an interrupted set-up leaves nothing half done.
 """
 
 import base64
@@ -18,28 +18,31 @@ import socket
 import stat
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import zipfile
+from typing import IO, Any, Callable, Dict, List, Optional, Set, TypeVar
 
+Operation = TypeVar("Operation", bound=Callable[..., Any])
 OUTPUT_LIMIT = 1024 * 1024
 """Bytes of a command's output that are kept: its end."""
 PIECE = 65536
-OPS = {}
-unfinished = []
+OPS: Dict[str, Callable[..., Any]] = {}
+unfinished: List[str] = []
 """Folders and files that are removed unless somebody says that they are whole."""
-running = set()
+running: "Set[subprocess.Popen[bytes]]" = set()
 speaking = threading.Lock()
 mark = ""
 
 
-def op(function):
+def op(function: Operation) -> Operation:
     """Let a function be called from the other side, under its name."""
     OPS[function.__name__] = function
     return function
 
 
-def say(**frame):
+def say(**frame: Any) -> None:
     """Write one frame."""
     line = mark + " " + json.dumps(frame) + "\n"
     with speaking:
@@ -48,7 +51,7 @@ def say(**frame):
             data = data[os.write(1, data) :]
 
 
-def text_of(data):
+def text_of(data: bytes) -> str:
     """Decode what a program wrote."""
     return data.decode("utf-8", "replace")
 
@@ -57,7 +60,14 @@ def text_of(data):
 
 
 @op
-def run(argv, env=None, cwd=None, data="", timeout=60.0, tell=False):
+def run(
+    argv: List[str],
+    env: Optional[Dict[str, Optional[str]]] = None,
+    cwd: Optional[str] = None,
+    data: str = "",
+    timeout: float = 60.0,
+    tell: bool = False,
+) -> Dict[str, Any]:
     """Run a program to its end. ``env`` is added to ours; ``tell`` reports each line of its output as it comes."""
     environment = dict(os.environ)
     for name, value in (env or {}).items():
@@ -77,17 +87,21 @@ def run(argv, env=None, cwd=None, data="", timeout=60.0, tell=False):
         )
     except OSError as error:
         return {"code": 127 if error.errno == errno.ENOENT else 126, "out": "", "err": error.strerror, "late": False}
+    assert child.stdin
+    assert child.stdout
+    assert child.stderr
     running.add(child)
-    late = []
+    late: List[bool] = []
 
-    def kill():
+    def kill() -> None:
         late.append(True)
         kill_group(child)
 
     timer = threading.Timer(timeout, kill)
     timer.start()
     try:
-        out, err = [], []
+        out: List[bytes] = []
+        err: List[bytes] = []
         readers = [
             threading.Thread(target=drain, args=(child.stdout, out, tell)),
             threading.Thread(target=drain, args=(child.stderr, err, tell)),
@@ -108,7 +122,7 @@ def run(argv, env=None, cwd=None, data="", timeout=60.0, tell=False):
     return {"code": code, "out": text_of(b"".join(out)), "err": text_of(b"".join(err)), "late": bool(late)}
 
 
-def drain(pipe, pieces, tell):
+def drain(pipe: IO[bytes], pieces: List[bytes], tell: bool) -> None:
     """Keep the end of what comes."""
     size = 0
     for line in iter(pipe.readline, b""):
@@ -120,7 +134,7 @@ def drain(pipe, pieces, tell):
             say(told=text_of(line.rstrip()))
 
 
-def kill_group(child):
+def kill_group(child: "subprocess.Popen[bytes]") -> None:
     """Kill a program and what it started."""
     try:
         os.killpg(child.pid, signal.SIGKILL)
@@ -132,7 +146,7 @@ def kill_group(child):
 
 
 @op
-def look(path):
+def look(path: str) -> Dict[str, Any]:
     """Tell what lies at a path."""
     try:
         status = os.lstat(path)
@@ -145,7 +159,7 @@ def look(path):
 
 
 @op
-def names(path):
+def names(path: str) -> List[str]:
     """List a folder; nothing when it isn't there."""
     try:
         return sorted(os.listdir(path))
@@ -154,7 +168,7 @@ def names(path):
 
 
 @op
-def read(path, limit=OUTPUT_LIMIT):
+def read(path: str, limit: int = OUTPUT_LIMIT) -> Optional[str]:
     """Give the end of a file, or None when there is none."""
     try:
         with open(path, "rb") as file:
@@ -166,7 +180,7 @@ def read(path, limit=OUTPUT_LIMIT):
 
 
 @op
-def folder(path, mode=0o700, new=False):
+def folder(path: str, mode: int = 0o700, new: bool = False) -> None:
     """Make a folder with its parents. A ``new`` one mustn't exist, and goes again unless it is kept."""
     if new:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -177,14 +191,14 @@ def folder(path, mode=0o700, new=False):
 
 
 @op
-def keep(path):
+def keep(path: str) -> None:
     """Say that something is whole."""
     if path in unfinished:
         unfinished.remove(path)
 
 
 @op
-def write(path, data, mode=0o600):
+def write(path: str, data: str, mode: int = 0o600) -> None:
     """Write a small file, all or nothing."""
     new = "%s.%d" % (path, os.getpid())
     unfinished.append(new)
@@ -199,7 +213,7 @@ def write(path, data, mode=0o600):
 
 
 @op
-def append(path, data, offset):
+def append(path: str, data: str, offset: int) -> None:
     """Put a piece of a big file to its place."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, "wb") as file:
@@ -208,7 +222,7 @@ def append(path, data, offset):
 
 
 @op
-def digest(path):
+def digest(path: str) -> Optional[str]:
     """Hash a file; None when there is none."""
     found = hashlib.sha256()
     try:
@@ -221,7 +235,7 @@ def digest(path):
 
 
 @op
-def link(path, target):
+def link(path: str, target: str) -> None:
     """Make a symlink, or turn it, in one step."""
     new = "%s.%d" % (path, os.getpid())
     os.symlink(target, new)
@@ -229,7 +243,7 @@ def link(path, target):
 
 
 @op
-def remove(path):
+def remove(path: str) -> None:
     """Remove a file, a link or a folder with everything in it."""
     try:
         if os.path.isdir(path) and not os.path.islink(path):
@@ -241,7 +255,7 @@ def remove(path):
 
 
 @op
-def room(path, size):
+def room(path: str, size: int) -> None:
     """Take so many bytes for a moment: only a file system itself knows what quotas leave.
 
     Raises OSError with ENOSPC or EDQUOT where there isn't room.
@@ -262,14 +276,46 @@ def room(path, size):
 
 
 @op
-def unzip(path, target):
+def unzip(path: str, target: str) -> None:
     """Unpack a wheel. It was made or checked on the other side, where its names were looked at."""
     with zipfile.ZipFile(path) as archive:
         archive.extractall(target)
 
 
 @op
-def hang_up(path):
+def untar(path: str, target: str) -> None:
+    """Unpack an archive that the other side trusts; nothing lands outside all the same."""
+    root = os.path.realpath(target) + os.sep
+    with tarfile.open(path) as archive:
+        for member in archive:
+            place = os.path.join(root, member.name)
+            aim = os.path.join(os.path.dirname(place), member.linkname) if member.issym() else place
+            aim = os.path.join(root, member.linkname) if member.islnk() else aim
+            for one in (place, aim):
+                if not (os.path.normpath(one) + os.sep).startswith(root):
+                    raise OSError(errno.EPERM, "leads out of the archive", member.name)
+            archive.extract(member, target)
+
+
+@op
+def private_folder(paths: List[str]) -> str:
+    """Make the first of these folders that can be had for this user alone."""
+    problem = OSError(errno.ENOENT, "no folder was named")
+    for path in paths:
+        try:
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            status = os.lstat(path)
+        except OSError as error:
+            problem = error
+            continue
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
+            return path
+        problem = PermissionError(errno.EPERM, "isn't a folder of this user alone", path)
+    raise problem
+
+
+@op
+def hang_up(path: str) -> bool:
     """Tell whether somebody listens on a Unix socket; one that nobody listens on is removed."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(5.0)
@@ -285,12 +331,12 @@ def hang_up(path):
 
 
 @op
-def load(source):
+def load(source: str) -> None:
     """Learn further operations."""
-    exec(compile(source, "<slurmbus>", "exec"), globals())
+    exec(compile(source, "<slurmbus>", "exec"), {"__name__": "slurmbus_loaded"})
 
 
-def serve(lines):
+def serve(lines: "queue.Queue[Optional[str]]") -> None:
     """Carry out one request after the other."""
     while True:
         line = lines.get()
@@ -306,7 +352,7 @@ def serve(lines):
             say(id=number, errno=0, path="", error="%s: %s" % (type(error).__name__, error))
 
 
-def listen(lines):
+def listen(lines: "queue.Queue[Optional[str]]") -> None:
     """Pass on the lines of the input; at its end kill what runs."""
     rest = b""
     while True:
@@ -326,7 +372,7 @@ def listen(lines):
     lines.put(None)
 
 
-def tidy():
+def tidy() -> None:
     """Remove what wasn't finished."""
     for path in reversed(unfinished):
         if os.path.isdir(path) and not os.path.islink(path):
@@ -335,15 +381,16 @@ def tidy():
             os.unlink(path)
 
 
-def main(word):
+def main(word: str) -> None:
     """Serve until the input ends."""
     global mark
     mark = word
+    sys.modules["slurmbus.bootstrap.remote.helper"] = sys.modules["__main__"]  # what is loaded later imports us
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         # The end of the input says the same. No SIG_IGN: children would inherit that.
         signal.signal(number, lambda _number, _frame: None)
     os.umask(0o077)
-    lines = queue.Queue()
+    lines: "queue.Queue[Optional[str]]" = queue.Queue()
     threading.Thread(target=listen, args=(lines,), daemon=True).start()
     say(ready=True, python=sys.version.split()[0], pid=os.getpid(), time=time.time())
     try:

@@ -1,14 +1,22 @@
-"""What a login node is like; loaded into the helper (see ``helper.py``), so Python 3.6 and the standard library only."""
+"""What a login node is like; loaded into the helper (see ``helper.py``): Python 3.6 and the standard library only."""
 
-import ctypes.util
 import glob
-import grp
+import json
+import os
 import platform
 import pwd
 import re
 import resource
+import socket
+import threading
 import urllib.error
 import urllib.request
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+
+from slurmbus.bootstrap.remote.helper import op, remove, run
+
+Found = Dict[str, Any]
+Ask = Callable[..., Found]
 
 PATIENCE = 10.0
 SERIES = (14, 13, 12, 11)
@@ -29,7 +37,7 @@ ASK_PYTHON = (
 
 
 @op
-def probe(addresses, index, wanted, folders):
+def probe(addresses: List[Any], index: str, wanted: str, folders: List[str]) -> Found:
     """Look at everything at once, the slow questions beside each other.
 
     ``addresses`` are ``[host, port]`` of the bus, ``index`` a URL of packages, ``wanted`` a Python that was named,
@@ -37,14 +45,17 @@ def probe(addresses, index, wanted, folders):
     """
     user = pwd.getpwuid(os.getuid())
     environment = login_environment(user.pw_shell)
-    ask = lambda argv, patience=PATIENCE: run(argv, env=environment, timeout=patience)
+
+    def ask(argv: List[str], patience: float = PATIENCE) -> Found:
+        return run(argv, env=environment, timeout=patience)
+
     tasks = {
         "pythons": lambda: pythons(ask, wanted),
         "slurm": lambda: slurm(ask),
         "reachable": lambda: [dial(host, port) for host, port in addresses],
         "index": lambda: reaches(index),
         "supervisors": lambda: supervisors(ask, user.pw_name),
-        "places": lambda: places(user, environment, folders),
+        "places": lambda: places(user, folders),
         "crowd": lambda: crowd(user.pw_uid),
     }
     found = beside_each_other(tasks)
@@ -62,16 +73,16 @@ def probe(addresses, index, wanted, folders):
         limits=limits(),
         client=os.environ.get("SSH_CONNECTION", "").split(" ")[0],
         runtime=os.environ.get("XDG_RUNTIME_DIR", ""),
-        unix_forwarding=True,
     )
     return found
 
 
-def beside_each_other(tasks):
+def beside_each_other(tasks: Dict[str, Callable[[], Any]]) -> Found:
     """Do several things at once; what fails is told as words."""
-    found, words = {}, {}
+    found: Found = {}
+    words: Dict[str, str] = {}
 
-    def do(name, task):
+    def do(name: str, task: Callable[[], Any]) -> None:
         try:
             found[name] = task()
         except Exception as error:  # one question that can't be answered shall not hide the other answers
@@ -93,7 +104,7 @@ def beside_each_other(tasks):
 # ---------------------------------------------------------------------- the account
 
 
-def login_environment(shell):
+def login_environment(shell: str) -> Dict[str, Optional[str]]:
     """Give what a login shell sets: site-wide PATH, modules, SLURM_CONF."""
     word = "slurmbus-%d" % os.getpid()
     script = "echo %s; env; echo %s" % (word, word)
@@ -107,16 +118,16 @@ def login_environment(shell):
     return {"PATH": os.environ.get("PATH", "")}
 
 
-def limits():
+def limits() -> Dict[str, int]:
     """Give what a process of this login may use; -1 is no limit."""
     kinds = (("cpu_seconds", "RLIMIT_CPU"), ("address_space", "RLIMIT_AS"), ("open_files", "RLIMIT_NOFILE"))
     kinds += (("processes", "RLIMIT_NPROC"), ("file_size", "RLIMIT_FSIZE"))
     return {name: resource.getrlimit(getattr(resource, kind))[0] for name, kind in kinds}
 
 
-def crowd(uid):
+def crowd(uid: int) -> int:
     """Count the other people who have processes here now."""
-    people = set()
+    people: Set[int] = set()
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
@@ -126,7 +137,7 @@ def crowd(uid):
     return len([one for one in people if one >= 1000 and one not in (uid, 65534)])
 
 
-def libc():
+def libc() -> Tuple[str, str]:
     """Give the C library and its version; musl says it only when its loader is called."""
     try:
         name, version = os.confstr("CS_GNU_LIBC_VERSION").split(" ")
@@ -143,15 +154,18 @@ def libc():
 # ---------------------------------------------------------------------- Python
 
 
-def pythons(ask, wanted):
+def pythons(ask: Ask, wanted: str) -> List[Found]:
     """Give the Pythons that can be started here: on PATH, in usual places, of modules."""
     paths = [wanted] if wanted else []
     for minor in SERIES:
         name = "python3.%d" % minor
-        paths += filter(None, [which(ask, name)] + [p for place in PLACES for p in sorted(glob.glob(place + "/" + name))])
-    paths += filter(None, [which(ask, "python3")] + sorted(glob.glob("/opt/*/bin/python3")))
-    found, seen = [], set()
-    for path in paths:
+        paths += filter(
+            None, [which(ask, name)] + [p for place in PLACES for p in sorted(glob.glob(place + "/" + name))]
+        )
+    paths += [which(ask, "python3")] + sorted(glob.glob("/opt/*/bin/python3"))
+    found: List[Found] = []
+    seen: Set[str] = set()
+    for path in filter(None, paths):
         one = ask_python(ask, [path], "path")
         if one and os.path.realpath(one["path"]) not in seen:
             seen.add(os.path.realpath(one["path"]))
@@ -161,33 +175,44 @@ def pythons(ask, wanted):
     return found
 
 
-def is_new(python):
+def is_new(python: Found) -> bool:
     """Tell whether the agent runs on it."""
     return tuple(int(part) for part in re.findall(r"\d+", python["version"])[:2]) >= (3, 11)
 
 
-def which(ask, name):
+def which(ask: Ask, name: str) -> str:
     """Find a program as a login shell would."""
     said = ask(["/bin/sh", "-c", 'command -v "$0"', name])
-    return said["out"].strip() if said["code"] == 0 else ""
+    return str(said["out"]).strip() if said["code"] == 0 else ""
 
 
-def ask_python(ask, argv, source):
+def ask_python(ask: Ask, argv: List[str], source: str) -> Optional[Found]:
     """Ask a Python what it is; None when it can't say so."""
     said = ask(argv + ["-I", "-c", ASK_PYTHON])
     if said["code"] != 0:
         return None
-    found = json.loads(said["out"].strip().splitlines()[-1])
+    found: Found = json.loads(said["out"].strip().splitlines()[-1])
     found["source"] = source
     return found
 
 
-def modules(ask):
+@op
+def python_of(paths: List[str]) -> Optional[Found]:
+    """Give the first of these Pythons that runs."""
+    for path in paths:
+        if os.path.exists(path):
+            found = ask_python(run, [path], "archive")
+            if found:
+                return found
+    return None
+
+
+def modules(ask: Ask) -> List[Found]:
     """Give the Pythons of the site's modules: Lmod's and Environment Modules' list has one name a line."""
     said = ask(["/bin/bash", "-l", "-c", "module -t avail 2>&1"], 30.0)["out"]
     names = [line.strip().split("(")[0] for line in said.splitlines()]
     names = [name for name in names if re.match(r"(?i)(.*/)?(c?python3?|anaconda3?|miniforge3?|miniconda3?)/", name)]
-    found = []
+    found: List[Found] = []
     for name in sorted(names, key=numbers, reverse=True)[:4]:
         script = "module load %s >/dev/null 2>&1 && command -v python3" % name
         path = ask(["/bin/bash", "-l", "-c", script], 30.0)["out"].strip().splitlines()[-1:]
@@ -199,7 +224,7 @@ def modules(ask):
     return found
 
 
-def numbers(name):
+def numbers(name: str) -> List[int]:
     """Give what names are sorted by: their version."""
     return [int(part) for part in re.findall(r"\d+", name.rpartition("/")[2])]
 
@@ -207,7 +232,7 @@ def numbers(name):
 # ---------------------------------------------------------------------- Slurm
 
 
-def slurm(ask):
+def slurm(ask: Ask) -> Found:
     """Give Slurm's version, and what pyslurm could be built against."""
     said = ask(["sbatch", "--version"])
     version = re.search(r"(\d+\.\d+\.\d+)", said["out"])
@@ -231,7 +256,7 @@ def slurm(ask):
     }
 
 
-def header_version(include):
+def header_version(include: str) -> str:
     """Read the version out of Slurm's headers: 0x1a0505 is 26.5.5."""
     for name in ("slurm_version.h", "slurm.h"):
         try:
@@ -248,7 +273,8 @@ def header_version(include):
 # ---------------------------------------------------------------------- the network
 
 
-def dial(host, port):
+@op
+def dial(host: str, port: int) -> Found:
     """Tell whether a TCP connection gets through from here, and if not, why."""
     try:
         with socket.create_connection((host, port), timeout=PATIENCE):
@@ -257,7 +283,7 @@ def dial(host, port):
         return {"host": host, "port": port, "open": False, "why": error.strerror or str(error)}
 
 
-def reaches(index):
+def reaches(index: str) -> bool:
     """Tell whether packages can be had from here."""
     if not index:
         return False
@@ -273,12 +299,12 @@ def reaches(index):
 # ---------------------------------------------------------------------- supervisors
 
 
-def supervisors(ask, user):
+def supervisors(ask: Ask, user: str) -> Found:
     """Tell what could keep the agent running here, and why something couldn't."""
     return {"systemd": systemd(ask, user), "cron": cron(ask), "scrontab": scrontab(ask)}
 
 
-def systemd(ask, user):
+def systemd(ask: Ask, user: str) -> Found:
     """A user's systemd, which goes on after the logout only with lingering."""
     if not os.path.isdir("/run/systemd/system"):
         return {"usable": False, "why": "this machine doesn't run systemd"}
@@ -293,7 +319,7 @@ def systemd(ask, user):
     return {"usable": True, "why": "lingers after the logout"}
 
 
-def cron(ask):
+def cron(ask: Ask) -> Found:
     """The user's crontab, and a daemon that reads it."""
     if not which(ask, "crontab"):
         return {"usable": False, "why": "there is no crontab"}
@@ -311,7 +337,7 @@ def cron(ask):
     return {"usable": False, "why": "no cron daemon runs"}
 
 
-def scrontab(ask):
+def scrontab(ask: Ask) -> Found:
     """Slurm's own crontab, whose entries are jobs."""
     if not which(ask, "scrontab"):
         return {"usable": False, "why": "there is no scrontab"}
@@ -321,25 +347,30 @@ def scrontab(ask):
     return {"usable": True, "why": "scrontab is enabled"}
 
 
-def last_line(said):
+def last_line(said: Found) -> str:
     """Give the words of a program that failed."""
-    lines = (said["err"].strip() or said["out"].strip()).splitlines()
+    lines: List[str] = (said["err"].strip() or said["out"].strip()).splitlines()
     return lines[-1].strip() if lines else "exit code %d" % said["code"]
 
 
 # ---------------------------------------------------------------------- file systems
 
 
-def places(user, environment, folders):
+def places(user: pwd.struct_passwd, folders: List[str]) -> List[Found]:
     """Look at the home, at scratch folders, and at those that were named."""
     named = [("named", path) for path in folders]
     candidates = named + [("home", user.pw_dir)]
-    login = run(["/bin/bash", "-l", "-c", "env"], timeout=PATIENCE)["out"].splitlines() if os.path.exists("/bin/bash") else []
+    login = (
+        run(["/bin/bash", "-l", "-c", "env"], timeout=PATIENCE)["out"].splitlines()
+        if os.path.exists("/bin/bash")
+        else []
+    )
     variables = dict(line.split("=", 1) for line in login if "=" in line)
     candidates += [("$" + name, variables[name]) for name in SCRATCHES if variables.get(name, "").startswith("/")]
     candidates += [("scratch", path.format(user=user.pw_name)) for path in SCRATCH_FOLDERS]
     candidates += [("temporary", "/var/tmp"), ("temporary", "/tmp")]
-    found, seen = [], set()
+    found: List[Found] = []
+    seen: Set[str] = set()
     for kind, path in candidates:
         if path in seen or not (os.path.isdir(path) or kind == "named"):
             continue
@@ -348,7 +379,7 @@ def places(user, environment, folders):
     return found
 
 
-def place(kind, path):
+def place(kind: str, path: str) -> Found:
     """Look at one folder; of one that isn't there yet at the nearest that is."""
     there = path
     while not os.path.isdir(there) and there != "/":
@@ -368,7 +399,7 @@ def place(kind, path):
     }
 
 
-def mounted(path):
+def mounted(path: str) -> Tuple[str, str, str]:
     """Give device, mount point and type of the file system of a folder."""
     best = ("", "/", "")
     real = os.path.realpath(path)
@@ -384,14 +415,14 @@ def mounted(path):
     return best
 
 
-def runs_programs(path):
+def runs_programs(path: str) -> bool:
     """Try whether a program in a folder may be started; True when nothing can be written there to try it."""
     name = os.path.join(path, ".slurmbus-probe.%d" % os.getpid())
     try:
         with open(name, "w") as file:
             file.write("#!/bin/sh\nexit 0\n")
         os.chmod(name, 0o700)
-        return run([name], timeout=PATIENCE)["code"] == 0
+        return bool(run([name], timeout=PATIENCE)["code"] == 0)
     except OSError:
         return True
     finally:

@@ -1,0 +1,5 @@
+"""``python -m slurmbus`` is ``slurmbus``."""
+
+from slurmbus.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,382 @@
+"""``slurmbus up``: from an account at a site to an agent that serves it, with one login.
+
+Every step says what it found and what it changed, does nothing when nothing has to be done, and leaves nothing half
+done when it fails or is interrupted: what is new becomes visible by one rename, and what isn't finished is removed by
+the helper on the site when the session ends.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+
+from slurmbus import authority
+from slurmbus.bootstrap import account, bus_process, checking, installing, journal, plan, probe, prompts, pythons, ways
+from slurmbus.bootstrap import wheels as agent_wheels
+from slurmbus.bootstrap.installing import Layout
+from slurmbus.bootstrap.journal import Journal
+from slurmbus.bootstrap.login import Login
+from slurmbus.bootstrap.plan import Plan
+from slurmbus.bootstrap.probe import Probe, Python
+from slurmbus.bootstrap.session import Remote
+from slurmbus.bootstrap.ssh import Master, control_path
+from slurmbus.bootstrap.supervising import KINDS, Supervised
+from slurmbus.client import SiteClient
+from slurmbus.connection import Connection
+from slurmbus.errors import SiteUnfit
+from slurmbus.home import EMBEDDED, Home, SiteProfile
+from slurmbus.settings import ConnectionSettings
+from slurmbus_protocol.errors import BusUnreachable, SiteUnreachable
+from slurmbus_protocol.messages import Heartbeat
+
+
+class Teller(Protocol):
+    """Shows a person how far it is."""
+
+    def step(self, what: str, words: str) -> None:
+        """Say what came of a step."""
+        ...
+
+    def note(self, words: str) -> None:
+        """Say something that a person should know."""
+        ...
+
+    def progress(self, doing: str, done: int, total: int) -> None:
+        """Show how much of something is done; a total of 0 isn't known."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What this one run shall do, besides the site's settings."""
+
+    upgrade: bool = False
+    """Replace an agent of another version."""
+    login: bool = False
+    """Log in even if nothing has to be done."""
+    trial: bool = True
+    """Run the trial job."""
+    batch: bool = False
+    """Never ask anybody."""
+
+
+@dataclass
+class Outcome:
+    """What was done."""
+
+    changes: list[str] = field(default_factory=list)
+    heartbeat: Heartbeat | None = None
+    trial: checking.Trial | None = None
+    account: account.Account | None = None
+    version: str = ""
+    way: str = ""
+    supervisor: str = ""
+    logged_in: bool = True
+    older: str = ""
+    """The version that runs, when it isn't the one that would be installed now."""
+
+
+class Up:
+    """One run.
+
+    Args:
+        home: whose site.
+        site: its name; its profile has a ``login``.
+        wishes: what this run shall do.
+        teller: is told.
+    """
+
+    def __init__(self, home: Home, site: str, wishes: Wishes, teller: Teller) -> None:
+        self.home = home
+        self.site = site
+        self._wishes = wishes
+        self._tell = teller
+        self._outcome = Outcome()
+        profile = home.site(site)
+        if profile.login is None:
+            raise SiteUnfit(f"it isn't known how one gets into {site}", hint="name its login node with --host")
+        self._login: Login = profile.login
+        self._client = SiteClient(Connection.get(ConnectionSettings.of_site(home, site)), site)
+        self.master = Master(profile.login, control_path(home.path, site), home.path / "up" / f"{site}.ssh.log")
+
+    @property
+    def _profile(self) -> SiteProfile:
+        return self.home.site(self.site)
+
+    def run(self) -> Outcome:
+        """Do what has to be done.
+
+        Raises:
+            SlurmbusError: something can't be done; its hint says what a person can do.
+        """
+        self._ensure_bus()
+        before = journal.read(self.home, self.site)
+        if before is not None and self._stands(before):
+            return self._outcome
+        self._log_in()
+        try:
+            with Remote(self.master, self._login.agent_python) as remote:
+                self._set_up(remote, before)
+        except BaseException:
+            if before is None or before.way != "tunnel":
+                self.master.close()
+            raise
+        if self._outcome.way != "tunnel":
+            self.master.close()
+        return self._outcome
+
+    # ------------------------------------------------------------------ before the login
+
+    def _ensure_bus(self) -> None:
+        if checking.is_reachable(self._client):
+            return
+        if self._profile.bus != EMBEDDED:
+            raise BusUnreachable(
+                f"the bus {', '.join(self._profile.bus)} can't be reached from here",
+                hint="does it run? does this machine reach it?",
+            )
+        process = bus_process.start(self.home)
+        self._outcome.changes.append("the bus of this machine was started")
+        url = self.home.bus_url()
+        self._tell.step("bus", f"{url}, started in the background (process {process})")
+        if not checking.is_reachable(self._client):
+            raise BusUnreachable(f"the bus at {url} was started and can't be reached")
+
+    def _stands(self, before: Journal) -> bool:
+        """Tell whether everything is as it shall be, so that nobody has to log in."""
+        if self._wishes.login or before.login != self._login:
+            return False
+        agents = [status for status in self._client.heartbeats() if status.alive]
+        if not agents or (before.way == "tunnel" and not self.master.alive):
+            return False
+        if before.source != agent_wheels.source_hash() and self._wishes.upgrade:
+            return False
+        if not authority_is_fresh(self.home, self.site):
+            return False
+        self._outcome.heartbeat = checking.await_agent(self._client)
+        self._outcome.version, self._outcome.way = before.version, before.way
+        self._outcome.supervisor = before.supervisor
+        self._outcome.logged_in = False
+        if before.source != agent_wheels.source_hash():
+            self._outcome.older = before.version
+        self._say_agent(self._outcome.heartbeat)
+        return True
+
+    def _log_in(self) -> None:
+        if self.master.alive:
+            self._tell.step("login", f"{self._login.destination}: the connection stands")
+            return
+        secrets = prompts.environment(self._login)
+        prompts.before_login(self._login, secrets)
+        through = f" through {', '.join(self._login.jump)}" if self._login.jump else ""
+        began = time.monotonic()
+        self._tell.progress(f"logging in at {self._login.destination}{through}", 0, 0)
+        self.master.open(secrets, batch=self._wishes.batch and "SSH_ASKPASS" not in secrets)
+        self._tell.step("login", f"{self._login.destination}{through} ({time.monotonic() - began:.1f} s)")
+
+    # ------------------------------------------------------------------ on the site
+
+    def _set_up(self, remote: Remote, before: Journal | None) -> None:
+        found = self._look(remote)
+        chosen = plan.make(found, self._login, self._profile.scheduler)
+        self._say_plan(chosen)
+        layout = Layout(chosen.install_folder, self.site)
+        chosen = self._with_python(remote, chosen, found)
+        version = self._install(remote, layout, chosen, found)
+        way = self._find_way(remote, found)
+        config = self._exchange_keys(remote, found)
+        supervised = KINDS[chosen.supervisor.what](layout, config, found.environment)
+        self._start(remote, supervised, version, found, before)
+        self._check()
+        self._look_at_account(remote, found)
+        self._outcome.supervisor = chosen.supervisor.what
+        journal.write(
+            self.home,
+            Journal(
+                site=self.site,
+                host=found.host,
+                install_folder=layout.folder,
+                version=self._outcome.version,
+                source=agent_wheels.source_hash(),
+                config=config,
+                supervisor=chosen.supervisor.what,
+                way=way.way.what,
+                servers=way.servers,
+                login=self._login,
+                environment=found.environment,
+                at=time.time(),
+            ),
+        )
+
+    def _look(self, remote: Remote) -> Probe:
+        self._tell.progress("looking around", 0, 0)
+        folders = [self._login.install_folder] if self._login.install_folder else []
+        found = probe.look(remote, python=self._login.agent_python, folders=folders)
+        slurm = found.slurm.version if found.slurm and found.slurm.version else "no Slurm"
+        words = f"{found.host}: {found.system} {found.machine}, {found.libc[0]} {found.libc[1]}; Slurm {slurm}"
+        if found.crowd:
+            words += f"; {found.crowd} other people are there"
+        self._tell.step("site", words.replace("Slurm no Slurm", "no Slurm"))
+        return found
+
+    def _say_plan(self, chosen: Plan) -> None:
+        self._tell.step("scheduler", f"{chosen.scheduler.what}: {chosen.scheduler.why}")
+        place = chosen.folder
+        free = f"{place.free / 2**30:.1f} GiB free, {place.system or 'unknown file system'}"
+        self._tell.step("folder", f"{chosen.install_folder} ({free})")
+        for note in chosen.notes:
+            self._tell.note(note)
+
+    def _with_python(self, remote: Remote, chosen: Plan, found: Probe) -> Plan:
+        python = chosen.python
+        if python is None:
+            archive = pythons.archive_for(found, self._login.python_archive, self._tell.progress)
+            python = pythons.bring(remote, chosen.install_folder, archive, self._tell.progress)
+        self._tell.step("Python", f"{python.version}, {python.path} ({_source(python)})")
+        return msgspec.structs.replace(chosen, python=python)
+
+    def _install(self, remote: Remote, layout: Layout, chosen: Plan, found: Probe) -> str:
+        assert chosen.python is not None  # noqa: S101 - it was brought
+        there = msgspec.structs.replace(found.platform, pythons=(chosen.python.for_wheels,))
+        wheels = agent_wheels.collect(there, chosen.python.path, self._tell.progress)
+        name = installing.version_name(wheels, chosen.python)
+        old = installing.pointed(remote, layout)
+        if old and old != name and installing.is_complete(remote, layout, old) and not self._wishes.upgrade:
+            self._outcome.older = self._outcome.version = old
+            self._tell.step("agent", f"{old} is installed; {name} would replace it: --upgrade")
+            return old
+        if installing.is_complete(remote, layout, name):
+            self._tell.step("agent", f"{name} is installed")
+        else:
+            installing.install(remote, layout, name, wheels, chosen, self._tell.progress)
+            self._outcome.changes.append(f"the agent {name} was installed")
+            self._tell.step("agent", f"{name} installed in {layout.version(name)}")
+        if installing.point(remote, layout, name, installing.command_script(layout, found)):
+            self._outcome.changes.append("the agent's command was set up")
+        self._outcome.version = name
+        return name
+
+    def _find_way(self, remote: Remote, found: Probe) -> ways.Route:
+        route = ways.find(remote, self.home, self._profile, found, self._login.way, here=_is_here(found))
+        if route.way.what == "tunnel":
+            scheme = self._scheme()
+            server = ways.open_tunnel(self.master, remote, self.site, found, route.target, scheme, self._tell.note)
+            route = msgspec.structs.replace(route, servers=(server,))
+        if self._profile.agent_servers != route.servers:
+            self.home.change_site(self.site, agent_servers=route.servers)
+        self._tell.step("way to bus", f"{route.way.what}, {', '.join(route.servers)}: {route.way.why}")
+        self._outcome.way = route.way.what
+        return route
+
+    def _scheme(self) -> str:
+        url = self.home.bus_url() if self._profile.bus == EMBEDDED else self._profile.bus[0]
+        return urlsplit(url).scheme
+
+    def _exchange_keys(self, remote: Remote, found: Probe) -> str:
+        folder = f"{found.home}/{authority.REMOTE_FOLDER}"
+        remote.call("folder", path=folder)
+        changed = []
+        for name, data in authority.login_files(self.home, self.site).items():
+            path = f"{folder}/{name}"
+            if name.endswith(".grant"):
+                remote.write(path, data)
+            elif remote.read(path) != data:
+                remote.write(path, data)
+                changed.append(name)
+        if changed:
+            self._outcome.changes.append(f"{' and '.join(changed)} went to the site")
+        self._tell.step("keys", f"in {folder}, readable by you alone; its authority is renewed")
+        return f"{folder}/{self.home.bundle_path(self.site).name}"
+
+    def _start(
+        self, remote: Remote, supervised: Supervised, version: str, found: Probe, before: Journal | None
+    ) -> None:
+        if before is not None and before.supervisor != supervised.kind:
+            layout = Layout(before.install_folder, self.site)
+            KINDS[before.supervisor](layout, before.config, found.environment).forget(remote)
+        if supervised.enter(remote):
+            self._outcome.changes.append(f"{supervised.kind} keeps the agent running")
+        running = self._program(remote, supervised)
+        replace = bool(running) and not running.endswith(f"/{version}")
+        self._tell.progress("starting the agent", 0, 0)
+        did = supervised.start(remote, replace=replace)
+        if did:
+            self._outcome.changes.append(did)
+        self._tell.step("supervisor", f"{supervised.kind}{f': {did}' if did else ', and the agent runs'}")
+
+    @staticmethod
+    def _program(remote: Remote, supervised: Supervised) -> str:
+        """Give from where the agent of this host runs, or nothing."""
+        said = supervised.call(remote, "status")
+        here = [line for line in said.out.splitlines() if " runs" in line]
+        return here[0].rpartition(" from ")[2] if here and said.code == 0 else ""
+
+    # ------------------------------------------------------------------ afterwards
+
+    def _check(self) -> None:
+        self._tell.progress("waiting for the agent to answer over the bus", 0, 0)
+        try:
+            heartbeat = checking.await_agent(self._client)
+        except SiteUnreachable as error:
+            raise SiteUnreachable(
+                f"the agent was started and doesn't answer: {error.message}",
+                hint=f"'slurmbus doctor {self.site}' looks at every link of the chain, 'slurmbus logs {self.site}' "
+                "shows what it says",
+            ) from error
+        self._outcome.heartbeat = heartbeat
+        self._say_agent(heartbeat)
+        if not self._wishes.trial:
+            return
+        options = {}
+        trial = checking.run_trial(self._client, options, lambda words: self._tell.progress(words, 0, 0))
+        self._outcome.trial = trial
+        self._tell.step("trial job", trial_words(trial))
+
+    def _say_agent(self, heartbeat: Heartbeat) -> None:
+        seconds = checking.round_trip(self._client)
+        health = heartbeat.scheduler
+        slurm = f"{health.kind} answers" if health.responding else f"{health.kind}: {health.error}"
+        self._tell.step(
+            "ping", f"{heartbeat.host}, process {heartbeat.pid}: {seconds * 1000:.0f} ms there and back; {slurm}"
+        )
+
+    def _look_at_account(self, remote: Remote, found: Probe) -> None:
+        if found.slurm and found.slurm.version:
+            self._outcome.account = account.look(remote, found.user, found.environment)
+
+
+def trial_words(trial: checking.Trial) -> str:
+    """Say what came of the trial job."""
+    if trial.waiting:
+        return f"it still waits in the queue ({trial.waiting}), and was cancelled; everything else works"
+    if not trial.works:
+        record = trial.record
+        return f"it ended {record.state if record else 'nowhere'}: {(record.reason or record.hint) if record else ''}"
+    link = (
+        f"reaches the agent's link at {trial.link}" if trial.link else f"has no link ({trial.why}): the spool is read"
+    )
+    return f"ran on {trial.node} and came back within {trial.seconds:.1f} s; the node {link}"
+
+
+def authority_is_fresh(home: Home, site: str) -> bool:
+    """Tell whether the agent's authority lasts for more than half of its time."""
+    path = home.grant_path(site)
+    try:
+        grant = msgspec.json.decode(path.read_bytes(), type=authority.Grant)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return False
+    return time.time() < (grant.issued_at + grant.expires_at) / 2
+
+
+def _source(python: Python) -> str:
+    return {"path": "it is there", "archive": "taken along"}.get(python.source, python.source)
+
+
+def _is_here(found: Probe) -> bool:
+    """Whether the site is this very machine, as in a trial."""
+    return found.client in {"127.0.0.1", "::1"} and found.host == platform.node()

@@ -1,0 +1,171 @@
+"""How the agent reaches the bus from the site: straight out, over WebSocket, or back through the login's connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
+
+import msgspec
+
+from slurmbus.bootstrap.plan import Choice
+from slurmbus.bootstrap.probe import Dialled, Probe
+from slurmbus.bootstrap.session import Remote
+from slurmbus.bootstrap.ssh import Master
+from slurmbus.errors import LoginFailed, SiteUnfit
+from slurmbus.home import EMBEDDED, Home, SiteProfile
+
+_WEB = ("ws", "wss")
+_PORTS = {"ws": 80, "wss": 443}
+_LOOPBACK = ("127.", "localhost", "::1")
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """How the agent reaches the bus."""
+
+    way: Choice
+    servers: tuple[str, ...]
+    """Addresses for the agent; of a tunnel only its end on the site, once it stands."""
+    target: str = ""
+    """Where a tunnel comes out: ``host:port`` as this machine sees the bus."""
+
+
+def addresses(home: Home, profile: SiteProfile, client: str) -> list[str]:
+    """Give the addresses under which the site could reach the bus, the likeliest first.
+
+    Args:
+        home: whose bus.
+        profile: the site's.
+        client: this machine's address as the login node sees it.
+    """
+    if profile.bus != EMBEDDED:
+        return list(profile.bus)
+    there = home.bus_address()
+    if there is None:
+        return []
+    url = urlsplit(there.url)
+    hosts = [there.host]
+    if there.host in {"0.0.0.0", "::"}:  # noqa: S104 - recognised, not bound
+        hosts = [host for host in (client,) if host]
+    return [f"{url.scheme}://{_bracketed(host)}:{there.port}" for host in hosts]
+
+
+def place_of(url: str) -> tuple[str, int]:
+    """Give host and port of an address."""
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 4222)
+
+
+def choose(wanted: str, urls: Sequence[str], dialled: Sequence[Dialled], target: str, *, here: bool = False) -> Route:
+    """Choose a way (pure).
+
+    Args:
+        wanted: auto, direct, websocket or tunnel.
+        urls: the addresses of the bus.
+        dialled: which of them were reached from the site.
+        target: the bus as this machine sees it, for a tunnel.
+        here: the site is this machine, whose loopback isn't somebody else's.
+
+    Raises:
+        SiteUnfit: the way that was asked for can't be gone.
+    """
+    reached = {(one.host, one.port) for one in dialled if one.open}
+    open_urls = [url for url in urls if place_of(url) in reached and (here or not _is_loopback(place_of(url)[0]))]
+    straight = [url for url in open_urls if urlsplit(url).scheme not in _WEB]
+    web = [url for url in open_urls if urlsplit(url).scheme in _WEB]
+    if wanted in {"auto", "direct"} and straight:
+        return Route(way=Choice("direct", f"the login node reaches {straight[0]}"), servers=tuple(straight))
+    if wanted in {"auto", "websocket"} and web:
+        return Route(way=Choice("websocket", f"the login node reaches {web[0]}"), servers=tuple(web))
+    why = _why_not(urls, dialled, here=here)
+    if wanted in {"direct", "websocket"}:
+        raise SiteUnfit(
+            f"the way {wanted!r} can't be gone: {why}",
+            hint="leave it to --way auto, or name how the site reaches the bus with --agent-url",
+        )
+    return Route(
+        way=Choice("tunnel", "as you said" if wanted == "tunnel" else why),
+        servers=(),
+        target=target,
+    )
+
+
+def _why_not(urls: Sequence[str], dialled: Sequence[Dialled], *, here: bool) -> str:
+    if not urls:
+        return "the bus has no address yet"
+    if not here and all(_is_loopback(place_of(url)[0]) for url in urls):
+        return "the bus listens on this machine only"
+    reasons = [f"{one.host}:{one.port}: {one.why}" for one in dialled if not one.open]
+    return f"the login node doesn't reach the bus ({'; '.join(reasons)})"
+
+
+def _is_loopback(host: str) -> bool:
+    return host.startswith(_LOOPBACK)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def find(remote: Remote, home: Home, profile: SiteProfile, probe: Probe, wanted: str, *, here: bool) -> Route:
+    """Try from the site which way can be gone, and choose.
+
+    Raises:
+        SiteUnfit: none that was asked for.
+    """
+    urls = list(profile.agent_servers or ()) if wanted != "tunnel" and not _is_tunnel(profile) else []
+    urls = urls or addresses(home, profile, probe.client)
+    dialled = []
+    if wanted != "tunnel":
+        for host, port in dict.fromkeys(map(place_of, urls)):
+            if here or not _is_loopback(host):
+                dialled.append(Dialled(**remote.call("dial", host=host, port=port)))
+    host, port = place_of(home.bus_url() if profile.bus == EMBEDDED else profile.bus[0])
+    return choose(wanted, urls, dialled, f"{_bracketed(host)}:{port}", here=here)
+
+
+def _is_tunnel(profile: SiteProfile) -> bool:
+    return any(url.startswith("nats+unix:") or _is_loopback(place_of(url)[0]) for url in profile.agent_servers or ())
+
+
+# ---------------------------------------------------------------------- the tunnel
+
+
+def open_tunnel(
+    master: Master, remote: Remote, site: str, probe: Probe, target: str, scheme: str, note: Callable[[str], None]
+) -> str:
+    """Let the site reach the bus through the connection, and give the address for the agent.
+
+    A Unix socket in a folder of the user's own, or, where the site doesn't allow that, a port on the loopback, which
+    the other users of the login node could open, too: TLS and keys stand before the bus in either case.
+
+    Raises:
+        LoginFailed: the site allows neither.
+    """
+    socket = f"{_socket_folder(remote, probe)}/{site}.sock"
+    if not remote.call("hang_up", path=socket):
+        try:
+            master.forward(socket, target)
+        except LoginFailed as error:
+            note(f"no Unix socket: {error.message}")
+        if not remote.call("hang_up", path=socket):
+            return _open_port(master, remote, target, scheme)
+    return f"nats+unix://{socket}"
+
+
+def _open_port(master: Master, remote: Remote, target: str, scheme: str) -> str:
+    port = master.forward("127.0.0.1:0", target)
+    if port is None or not remote.call("dial", host="127.0.0.1", port=port)["open"]:
+        raise LoginFailed(
+            "the site lets nothing back through the login's connection",
+            hint="ask its support for AllowStreamLocalForwarding or AllowTcpForwarding (sshd_config), or let the agent "
+            "reach the bus another way: a team's NATS server, or --way websocket",
+        )
+    return f"{scheme}://127.0.0.1:{port}"
+
+
+def _socket_folder(remote: Remote, probe: Probe) -> str:
+    """Give a folder on the login node itself that only the user can open: home file systems may take no sockets."""
+    own = f"/tmp/slurmbus-{probe.uid}"  # noqa: S108 - looked at by private_folder
+    candidates = [f"{probe.runtime}/slurmbus"] if probe.runtime else []
+    found: str = remote.call("private_folder", paths=[*candidates, own, f"{probe.home}/.slurmbus/.run"])
+    return found
