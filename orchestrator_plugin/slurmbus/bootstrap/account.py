@@ -93,10 +93,20 @@ def _number(text: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
+def _partition(account: Account) -> PartitionFound | None:
+    usable = [one for one in account.partitions if one.state in {"UP", ""}]
+    return next((one for one in usable if one.default), usable[0] if usable else None)
+
+
+def trial_options(account: Account) -> dict[str, str]:
+    """Give what a small job has to name: a partition, where Slurm chooses none by itself (pure)."""
+    partition = _partition(account)
+    return {} if partition is None or partition.default else {"partition": partition.name}
+
+
 def queue_configuration(account: Account) -> str:
     """Give a ``SlurmQueueConfig`` to paste: with the default partition, and an account that may use it (pure)."""
-    usable = [one for one in account.partitions if one.state in {"UP", ""}]
-    partition = next((one for one in usable if one.default), usable[0] if usable else None)
+    partition = _partition(account)
     accounts = list(dict.fromkeys(one.account for one in account.associations))
     words = []
     if partition is not None:

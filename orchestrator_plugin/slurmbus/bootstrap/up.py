@@ -32,6 +32,7 @@ from slurmbus.errors import SiteUnfit
 from slurmbus.home import EMBEDDED, Home, SiteProfile
 from slurmbus.settings import ConnectionSettings
 from slurmbus_protocol.errors import BusUnreachable, SiteUnreachable
+from slurmbus_protocol.grants import Grant
 from slurmbus_protocol.messages import Heartbeat
 
 
@@ -192,8 +193,9 @@ class Up:
         config = self._exchange_keys(remote, found)
         supervised = KINDS[chosen.supervisor.what](layout, config, found.environment)
         self._start(remote, supervised, version, found, before)
+        if found.slurm and found.slurm.version:
+            self._outcome.account = account.look(remote, found.user, found.environment)
         self._check()
-        self._look_at_account(remote, found)
         self._outcome.supervisor = chosen.supervisor.what
         journal.write(
             self.home,
@@ -332,7 +334,7 @@ class Up:
         self._say_agent(heartbeat)
         if not self._wishes.trial:
             return
-        options = {}
+        options = account.trial_options(self._outcome.account) if self._outcome.account else {}
         trial = checking.run_trial(self._client, options, lambda words: self._tell.progress(words, 0, 0))
         self._outcome.trial = trial
         self._tell.step("trial job", trial_words(trial))
@@ -344,10 +346,6 @@ class Up:
         self._tell.step(
             "ping", f"{heartbeat.host}, process {heartbeat.pid}: {seconds * 1000:.0f} ms there and back; {slurm}"
         )
-
-    def _look_at_account(self, remote: Remote, found: Probe) -> None:
-        if found.slurm and found.slurm.version:
-            self._outcome.account = account.look(remote, found.user, found.environment)
 
 
 def trial_words(trial: checking.Trial) -> str:
@@ -367,7 +365,7 @@ def authority_is_fresh(home: Home, site: str) -> bool:
     """Tell whether the agent's authority lasts for more than half of its time."""
     path = home.grant_path(site)
     try:
-        grant = msgspec.json.decode(path.read_bytes(), type=authority.Grant)
+        grant = msgspec.json.decode(path.read_bytes(), type=Grant)
     except (FileNotFoundError, msgspec.DecodeError):
         return False
     return time.time() < (grant.issued_at + grant.expires_at) / 2

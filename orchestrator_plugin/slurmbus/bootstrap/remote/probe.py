@@ -120,9 +120,9 @@ def login_environment(shell: str) -> Dict[str, Optional[str]]:
 
 def limits() -> Dict[str, int]:
     """Give what a process of this login may use; -1 is no limit."""
-    kinds = (("cpu_seconds", "RLIMIT_CPU"), ("address_space", "RLIMIT_AS"), ("open_files", "RLIMIT_NOFILE"))
-    kinds += (("processes", "RLIMIT_NPROC"), ("file_size", "RLIMIT_FSIZE"))
-    return {name: resource.getrlimit(getattr(resource, kind))[0] for name, kind in kinds}
+    kinds = {"cpu_seconds": "RLIMIT_CPU", "address_space": "RLIMIT_AS", "open_files": "RLIMIT_NOFILE"}
+    kinds.update(processes="RLIMIT_NPROC", file_size="RLIMIT_FSIZE")
+    return {name: resource.getrlimit(getattr(resource, kind))[0] for name, kind in kinds.items()}
 
 
 def crowd(uid: int) -> int:
@@ -140,7 +140,7 @@ def crowd(uid: int) -> int:
 def libc() -> Tuple[str, str]:
     """Give the C library and its version; musl says it only when its loader is called."""
     try:
-        name, version = os.confstr("CS_GNU_LIBC_VERSION").split(" ")
+        name, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split(" ")
         return name, version
     except (AttributeError, ValueError, OSError):
         pass
