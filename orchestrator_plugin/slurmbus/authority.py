@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import getpass
 import platform
+import time
+
+import msgspec
 
 from slurmbus.home import Home
 from slurmbus_protocol import grants
@@ -38,3 +41,17 @@ def login_files(home: Home, site: str, days: float = DAYS) -> dict[str, bytes]:
     renew(home, site, days)
     paths = (home.bundle_path(site), home.policy_path(site), home.grant_path(site))
     return {path.name: path.read_bytes() for path in paths if path.exists()}
+
+
+def current(home: Home, site: str) -> Grant | None:
+    """Give the grant that the last login brought; None when there was none, or its file can't be read."""
+    try:
+        return msgspec.json.decode(home.grant_path(site).read_bytes(), type=Grant)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def is_fresh(home: Home, site: str) -> bool:
+    """Tell whether more than half of a site's authority is left."""
+    grant = current(home, site)
+    return grant is not None and time.time() < (grant.issued_at + grant.expires_at) / 2

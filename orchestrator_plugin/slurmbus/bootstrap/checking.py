@@ -141,6 +141,19 @@ def _read(output: bytes) -> _Answer:
     return _Answer("", "", "")
 
 
+def trial_words(trial: Trial) -> str:
+    """Say what came of the trial job."""
+    if trial.waiting:
+        return f"it still waits in the queue ({trial.waiting}), and was cancelled; everything else works"
+    if not trial.works:
+        record = trial.record
+        return f"it ended {record.state if record else 'nowhere'}: {(record.reason or record.hint) if record else ''}"
+    link = (
+        f"reaches the agent's link at {trial.link}" if trial.link else f"has no link ({trial.why}): the spool is read"
+    )
+    return f"ran on {trial.node} and came back within {trial.seconds:.1f} s; the node {link}"
+
+
 def is_reachable(client: SiteClient) -> bool:
     """Tell whether the bus answers."""
     try:

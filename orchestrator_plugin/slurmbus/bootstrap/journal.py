@@ -7,8 +7,9 @@ from pathlib import Path
 import msgspec
 
 from slurmbus.bootstrap.login import Login
-from slurmbus.home import Home, write_private
+from slurmbus.home import Home
 from slurmbus_protocol.errors import InvalidSetting
+from slurmbus_protocol.private_files import write_private
 from slurmbus_protocol.subjects import check_token
 
 

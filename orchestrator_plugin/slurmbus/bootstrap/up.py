@@ -10,46 +10,27 @@ from __future__ import annotations
 import platform
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
 from urllib.parse import urlsplit
 
 import msgspec
 
 from slurmbus import authority
-from slurmbus.bootstrap import account, bus_process, checking, installing, journal, plan, probe, prompts, pythons, ways
+from slurmbus.bootstrap import account, bus_process, checking, installing, journal, plan, probe, pythons, ways
 from slurmbus.bootstrap import wheels as agent_wheels
+from slurmbus.bootstrap.entering import enter, master_of
 from slurmbus.bootstrap.installing import Layout
 from slurmbus.bootstrap.journal import Journal
-from slurmbus.bootstrap.login import Login
 from slurmbus.bootstrap.plan import Plan
 from slurmbus.bootstrap.probe import Probe, Python
 from slurmbus.bootstrap.session import Remote
-from slurmbus.bootstrap.ssh import Master, control_path
 from slurmbus.bootstrap.supervising import KINDS, Supervised
+from slurmbus.bootstrap.telling import Teller
 from slurmbus.client import SiteClient
 from slurmbus.connection import Connection
-from slurmbus.errors import SiteUnfit
 from slurmbus.home import EMBEDDED, Home, SiteProfile
 from slurmbus.settings import ConnectionSettings
 from slurmbus_protocol.errors import BusUnreachable, SiteUnreachable
-from slurmbus_protocol.grants import Grant
 from slurmbus_protocol.messages import Heartbeat
-
-
-class Teller(Protocol):
-    """Shows a person how far it is."""
-
-    def step(self, what: str, words: str) -> None:
-        """Say what came of a step."""
-        ...
-
-    def note(self, words: str) -> None:
-        """Say something that a person should know."""
-        ...
-
-    def progress(self, doing: str, done: int, total: int) -> None:
-        """Show how much of something is done; a total of 0 isn't known."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -98,12 +79,9 @@ class Up:
         self._wishes = wishes
         self._tell = teller
         self._outcome = Outcome()
-        profile = home.site(site)
-        if profile.login is None:
-            raise SiteUnfit(f"it isn't known how one gets into {site}", hint="name its login node with --host")
-        self._login: Login = profile.login
+        self.master = master_of(home, site)
+        self._login = self.master.login
         self._client = SiteClient(Connection.get(ConnectionSettings.of_site(home, site)), site)
-        self.master = Master(profile.login, control_path(home.path, site), home.path / "up" / f"{site}.ssh.log")
 
     @property
     def _profile(self) -> SiteProfile:
@@ -119,7 +97,7 @@ class Up:
         before = journal.read(self.home, self.site)
         if before is not None and self._stands(before):
             return self._outcome
-        self._log_in()
+        enter(self.home, self.site, self._tell, batch=self._wishes.batch)
         try:
             with Remote(self.master, self._login.agent_python) as remote:
                 self._set_up(remote, before)
@@ -157,7 +135,7 @@ class Up:
             return False
         if before.source != agent_wheels.source_hash() and self._wishes.upgrade:
             return False
-        if not authority_is_fresh(self.home, self.site):
+        if not authority.is_fresh(self.home, self.site):
             return False
         self._outcome.heartbeat = checking.await_agent(self._client)
         self._outcome.version, self._outcome.way = before.version, before.way
@@ -167,18 +145,6 @@ class Up:
             self._outcome.older = before.version
         self._say_agent(self._outcome.heartbeat)
         return True
-
-    def _log_in(self) -> None:
-        if self.master.alive:
-            self._tell.step("login", f"{self._login.destination}: the connection stands")
-            return
-        secrets = prompts.environment(self._login)
-        prompts.before_login(self._login, secrets)
-        through = f" through {', '.join(self._login.jump)}" if self._login.jump else ""
-        began = time.monotonic()
-        self._tell.progress(f"logging in at {self._login.destination}{through}", 0, 0)
-        self.master.open(secrets, batch=self._wishes.batch and "SSH_ASKPASS" not in secrets)
-        self._tell.step("login", f"{self._login.destination}{through} ({time.monotonic() - began:.1f} s)")
 
     # ------------------------------------------------------------------ on the site
 
@@ -337,7 +303,7 @@ class Up:
         options = account.trial_options(self._outcome.account) if self._outcome.account else {}
         trial = checking.run_trial(self._client, options, lambda words: self._tell.progress(words, 0, 0))
         self._outcome.trial = trial
-        self._tell.step("trial job", trial_words(trial))
+        self._tell.step("trial job", checking.trial_words(trial))
 
     def _say_agent(self, heartbeat: Heartbeat) -> None:
         seconds = checking.round_trip(self._client)
@@ -346,29 +312,6 @@ class Up:
         self._tell.step(
             "ping", f"{heartbeat.host}, process {heartbeat.pid}: {seconds * 1000:.0f} ms there and back; {slurm}"
         )
-
-
-def trial_words(trial: checking.Trial) -> str:
-    """Say what came of the trial job."""
-    if trial.waiting:
-        return f"it still waits in the queue ({trial.waiting}), and was cancelled; everything else works"
-    if not trial.works:
-        record = trial.record
-        return f"it ended {record.state if record else 'nowhere'}: {(record.reason or record.hint) if record else ''}"
-    link = (
-        f"reaches the agent's link at {trial.link}" if trial.link else f"has no link ({trial.why}): the spool is read"
-    )
-    return f"ran on {trial.node} and came back within {trial.seconds:.1f} s; the node {link}"
-
-
-def authority_is_fresh(home: Home, site: str) -> bool:
-    """Tell whether the agent's authority lasts for more than half of its time."""
-    path = home.grant_path(site)
-    try:
-        grant = msgspec.json.decode(path.read_bytes(), type=Grant)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return False
-    return time.time() < (grant.issued_at + grant.expires_at) / 2
 
 
 def _source(python: Python) -> str:

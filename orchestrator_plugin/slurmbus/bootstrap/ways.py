@@ -46,7 +46,10 @@ def addresses(home: Home, profile: SiteProfile, client: str) -> list[str]:
     hosts = [there.host]
     if there.host in {"0.0.0.0", "::"}:  # noqa: S104 - recognised, not bound
         hosts = [host for host in (client,) if host]
-    return [f"{url.scheme}://{_bracketed(host)}:{there.port}" for host in hosts]
+    ports = {url.scheme: there.port}
+    if there.websocket is not None:
+        ports["wss"] = there.websocket
+    return [f"{scheme}://{_bracketed(host)}:{port}" for scheme, port in ports.items() for host in hosts]
 
 
 def place_of(url: str) -> tuple[str, int]:

@@ -20,7 +20,7 @@ from slurmbus.home import EMBEDDED, Home, SiteProfile
 _WIDTH = 11
 _SITE_SETTINGS = ("scheduler", "spool", "slurm_conf", "link_host", "runner_python")
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-_BUS_SETTINGS = ("urls", "agent_urls", "credentials", "ca_file")
+_BUS_SETTINGS = ("urls", "agent_urls", "credentials", "ca_file", "tls_name")
 
 
 class Console:
@@ -32,12 +32,12 @@ class Console:
 
     def step(self, what: str, words: str) -> None:
         """Say what came of a step."""
-        self._clear()
+        self.clear()
         note(f"  {what:<{_WIDTH}} {words}")
 
     def note(self, words: str) -> None:
         """Say something that a person should know."""
-        self._clear()
+        self.clear()
         note(f"  {'':<{_WIDTH}} {words}", colour="yellow")
 
     def progress(self, doing: str, done: int, total: int) -> None:
@@ -46,10 +46,11 @@ class Console:
             return
         self._shown = time.monotonic()
         amount = f" {100 * done // total} %" if total else ""
-        self._clear()
+        self.clear()
         click.echo(f"  … {doing}{amount}", nl=False, err=True)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Take away what was going on."""
         if self._live:
             click.echo("\r\x1b[K", nl=False, err=True)
 
@@ -83,6 +84,7 @@ class Console:
 @click.option("--agent-url", "agent_urls", multiple=True, metavar="URL", help="How the agent reaches the bus.")
 @click.option("--credentials", type=_FILE, help="NKEY seed for --url.")
 @click.option("--ca", "ca_file", type=_FILE, help="TLS authority of --url.")
+@click.option("--tls-name", metavar="HOST", help="The name in the certificate of --url, if it is another one.")
 @click.option("--upgrade", is_flag=True, help="Replace an agent of another version; jobs go on.")
 @click.option("--login", "log_in", is_flag=True, help="Log in even if nothing has to be done.")
 @click.option("--no-trial", is_flag=True, help="Run no trial job.")
@@ -153,6 +155,7 @@ def _add(home: Home, site: str, before: SiteProfile | None, said: dict[str, Any]
         slurm_conf=of("slurm_conf"),
         link_host=of("link_host"),
         python=of("runner_python", "python"),
+        tls_name=of("tls_name"),
     )
 
 

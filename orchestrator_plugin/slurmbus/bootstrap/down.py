@@ -1,0 +1,66 @@
+"""``slurmbus down``: undoes what ``up`` did at a site; jobs go on."""
+
+from __future__ import annotations
+
+from slurmbus import authority
+from slurmbus.bootstrap import installing, journal
+from slurmbus.bootstrap.entering import enter
+from slurmbus.bootstrap.installing import Layout
+from slurmbus.bootstrap.journal import Journal
+from slurmbus.bootstrap.session import Remote
+from slurmbus.bootstrap.supervising import KINDS
+from slurmbus.bootstrap.telling import Teller
+from slurmbus.home import Home
+
+
+class Down:
+    """One run.
+
+    Args:
+        home: whose site.
+        site: its name.
+        teller: is told.
+        batch: never ask anybody.
+    """
+
+    def __init__(self, home: Home, site: str, teller: Teller, *, batch: bool = False) -> None:
+        self.home = home
+        self.site = site
+        self._tell = teller
+        self._batch = batch
+
+    def run(self, *, purge: bool) -> list[str]:
+        """End the agent, and say what was done; nothing when ``up`` has done nothing here.
+
+        Args:
+            purge: remove its program and its keys, too.
+
+        Raises:
+            SlurmbusError: nobody gets in, or it doesn't end.
+        """
+        before = journal.read(self.home, self.site)
+        if before is None:
+            return []
+        master = enter(self.home, self.site, self._tell, batch=self._batch)
+        with Remote(master) as remote:
+            done = self._undo(remote, before, purge=purge)
+        master.close()
+        journal.forget(self.home, self.site)
+        return done
+
+    def _undo(self, remote: Remote, before: Journal, *, purge: bool) -> list[str]:
+        layout = Layout(before.install_folder, self.site)
+        supervised = KINDS[before.supervisor](layout, before.config, before.environment)
+        self._tell.progress("ending the agent", 0, 0)
+        done = []
+        if remote.call("look", path=layout.command)["kind"]:
+            supervised.leave(remote)
+            done.append(f"the agent has ended, and {supervised.kind} doesn't start it again")
+        if purge:
+            remote.call("remove", path=layout.own)
+            removed = installing.tidy(remote, layout)
+            folder = before.config.rpartition("/")[0]
+            for name in authority.login_files(self.home, self.site):
+                remote.call("remove", path=f"{folder}/{name}")
+            done.append(f"its keys and {len(removed)} installations were removed from {layout.folder}")
+        return done
