@@ -9,9 +9,9 @@ import signal
 import sys
 from pathlib import Path
 
-from slurmbus_agent import __version__, clean, doctor
+from slurmbus_agent import __version__, clean, doctor, ensuring
 from slurmbus_agent.agent import Agent
-from slurmbus_agent.config import AgentConfig, load
+from slurmbus_agent.config import AgentConfig, default_path, load
 from slurmbus_agent.guest.succession import Heritage, Succession
 from slurmbus_agent.presence import Places
 from slurmbus_protocol import logs
@@ -100,6 +100,24 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return 0
+
+
+def _keep(arguments: argparse.Namespace) -> int:
+    """Start, stop or look at the agent of this host."""
+    config = load(arguments.site, arguments.config)
+    if arguments.command == "ensure":
+        path = arguments.config or default_path(arguments.site)
+        done = ensuring.ensure(config, path, replace=arguments.replace)
+        words = {"nothing": "runs already", "started": "is started", "replaced": "has taken over"}[done.did]
+        print(f"the agent of {config.site} {words}: process {done.presence.pid} on {done.presence.host}")  # noqa: T201
+        return 0
+    if arguments.command == "stop":
+        found = ensuring.stop(config)
+        print(f"process {found.pid} has ended" if found else "no agent runs here")  # noqa: T201
+        return 0
+    lines, runs = ensuring.describe(config)
+    print("\n".join(lines) if lines else "no agent has run here")  # noqa: T201
+    return int(not runs)
 
 
 def _serve(config: AgentConfig, arguments: argparse.Namespace, level: int) -> None:
