@@ -74,7 +74,7 @@ class Console:
 @click.option("--install-folder", metavar="PATH", help="Where the agent is installed there.")
 @click.option("--agent-python", metavar="PATH", help="The Python there on which the agent runs (3.11 or newer).")
 @click.option("--python-archive", metavar="FILE", help="A Python to take along (python-build-standalone).")
-@click.option("--pyslurm/--no-pyslurm", "pyslurm", default=None, help="Build pyslurm there where it fits.")
+@click.option("--pyslurm/--no-pyslurm", "pyslurm", default=None, help="Compile Slurm's Python library there.")
 @click.option("--scheduler", type=click.Choice(["auto", "native", "commands", "local"]), help="What it submits to.")
 @click.option("--spool", metavar="PATH", help="The spool, on the cluster's shared file system.")
 @click.option("--slurm-conf", metavar="PATH", help="slurm.conf on the cluster.")
