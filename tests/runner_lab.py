@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from slurmbus_agent.link import EndReport, LinkServer, Welcome
+from slurmbus_agent.link_tls import LinkKeys
 from slurmbus_agent.spool import JobDir, RunnerPlan, Spool, batch_script
+from slurmbus_protocol.certificates import make_alone
 from slurmbus_protocol.messages import Live, Start
 from slurmbus_protocol.subjects import Stream, new_ulid
 
 SECRET = bytes(range(32))
+_MADE = make_alone("lab")
+KEYS = LinkKeys.of(_MADE.pem + _MADE.key)
 PATIENCE = 30.0
 
 
@@ -87,7 +91,7 @@ class Sink:
 @contextlib.asynccontextmanager
 async def serving(sink: Sink, spool: Spool | None = None, **options: Any) -> AsyncIterator[LinkServer]:
     """Listen, and say so in the spool."""
-    server = LinkServer(sink, lambda _key, _task: SECRET, "127.0.0.1", **options)
+    server = LinkServer(sink, lambda _key, _task: SECRET, "127.0.0.1", **{"keys": KEYS, **options})
     try:
         address = await server.start()
         if spool is not None:

@@ -30,6 +30,7 @@ from slurmbus_agent.intake import Intake
 from slurmbus_agent.job import Tools
 from slurmbus_agent.lease import Lease, LeaseLost, Role, looks_again
 from slurmbus_agent.link import LinkServer
+from slurmbus_agent.link_tls import LinkKeys
 from slurmbus_agent.link_wire import Traffic
 from slurmbus_agent.linking import JobLinks
 from slurmbus_agent.questions import Questions
@@ -85,12 +86,15 @@ class Agent:
         self._runner = await asyncio.to_thread(self.spool.prepare)
         self._audit = Audit(self.spool.root / "audit.log")
         self._roster = Roster(self.spool, self._audit, self.config.array_size)
-        scheduler = await asyncio.to_thread(
-            make_scheduler,
-            self.config.scheduler,
-            folder=self.spool.root / "local",
-            slurm_conf=self.config.slurm_conf,
-            limits=self._limits,
+        self._link_keys, scheduler = await asyncio.gather(
+            LinkKeys.make(),
+            asyncio.to_thread(
+                make_scheduler,
+                self.config.scheduler,
+                folder=self.spool.root / "local",
+                slurm_conf=self.config.slurm_conf,
+                limits=self._limits,
+            ),
         )
         bus = await self._connect(stop)
         if bus is None:
@@ -259,6 +263,7 @@ class Agent:
             advertise=("127.0.0.1",) if local else (self.config.link_host,) if self.config.link_host else (),
             epoch=lease.epoch,
             traffic=self._traffic,
+            keys=self._link_keys,
         )
         self._links = links
         address = await links.start()

@@ -1,7 +1,8 @@
 """The socket on which runners report.
 
-A runner and the agent prove to each other that they know the job's secret, then the runner may speak for its one start.
-Frames and proofs are described in :mod:`slurmbus_agent.runner.protocol`.
+It is encrypted, with a certificate whose fingerprint stands in the spool. A runner and the agent prove to each other
+that they know the job's secret, then the runner may speak for its one start. Frames and proofs are described in
+:mod:`slurmbus_agent.runner.protocol`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from secrets import token_hex
+from ssl import SSLError
 from typing import Any, Protocol
 
 import msgspec
 
 from slurmbus_agent import budgets
+from slurmbus_agent.link_tls import LinkKeys
 from slurmbus_agent.link_wire import Budget, PeerGone, Traffic, Wire
 from slurmbus_agent.runner import frames
 from slurmbus_agent.runner.protocol import NEWS_SINCE, OPTIONAL, SAMPLES_SINCE
@@ -148,6 +151,7 @@ class LinkServer:
         advertise: the names or addresses under which compute nodes reach this host; its interfaces' when empty.
         epoch: stands in the address, for people.
         traffic: is counted up.
+        keys: what runners are shown; made by :meth:`start` when there are none.
     """
 
     def __init__(
@@ -160,7 +164,9 @@ class LinkServer:
         advertise: Sequence[str] = (),
         epoch: int = 0,
         traffic: Traffic | None = None,
+        keys: LinkKeys | None = None,
     ) -> None:
+        self._keys = keys
         self._sink = sink
         self.traffic = traffic or Traffic()
         self._secrets = secrets
@@ -171,7 +177,7 @@ class LinkServer:
         self._budget = Budget(budget_bytes)
         self._strangers = asyncio.Semaphore(STRANGERS)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._links: set[socket.socket] = set()
+        self._links: set[socket.socket | Wire] = set()
         self._wires: set[Wire] = set()
         self._came = asyncio.Event()
         self._sessions: dict[tuple[str, int, int], _Session] = {}
@@ -197,15 +203,18 @@ class LinkServer:
         """
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        keys = self._keys = self._keys or await LinkKeys.make()
         listener = socket.create_server((self._host, 0), backlog=_BACKLOG)
         listener.settimeout(0)
         self._links.add(listener)
-        self._spawn(self._accept(listener), "link: accepting")
+        self._spawn(self._accept(listener, keys), "link: accepting")
         self._spawn(self._show_life(), "link: signs of life")
         everywhere = self._host == "0.0.0.0"  # noqa: S104 - compared, not listened on
         hosts = self._advertise or (addresses() if everywhere else (self._host,))
         port = listener.getsockname()[1]
-        self.address = LinkAddress(hosts=hosts, port=port, server=self._server, epoch=self._epoch)
+        self.address = LinkAddress(
+            hosts=hosts, port=port, server=self._server, epoch=self._epoch, fingerprint=keys.fingerprint
+        )
         return self.address
 
     async def aclose(self) -> None:
@@ -231,7 +240,7 @@ class LinkServer:
 
     # ------------------------------------------------------------------ connections
 
-    async def _accept(self, listener: socket.socket) -> None:
+    async def _accept(self, listener: socket.socket, keys: LinkKeys) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self._strangers.acquire()
@@ -242,18 +251,24 @@ class LinkServer:
                 log.warning("link: no connection can be taken: %s", error)
                 await asyncio.sleep(1.0)
                 continue
-            self._links.add(link)
-            self._spawn(self._serve(link), "link: a runner")
+            self._spawn(self._serve(link, keys), "link: a runner")
 
-    async def _serve(self, link: socket.socket) -> None:
+    async def _serve(self, link: socket.socket, keys: LinkKeys) -> None:
         try:
-            wire = Wire(link, self.traffic)
+            wire = Wire(link, keys, self.traffic)
+        except OSError:  # it is gone again
+            self._strangers.release()
+            self._drop("gone")
+            link.close()
+            return
+        self._links.add(wire)
+        try:
             hello = await self._identify(wire)
             if hello is not None:
                 await self._attend(wire, hello)
         finally:
-            self._links.discard(link)
-            link.close()
+            self._links.discard(wire)
+            wire.close()
 
     async def _identify(self, wire: Wire) -> _Hello | None:
         """Find out who is there; None when it isn't one of ours."""
@@ -278,6 +293,10 @@ class LinkServer:
 
     async def _greet(self, wire: Wire) -> _Hello:
         """Let both sides prove themselves, and give the start that the other side may speak for."""
+        try:
+            await wire.secure()
+        except SSLError as error:
+            raise _Dropped("no TLS") from error
         line, size = await wire.line()
         header = frames.header_of(line)
         if header.get("type") != "hello" or size:

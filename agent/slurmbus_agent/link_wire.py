@@ -1,7 +1,7 @@
 """Frames over one socket of the link, with bounded memory.
 
 asyncio's streams read ahead, up to 256 KiB a connection; with a thousand runners that is more than the agent's whole
-budget. Here a byte is only read when there is room for it.
+budget. Here a record of TLS is only read when there is room for it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import contextlib
 import socket
 from collections import deque
 from collections.abc import Iterator
+from ssl import SSLError
 from typing import Any
 
+from slurmbus_agent.link_tls import Encrypted, LinkKeys
 from slurmbus_agent.runner import frames
 
 _SMALL = 4096
@@ -95,21 +97,30 @@ class Wire:
 
     Args:
         link: the socket.
+        keys: what the runner is shown.
         traffic: is counted up.
     """
 
-    def __init__(self, link: socket.socket, traffic: Traffic) -> None:
+    def __init__(self, link: socket.socket, keys: LinkKeys, traffic: Traffic) -> None:
         self._traffic = traffic
-        self._socket = link
         self._buffer = bytearray()
         self._writing = asyncio.Lock()
         self.owing = 0
         """How many answers the runner waits for; while it does, it hears from us that we are alive."""
-        link.settimeout(0)
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE:
             link.setsockopt(socket.IPPROTO_TCP, option, value)
+        self._link = Encrypted(link, keys)
+
+    async def secure(self) -> None:
+        """Encrypt it; SSLError when the other side doesn't, PeerGone when it is gone."""
+        try:
+            await self._link.shake_hands()
+        except SSLError:
+            raise
+        except OSError as error:
+            raise PeerGone(str(error)) from error
 
     async def line(self) -> tuple[bytes, int]:
         """Give the next frame's header as it came, and how many bytes of data follow it.
@@ -143,15 +154,14 @@ class Wire:
         del self._buffer[:size]
         have = len(data)
         data.extend(bytes(size - have))
-        loop = asyncio.get_running_loop()
         with memoryview(data) as view, _lost_is_gone():
             while have < size:
-                have += self._some(await loop.sock_recv_into(self._socket, view[have:]))
+                have += self._some(await self._link.receive_into(view[have:]))
         return bytes(data)
 
     async def _fill(self) -> None:
         with _lost_is_gone():
-            data = await asyncio.get_running_loop().sock_recv(self._socket, _SMALL)
+            data = await self._link.receive(_SMALL)
         self._some(len(data))
         self._buffer += data
 
@@ -161,7 +171,7 @@ class Wire:
         self._traffic.sent += len(data)
         async with self._writing:
             try:
-                await asyncio.get_running_loop().sock_sendall(self._socket, data)
+                await self._link.send(data)
             except OSError:
                 self.hang_up()
             except asyncio.CancelledError:
@@ -177,7 +187,11 @@ class Wire:
     def hang_up(self) -> None:
         """End the connection: the reader gets PeerGone."""
         with contextlib.suppress(OSError):  # the other side was quicker
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self._link.hang_up()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._link.close()
 
 
 @contextlib.contextmanager

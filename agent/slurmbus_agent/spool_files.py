@@ -126,3 +126,6 @@ class LinkAddress(msgspec.Struct, frozen=True, kw_only=True):
     """Random for each start of the server; part of both sides' proofs, so that nobody can stand in between."""
     epoch: NonNegative = 0
     """The lease under which it was written, for people."""
+    fingerprint: str = ""
+    """SHA-256 of the agent's certificate, in hex: runners speak to nobody else. Agents from before there was TLS have
+    none."""

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import dagster_pipes
+import msgspec
 import pytest
 
-from runner_lab import SECRET, Lab, Sink, lab, payload_bytes, serving, until
+from runner_lab import KEYS, SECRET, Lab, Sink, lab, payload_bytes, serving, until
 from slurmbus_agent import budgets
 from slurmbus_agent.link import LinkServer
+from slurmbus_agent.link_tls import LinkKeys
 from slurmbus_agent.spool import Claim, JobDir, LinkAddress
+from slurmbus_protocol.certificates import make_alone
 from slurmbus_protocol.messages import Start
 from slurmbus_protocol.subjects import Stream
 
@@ -288,7 +291,7 @@ def test_links_cut_and_agents_restarted_at_random_moments(place: Lab, seed: int)
         process = place.start(job)
         cuts = 0
         while process.poll() is None:
-            server = LinkServer(sink, lambda _key, _task: SECRET, "127.0.0.1")
+            server = LinkServer(sink, lambda _key, _task: SECRET, "127.0.0.1", keys=KEYS)
             place.spool.write_link(await server.start())
             for _ in range(rng.randrange(4)):
                 await asyncio.sleep(rng.random() * 0.15)
@@ -543,8 +546,11 @@ class TestClaims:
         asyncio.run(scenario())
 
 
-def test_a_false_agent_learns_nothing(place: Lab) -> None:
-    """Somebody else listens where an earlier agent did."""
+@pytest.mark.parametrize("encrypts", ["with a key of its own", "with a stolen key", "not at all"])
+def test_a_false_agent_learns_nothing(place: Lab, encrypts: str) -> None:
+    """Somebody else listens where an earlier agent did: its key, or its secret, isn't the agent's."""
+    made = make_alone("theirs")
+    keys = KEYS if encrypts == "with a stolen key" else LinkKeys.of(made.pem + made.key)
 
     async def scenario() -> None:
         heard: list[bytes] = []
@@ -555,16 +561,51 @@ def test_a_false_agent_learns_nothing(place: Lab) -> None:
             heard.append(await reader.read(1000))
             writer.close()
 
-        false = await asyncio.start_server(listen, "127.0.0.1", 0)
+        false = await asyncio.start_server(
+            listen, "127.0.0.1", 0, ssl=None if encrypts == "not at all" else keys.context
+        )
         port = false.sockets[0].getsockname()[1]
-        place.spool.write_link(LinkAddress(hosts=("127.0.0.1",), port=port, server="x"))
+        place.spool.write_link(LinkAddress(hosts=("127.0.0.1",), port=port, server="x", fingerprint=KEYS.fingerprint))
         job = place.job("echo", "secret words")
         assert await place.ended(place.start(job)) == 0
-        assert heard[0][4:].startswith(b'{"type":"hello"')
-        assert heard[1] == b""
+        if encrypts == "with a stolen key":
+            assert heard[0][4:].startswith(b'{"type":"hello"')
+            assert heard[1] == b""
+        elif encrypts == "with a key of its own":
+            assert not any(heard)
+        else:
+            assert not any(b"hello" in words for words in heard)
         assert payload_bytes(job, 0, Stream.STDOUT) == b"secret words\n"
         false.close()
         await false.wait_closed()
+
+    asyncio.run(scenario())
+
+
+WITHOUT_SSL = f"""\
+#!/bin/sh
+exec {sys.executable} -c 'import runpy, sys
+sys.modules["ssl"] = None
+sys.argv = sys.argv[3:]
+runpy.run_path(sys.argv[0], run_name="__main__")' "$@"
+"""
+
+
+def test_a_python_without_ssl_says_so_once_and_leaves_it_to_the_spool(place: Lab) -> None:
+    async def scenario() -> None:
+        async with serving(Sink(), place.spool) as server:
+            python = place.home / "python3"
+            python.write_text(WITHOUT_SSL)
+            python.chmod(0o755)
+            job = place.job("bash", "-c", "sleep 0.5; echo words")
+            process = place.start(job, python=str(python))
+            assert await place.ended(process) == 0
+            assert payload_bytes(job, 0, Stream.STDOUT) == b"words\n"
+            report = job.report(0)
+            assert report is not None
+            assert report.end is not None
+            assert job.batch_output.read_text().count("no TLS 1.3 (module ssl)") == 1
+            assert not server.dropped
 
     asyncio.run(scenario())
 
@@ -575,8 +616,7 @@ def test_every_address_is_tried(place: Lab) -> None:
         async with serving(sink) as server:
             assert server.address is not None
             hosts = ("no.such.host.invalid", "127.0.0.2", "127.0.0.1")
-            address = LinkAddress(hosts=hosts, port=server.address.port, server=server.address.server)
-            place.spool.write_link(address)
+            place.spool.write_link(msgspec.structs.replace(server.address, hosts=hosts))
             job = place.job("sleep", "0.2")
             assert await place.ended(place.start(job)) == 0
             assert 0 in sink.ends

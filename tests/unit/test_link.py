@@ -6,14 +6,18 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runner_lab import SECRET, Sink, serving, until
+from runner_lab import KEYS, SECRET, Sink, serving, until
 from slurmbus_agent import budgets, link
 from slurmbus_agent.link import LinkServer, addresses
+from slurmbus_agent.link_tls import LinkKeys
 from slurmbus_agent.link_wire import Budget
 from slurmbus_agent.runner import frames
 from slurmbus_agent.runner.protocol import SAMPLES_SINCE
@@ -22,6 +26,14 @@ from slurmbus_protocol.messages import Start
 from slurmbus_protocol.subjects import Stream, new_ulid
 
 KEY = new_ulid()
+
+
+def pinned() -> ssl.SSLContext:
+    """Give what a peer encrypts with; the fingerprint is the runner's tests'."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 class Peer:
@@ -42,7 +54,7 @@ class Peer:
         return header
 
     async def closed(self) -> bool:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
             while await self.reader.read(1 << 16):
                 pass
         return True
@@ -84,11 +96,11 @@ async def meeting(sink: Sink, **options: Any) -> AsyncIterator[tuple[LinkServer,
         assert address is not None
 
         async def connect() -> Peer:
-            reader, writer = await asyncio.open_connection("127.0.0.1", address.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", address.port, ssl=pinned())
 
             async def close() -> None:
-                writer.close()
-                with contextlib.suppress(ConnectionError):
+                writer.transport.abort()
+                with contextlib.suppress(OSError):
                     await writer.wait_closed()
 
             stack.push_async_callback(close)
@@ -177,7 +189,8 @@ def test_strangers_are_dropped_and_counted(sent: bytes, reason: str) -> None:
             peer = await connect()
             peer.writer.write(sent)
             if reason == "gone":
-                peer.writer.write_eof()
+                await peer.writer.drain()
+                peer.writer.transport.abort()
             assert await peer.closed()
             await until(lambda: server.dropped, "the count")
             assert dict(server.dropped) == {reason: 1}
@@ -185,6 +198,62 @@ def test_strangers_are_dropped_and_counted(sent: bytes, reason: str) -> None:
             assert (await (await connect()).greet())["type"] == "welcome"
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (frames.pack({"type": "hello", "key": KEY, "task": 0}), "no TLS"),
+        (b"GET / HTTP/1.1\r\n\r\n", "no TLS"),
+        (b"\x16\x03\x01\xff\xff" + b"x" * 100, "no TLS"),
+        (b"\x16\x03\x01", "silent"),
+        (b"", "silent"),
+    ],
+)
+def test_who_doesnt_encrypt_is_dropped(sent: bytes, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "GREETING_WITHIN", 0.3)
+
+    async def scenario() -> None:
+        sink = Sink()
+        async with meeting(sink) as (server, connect):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.address.port)
+            writer.write(sent)
+            with contextlib.suppress(ConnectionError):
+                assert b"challenge" not in await reader.read()
+            await until(lambda: server.dropped, "the count")
+            assert dict(server.dropped) == {reason: 1}
+            writer.transport.abort()
+            assert (await (await connect()).greet())["type"] == "welcome"
+
+    asyncio.run(scenario())
+
+
+def test_who_greets_byte_by_byte_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "GREETING_WITHIN", 0.3)
+
+    async def scenario() -> None:
+        async with meeting(Sink()) as (server, _):
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            hello = pinned().wrap_bio(incoming, outgoing)
+            with contextlib.suppress(ssl.SSLWantReadError):
+                hello.do_handshake()
+            _, writer = await asyncio.open_connection("127.0.0.1", server.address.port)
+            for byte in outgoing.read():
+                if server.dropped:
+                    break
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0.01)
+            assert dict(server.dropped) == {"silent": 1}
+            writer.transport.abort()
+
+    asyncio.run(scenario())
+
+
+def test_each_run_has_a_key_of_its_own_that_lies_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    first, second = (asyncio.run(LinkKeys.make()) for _ in range(2))
+    assert first.fingerprint != second.fingerprint
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_wrong_proof_is_dropped() -> None:
@@ -201,13 +270,13 @@ def test_a_wrong_proof_is_dropped() -> None:
 
 def test_an_unknown_job_is_dropped() -> None:
     async def scenario() -> None:
-        server = LinkServer(Sink(), lambda _key, _task: None, "127.0.0.1")
+        server = LinkServer(Sink(), lambda _key, _task: None, "127.0.0.1", keys=KEYS)
         address = await server.start()
-        reader, writer = await asyncio.open_connection("127.0.0.1", address.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", address.port, ssl=pinned())
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await Peer(reader, writer, address.server).greet()
         assert dict(server.dropped) == {"unknown job": 1}
-        writer.close()
+        writer.transport.abort()
         await server.aclose()
 
     asyncio.run(scenario())
@@ -501,7 +570,7 @@ def test_the_address_names_what_is_advertised() -> None:
             ({"advertise": ["login1", "10.0.0.1"]}, ("login1", "10.0.0.1")),
             ({}, addresses()),
         ):
-            server = LinkServer(Sink(), lambda _key, _task: None, epoch=4, **options)
+            server = LinkServer(Sink(), lambda _key, _task: None, epoch=4, keys=KEYS, **options)
             address = await server.start()
             assert (address.hosts, address.epoch) == (hosts, 4)
             assert address.port

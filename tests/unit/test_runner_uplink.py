@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import queue
 import select
 import socket
+import ssl
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from runner_lab import KEYS
 from slurmbus_agent.runner import frames, uplink
 from slurmbus_agent.runner.notify import Notifier
 from slurmbus_agent.runner.plan import Plan
@@ -23,22 +28,38 @@ HELLO = {"key": "K", "task": 0, "start": 0}
 
 
 class Agent:
-    """Listens, and answers only when it is told to."""
+    """Listens, and answers only when it is told to; hands are shaken in a thread of its own."""
 
     def __init__(self, folder: Path, server: str) -> None:
         self.server = server
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self.listener.settimeout(5)
-        self.link: socket.socket | None = None
-        address = {"hosts": ["127.0.0.1"], "port": self.listener.getsockname()[1], "server": server}
+        self.link: ssl.SSLSocket | None = None
+        self.links: queue.Queue[ssl.SSLSocket] = queue.Queue()
+        address = {
+            "hosts": ["127.0.0.1"],
+            "port": self.listener.getsockname()[1],
+            "server": server,
+            "fingerprint": KEYS.fingerprint,
+        }
         (folder / "link.new").write_text(json.dumps(address))
         (folder / "link.new").rename(folder / "link")
+
+        threading.Thread(target=self.listen, name="listening").start()
+
+    def listen(self) -> None:
+        while True:
+            try:
+                link, _ = self.listener.accept()
+            except OSError:  # it is closed
+                return
+            link.settimeout(5)
+            with contextlib.suppress(OSError):  # the runner was quicker
+                self.links.put(KEYS.context.wrap_socket(link, server_side=True))
 
     def accept(self) -> None:
         if self.link is not None:
             self.link.close()
-        self.link, _ = self.listener.accept()
-        self.link.settimeout(5)
+        self.link = self.links.get(timeout=5)
 
     def exactly(self, size: int) -> bytes:
         assert self.link is not None
@@ -67,14 +88,17 @@ class Agent:
         try:
             while self.link.recv(1 << 16):
                 pass
-        except ConnectionError:
+        except OSError:
             pass
         return True
 
     def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         if self.link is not None:
             self.link.close()
+        while not self.links.empty():
+            self.links.get().close()
 
 
 class Scene:
@@ -109,10 +133,14 @@ class Scene:
         self.now += seconds
         self.turn(0)
 
-    def connect(self, agent: Agent, offset: int = 0, **more: Any) -> None:
+    def meet(self, agent: Agent) -> None:
+        """Come to the point at which the runner has said hello."""
         while self.uplink._stage != "greeting":
             self.turn(0.05)
         agent.accept()
+
+    def connect(self, agent: Agent, offset: int = 0, **more: Any) -> None:
+        self.meet(agent)
         hello, _ = agent.receive()
         agent.prove(hello)
         self.turn()
@@ -256,9 +284,7 @@ def test_back_off_grows_and_starts_again(scene: Scene) -> None:
 )
 def test_a_false_agent_gets_nothing(scene: Scene, answer: bytes) -> None:
     agent = scene.agent()
-    scene.turn(0)
-    scene.turn()
-    agent.accept()
+    scene.meet(agent)
     agent.receive()
     assert agent.link is not None
     agent.link.sendall(answer)
@@ -293,8 +319,7 @@ def test_a_broken_link_file_is_waited_out(scene: Scene, content: str) -> None:
     assert not scene.uplink.trying
     agent = scene.agent()
     scene.pass_time(1)
-    scene.turn()
-    agent.accept()
+    scene.meet(agent)
     assert agent.receive()[0]["type"] == "hello"
 
 
@@ -307,18 +332,33 @@ def test_a_silent_address_isnt_waited_for_long(scene: Scene) -> None:
     scene.turn(0)
     scene.pass_time(uplink.CONNECT_WITHIN + 0.1)
     scene.pass_time(0.1)
-    scene.turn()
-    agent.accept()
+    scene.meet(agent)
     assert agent.receive()[0]["type"] == "hello"
 
 
 def test_something_else_that_listens_isnt_waited_for_long(scene: Scene) -> None:
-    scene.agent()
-    scene.turn(0)
-    scene.turn()
-    scene.pass_time(uplink.GREET_WITHIN - 0.1)
-    assert scene.uplink.trying
-    scene.pass_time(0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = {"hosts": ["127.0.0.1"], "port": listener.getsockname()[1], "server": "x", "fingerprint": "y"}
+        (scene.folder / "link").write_text(json.dumps(address))
+        scene.turn(0)
+        scene.turn()
+        scene.pass_time(uplink.GREET_WITHIN - 0.1)
+        assert scene.uplink.trying
+        scene.pass_time(0.2)
+        assert not scene.uplink.trying
+
+
+def test_nobody_with_another_key_hears_a_word(scene: Scene) -> None:
+    agent = scene.agent()
+    address = json.loads((scene.folder / "link").read_text())
+    address["fingerprint"] = "0" * 64
+    (scene.folder / "link").write_text(json.dumps(address))
+    failures = scene.uplink.failures
+    while scene.uplink.failures == failures:
+        scene.turn(0.05)
+    agent.accept()
+    assert agent.link is not None
+    assert agent.hung_up()
     assert not scene.uplink.trying
 
 
@@ -327,8 +367,6 @@ def test_the_address_that_worked_is_tried_first(scene: Scene) -> None:
     address = json.loads((scene.folder / "link").read_text())
     address["hosts"] = ["127.0.0.9", "127.0.0.1"]  # where nobody listens, and where the agent does
     (scene.folder / "link").write_text(json.dumps(address))
-    scene.turn(0)
-    scene.turn()
     scene.connect(agent)
     assert agent.link is not None
     agent.link.close()

@@ -18,10 +18,11 @@ Files of a job, ``jobs/<key>.<task>/`` in the spool (JSON unless it says otherwi
 
 ``sizes`` are durable: whoever opens a stream afterwards, on any host, can read that far.
 
-The file ``link`` of the spool's root: hosts, port, server, epoch.
+The file ``link`` of the spool's root: hosts, port, server, epoch, fingerprint (of the agent's certificate: SHA-256 in
+hex).
 
-Frames on the link, see frames.py for their bytes. The runner sends (>) hello first; every frame but chunk has a
-header only::
+The link is TLS 1.3; a runner hangs up on anybody with another certificate before it says a word. Frames on it, see
+frames.py for their bytes. The runner sends (>) hello first; every frame but chunk has a header only::
 
     > hello      key, task, start, job_id, node, nonce, claimed_at, python, version, challenge,
                  task_job_id (of an array's task: its own id; job_id is the array's)

@@ -12,10 +12,12 @@ import socket
 
 from slurmbus_agent.runner import frames
 from slurmbus_agent.runner.protocol import MESSAGES, OPTIONAL, STREAMS
+from slurmbus_agent.runner.tls import Encrypted, client_context, say_no_tls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from ssl import SSLContext
+    from typing import Any, Union
 
     from slurmbus_agent.runner.notify import Notifier
     from slurmbus_agent.runner.plan import Plan
@@ -50,11 +52,13 @@ class Uplink:
         self._streams = streams
         self._notifier = notifier
         self._socket: socket.socket | None = None
+        self._context: Union[SSLContext, None] = None
+        self._encrypted: Union[Encrypted, None] = None
         self._stage = ""
         self._hosts: list[str] = []
         self._host = self._proven_host = ""
         self._port = 0
-        self._server = ""
+        self._server = self._fingerprint = ""
         self._link_file: tuple[int, int] | None = None
         self._out: list[memoryview] = []
         self._in = bytearray()
@@ -99,6 +103,8 @@ class Uplink:
             return None
         if self._stage == "connecting":
             return self._socket.fileno(), select.POLLOUT
+        if self._stage == "securing" and self._encrypted is not None:
+            return self._socket.fileno(), self._encrypted.waits_for
         return self._socket.fileno(), select.POLLIN | (select.POLLOUT if self._out else 0)
 
     def due(self) -> float:
@@ -139,16 +145,19 @@ class Uplink:
                 return
             if self._stage == "connecting":
                 self._finish_connecting(self._socket, now, ready)
-            elif ready & (select.POLLIN | select.POLLHUP | select.POLLERR):
-                self._receive(self._socket, now)
-            self._send(now)
+            if self._encrypted is not None:
+                if self._stage == "securing":
+                    self._secure(self._encrypted)
+                elif ready & (select.POLLIN | select.POLLHUP | select.POLLERR):
+                    self._receive(self._encrypted, now)
+                self._send(self._encrypted, now)
             self._listen(now)
         except (OSError, LinkBroken, ValueError):  # ValueError: also a host name that can't be looked up
             self._break(now)
 
     def _silent_at(self) -> float:
         """Give the time at which the agent counts as gone unless it says something."""
-        if self._stage == "greeting":
+        if self._stage in {"securing", "greeting"}:
             return self._heard_at + GREET_WITHIN
         return self._heard_at + SILENCE if self.owed else float("inf")
 
@@ -163,16 +172,24 @@ class Uplink:
         try:
             if not (self.owed and now - self.moved_at > STALLED) and self._stamp() == self._link_file:
                 return
-            if self._read_address()[2] != self._server:
+            if self._read_address()[2] != self._server:  # the fingerprint goes with it
                 self._break(now)
                 self._retry_at = now
         except (OSError, LinkBroken):
             return  # no other address is known
 
     def _begin(self, now: float) -> None:
+        if self._context is None:
+            self._context = client_context()
+        if self._context is None:
+            if not self.failures:
+                say_no_tls()
+            self._retry_at = float("inf")
+            self.failures += 1
+            return
         if not self._hosts:
             self._link_file = self._stamp()
-            self._hosts, self._port, self._server = self._read_address()
+            self._hosts, self._port, self._server, self._fingerprint = self._read_address()
             self._hosts.sort(key=lambda host: host != self._proven_host)
         self._host = self._hosts.pop(0)
         family, kind, protocol, _, address = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)[0]
@@ -189,12 +206,13 @@ class Uplink:
         status = os.stat(self._plan.link)
         return status.st_ino, status.st_mtime_ns
 
-    def _read_address(self) -> tuple[list[str], int, str]:
+    def _read_address(self) -> tuple[list[str], int, str, str]:
         with open(self._plan.link, "rb") as file:
             content = file.read()
         try:
             address = json.loads(content)
-            return [str(host) for host in address["hosts"]], int(address["port"]), str(address["server"])
+            hosts = [str(host) for host in address["hosts"]]
+            return hosts, int(address["port"]), str(address["server"]), str(address["fingerprint"])
         except (ValueError, KeyError, TypeError) as error:
             raise LinkBroken(f"the file 'link' has no address: {error}") from error
 
@@ -206,18 +224,32 @@ class Uplink:
         number = link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:
             raise OSError(number, os.strerror(number))
+        if self._context is None:
+            raise LinkBroken("no TLS")
+        self._encrypted = Encrypted(link, self._context)
+        self._socket = self._encrypted.socket
+        self._stage = "securing"
+        self._heard_at = now
+
+    def _secure(self, link: Encrypted) -> None:
+        """Encrypt the connection; whoever hasn't the agent's key hears nothing of us."""
+        try:
+            fingerprint = link.shake_hands()
+        except BlockingIOError:
+            return
+        if not frames.same(self._fingerprint, fingerprint):
+            raise LinkBroken("this isn't the agent")
         self._hello["challenge"] = os.urandom(16).hex()
         frame = frames.pack({"type": "hello", **self._hello})
         self._said_hello = frame[frames.PREFIX :]
         self._out = [memoryview(frame)]
         self._stage = "greeting"
-        self._heard_at = now
 
     def _break(self, now: float) -> None:
         """Drop the connection: the next address at once, or all of them again after a while."""
         if self._socket is not None:
             self._socket.close()
-        self._socket = None
+        self._socket = self._encrypted = None
         was_up, self._stage = self.up, ""
         self._out.clear()
         self._in.clear()
@@ -237,7 +269,7 @@ class Uplink:
 
     # ------------------------------------------------------------------ receiving
 
-    def _receive(self, link: socket.socket, now: float) -> None:
+    def _receive(self, link: Encrypted, now: float) -> None:
         try:
             data = link.recv(_RECEIVE)
         except BlockingIOError:
@@ -313,19 +345,16 @@ class Uplink:
 
     # ------------------------------------------------------------------ sending
 
-    def _send(self, now: float) -> None:
+    def _send(self, link: Encrypted, now: float) -> None:
         """Send until the socket is full or nothing is left; one frame at a time is in memory."""
-        if self._socket is None or self._stage == "connecting":
-            return
         while self._out or (self.up and self._next_frame(now)):
             try:
-                sent = self._socket.sendmsg(self._out)
+                sent = link.send(self._out[0])
             except BlockingIOError:
                 return
-            while self._out and sent >= len(self._out[0]):
-                sent -= len(self._out.pop(0))
-            if sent:
-                self._out[0] = self._out[0][sent:]
+            self._out[0] = self._out[0][sent:]
+            if not self._out[0]:
+                del self._out[0]
 
     def _next_frame(self, now: float) -> bool:
         if not self.owed:  # from now on there is something to wait for
