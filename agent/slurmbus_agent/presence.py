@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from slurmbus_agent import __version__
+from slurmbus_protocol.messages import LogTail
 
 FOLDER = "agents"
 """In the spool's root: presence, lock and log of each host's agent."""
@@ -66,6 +67,18 @@ class Places:
     def read(self) -> Presence | None:
         """Give what the file of this host says, whether or not that process lives."""
         return read(self.presence)
+
+    def log_tail(self, offset: int | None, length: int) -> LogTail:
+        """Give a piece of this host's log; of a log that was put aside meanwhile from its beginning."""
+        host = platform.node()
+        try:
+            with self.log.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                begin = max(0, size - length) if offset is None else offset if offset <= size else 0
+                file.seek(begin)
+                return LogTail(host=host, path=str(self.log), offset=begin, data=file.read(length))
+        except FileNotFoundError:
+            return LogTail(host=host, path="")
 
     def everywhere(self) -> list[Presence]:
         """Give the presences of all hosts that share the spool."""

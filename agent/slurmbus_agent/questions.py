@@ -8,12 +8,14 @@ from collections.abc import Awaitable, Callable
 
 from nats.aio.msg import Msg
 
+from slurmbus_agent.presence import Places
 from slurmbus_agent.scheduler.base import Scheduler
 from slurmbus_agent.spool import Spool
 from slurmbus_protocol import codec, subjects
 from slurmbus_protocol.bus import Bus
 from slurmbus_protocol.errors import InvalidBody, LostMessages, SlurmbusError, UnknownType
 from slurmbus_protocol.messages import (
+    AskLog,
     AskPartitions,
     Chunk,
     Heartbeat,
@@ -65,6 +67,7 @@ class Questions:
             "info": self._info,
             "partitions": self._partitions,
             "read": self._read,
+            "log": self._log,
         }
         for verb, answer in answers.items():
             await self._bus.serve(subjects.rpc(self._site, verb), self._handler(answer))
@@ -110,3 +113,9 @@ class Questions:
         if not data:
             raise LostMessages(f"the spool has no bytes of {stream} from {question.offset} on")
         return Chunk(offset=question.offset, data=data)
+
+    async def _log(self, question: Message) -> Message:
+        if not isinstance(question, AskLog):
+            raise UnknownType(f"expected ask-log, got {question.TYPE}", hint="")
+        length = min(question.length, codec.MAX_CHUNK)
+        return await asyncio.to_thread(Places(self._spool.root).log_tail, question.offset, length)

@@ -682,6 +682,26 @@ class ReadRange(Message, frozen=True, kw_only=True, omit_defaults=True):
     length: Positive
 
 
+class AskLog(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Read the agent's own log."""
+
+    TYPE: ClassVar[str] = "ask-log"
+    length: Positive
+    offset: NonNegative | None = None
+    """From where on; None is the end of what there is."""
+
+
+class LogTail(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to AskLog."""
+
+    TYPE: ClassVar[str] = "log-tail"
+    host: str
+    path: str
+    """The file on that host; empty when the agent writes its log elsewhere."""
+    offset: NonNegative = 0
+    data: bytes = b""
+
+
 class AskPlatform(Message, frozen=True, kw_only=True, omit_defaults=True):
     """For what must an environment be made, to run on this site?"""
 
@@ -843,6 +863,8 @@ MESSAGE_TYPES: tuple[type[Message], ...] = (
     AskPartitions,
     Partitions,
     ReadRange,
+    AskLog,
+    LogTail,
     AskPlatform,
     Platform,
     AskEnvironments,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from slurmbus import authority
-from slurmbus.bootstrap import bus_process, checking, journal
+from slurmbus.bootstrap import checking, journal
+from slurmbus.bootstrap.bus_process import bus_of
 from slurmbus.bootstrap.entering import master_of
 from slurmbus.bootstrap.installing import Layout
 from slurmbus.bootstrap.journal import Journal
@@ -118,7 +119,7 @@ class Chain:
         except SlurmbusError as error:
             hint = self._up() if self.profile.bus == EMBEDDED else error.hint
             return Finding("bus", error.message, Grade.BROKEN, hint)
-        process = bus_process.process(self.home) if self.profile.bus == EMBEDDED else None
+        process = bus_of(self.home).process if self.profile.bus == EMBEDDED else None
         return Finding("bus", f"{where} answers{f'; process {process} of this machine' if process else ''}")
 
     def authority(self) -> Finding:
@@ -142,7 +143,8 @@ class Chain:
             return Finding("agent", "none has ever been heard of on this bus", Grade.BROKEN, self._look_there())
         self.agent = found[0]
         beat, age = found[0].heartbeat, found[0].age
-        standby = f"; {sum(one.alive for one in found) - 1} more stand by" if len(found) > 1 else ""
+        others = sum(one.alive for one in found[1:])
+        standby = f"; {others} more stand by" if others else ""
         if beat.released:
             return Finding("agent", f"it was stopped on {beat.host}", Grade.BROKEN, self._up())
         if not found[0].alive:

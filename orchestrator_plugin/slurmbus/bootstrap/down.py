@@ -7,6 +7,7 @@ from slurmbus.bootstrap import installing, journal
 from slurmbus.bootstrap.entering import enter
 from slurmbus.bootstrap.installing import Layout
 from slurmbus.bootstrap.journal import Journal
+from slurmbus.bootstrap.keeper import keeper_of
 from slurmbus.bootstrap.session import Remote
 from slurmbus.bootstrap.supervising import KINDS
 from slurmbus.bootstrap.telling import Teller
@@ -42,6 +43,7 @@ class Down:
         if before is None:
             return []
         master = enter(self.home, self.site, self._tell, batch=self._batch)
+        keeper_of(self.home, self.site).stop()
         with Remote(master) as remote:
             done = self._undo(remote, before, purge=purge)
         master.close()

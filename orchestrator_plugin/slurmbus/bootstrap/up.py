@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 import msgspec
 
 from slurmbus import authority
-from slurmbus.bootstrap import account, bus_process, checking, installing, journal, plan, probe, pythons, ways
+from slurmbus.bootstrap import account, checking, installing, journal, plan, probe, pythons, ways
 from slurmbus.bootstrap import wheels as agent_wheels
+from slurmbus.bootstrap.bus_process import bus_of
 from slurmbus.bootstrap.entering import enter, master_of
 from slurmbus.bootstrap.installing import Layout
 from slurmbus.bootstrap.journal import Journal
+from slurmbus.bootstrap.keeper import keeper_of
 from slurmbus.bootstrap.plan import Plan
 from slurmbus.bootstrap.probe import Probe, Python
 from slurmbus.bootstrap.session import Remote
@@ -27,6 +29,7 @@ from slurmbus.bootstrap.supervising import KINDS, Supervised
 from slurmbus.bootstrap.telling import Teller
 from slurmbus.client import SiteClient
 from slurmbus.connection import Connection
+from slurmbus.errors import SiteUnfit
 from slurmbus.home import EMBEDDED, Home, SiteProfile
 from slurmbus.settings import ConnectionSettings
 from slurmbus_protocol.errors import BusUnreachable, SiteUnreachable
@@ -119,7 +122,8 @@ class Up:
                 f"the bus {', '.join(self._profile.bus)} can't be reached from here",
                 hint="does it run? does this machine reach it?",
             )
-        process = bus_process.start(self.home)
+        self.home.make()
+        process = bus_of(self.home).start()
         self._outcome.changes.append("the bus of this machine was started")
         url = self.home.bus_url()
         self._tell.step("bus", f"{url}, started in the background (process {process})")
@@ -162,6 +166,7 @@ class Up:
         if found.slurm and found.slurm.version:
             self._outcome.account = account.look(remote, found.user, found.environment)
         self._check()
+        installing.tidy(remote, layout)
         self._outcome.supervisor = chosen.supervisor.what
         journal.write(
             self.home,
@@ -180,6 +185,7 @@ class Up:
                 at=time.time(),
             ),
         )
+        self._keep_tunnel(way)
 
     def _look(self, remote: Remote) -> Probe:
         self._tell.progress("looking around", 0, 0)
@@ -241,6 +247,19 @@ class Up:
         self._outcome.way = route.way.what
         return route
 
+    def _keep_tunnel(self, way: ways.Route) -> None:
+        keeper = keeper_of(self.home, self.site)
+        wanted = way.way.what == "tunnel" and self._login.tunnel_relogin
+        if wanted and keeper.process is None:
+            self._tell.step("tunnel", f"process {keeper.start()} logs in again when it dies")
+        elif not wanted:
+            keeper.stop()
+            if way.way.what == "tunnel":
+                self._tell.note(
+                    f"the tunnel ends when this machine sleeps or is switched off: jobs go on, and 'slurmbus up "
+                    f"{self.site}' asks for one login"
+                )
+
     def _scheme(self) -> str:
         url = self.home.bus_url() if self._profile.bus == EMBEDDED else self._profile.bus[0]
         return urlsplit(url).scheme
@@ -272,7 +291,17 @@ class Up:
         running = self._program(remote, supervised)
         replace = bool(running) and not running.endswith(f"/{version}")
         self._tell.progress("starting the agent", 0, 0)
-        did = supervised.start(remote, replace=replace)
+        try:
+            did = supervised.start(remote, replace=replace)
+        except SiteUnfit:
+            if replace:  # the old one goes on, and shall be what cron starts, too
+                installing.point(
+                    remote,
+                    supervised.layout,
+                    running.rpartition("/")[2],
+                    installing.command_script(supervised.layout, found),
+                )
+            raise
         if did:
             self._outcome.changes.append(did)
         self._tell.step("supervisor", f"{supervised.kind}{f': {did}' if did else ', and the agent runs'}")

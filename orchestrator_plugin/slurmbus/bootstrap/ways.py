@@ -122,8 +122,13 @@ def find(remote: Remote, home: Home, profile: SiteProfile, probe: Probe, wanted:
         for host, port in dict.fromkeys(map(place_of, urls)):
             if here or not _is_loopback(host):
                 dialled.append(Dialled(**remote.call("dial", host=host, port=port)))
+    return choose(wanted, urls, dialled, target_of(home, profile), here=here)
+
+
+def target_of(home: Home, profile: SiteProfile) -> str:
+    """Give where a tunnel comes out: the bus as this machine sees it."""
     host, port = place_of(home.bus_url() if profile.bus == EMBEDDED else profile.bus[0])
-    return choose(wanted, urls, dialled, f"{_bracketed(host)}:{port}", here=here)
+    return f"{_bracketed(host)}:{port}"
 
 
 def _is_tunnel(profile: SiteProfile) -> bool:
@@ -153,6 +158,20 @@ def open_tunnel(
         if not remote.call("hang_up", path=socket):
             return _open_port(master, remote, target, scheme)
     return f"nats+unix://{socket}"
+
+
+def open_again(master: Master, remote: Remote, server: str, target: str) -> None:
+    """Let the site reach the bus under the same address as before; the agent connects again by itself.
+
+    Raises:
+        LoginFailed: the site doesn't allow it any more, or the port is somebody else's now.
+    """
+    parts = urlsplit(server)
+    if parts.scheme == "nats+unix":
+        if not remote.call("hang_up", path=parts.path):
+            master.forward(parts.path, target)
+        return
+    master.forward(f"{parts.hostname}:{parts.port}", target)
 
 
 def _open_port(master: Master, remote: Remote, target: str, scheme: str) -> str:

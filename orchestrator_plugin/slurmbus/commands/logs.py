@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import click
 
 from slurmbus.client import SiteClient
+from slurmbus.commands import site_log
 from slurmbus.commands.array_view import ArrayView, TaskView
 from slurmbus.commands.console import show_json
 from slurmbus.commands.follow import follow_array, follow_job, job_exit_code
@@ -16,6 +17,7 @@ from slurmbus.commands.view import JobView, record_json
 from slurmbus.errors import UnknownJob
 from slurmbus.events import Finished, Gap, Output, StateChanged, TaskEvent, Waiting
 from slurmbus.exits import INTERRUPTED, SUCCESS
+from slurmbus.home import Home
 from slurmbus.site import KEY_LENGTH
 from slurmbus_protocol.messages import Record
 from slurmbus_protocol.subjects import Stream
@@ -25,17 +27,34 @@ from slurmbus_protocol.subjects import Stream
 @site_options
 @click.option("--follow", "-f", is_flag=True, help="Until the job has ended; the exit code is then the job's.")
 @click.option("--stderr", "only_stderr", is_flag=True, help="Only what the job wrote to stderr, on stdout.")
+@click.option("--login", "log_in", is_flag=True, help="Of an agent: log in to see it, when no agent answers.")
 @click.option("--task", type=click.IntRange(min=0), help="Only this task of a job array, as it is.")
 @json_option
-@click.argument("job", metavar="KEY|JOBID")
+@click.argument("job", metavar="KEY|JOBID|SITE")
+@click.pass_context
 def command(
-    site: str | None, *, local: bool, follow: bool, only_stderr: bool, task: int | None, as_json: bool, job: str
+    context: click.Context,
+    site: str | None,
+    *,
+    local: bool,
+    follow: bool,
+    only_stderr: bool,
+    task: int | None,
+    as_json: bool,
+    log_in: bool,
+    job: str,
 ) -> int:
-    """Show what a job wrote to stdout and stderr, from its first byte.
+    """Show what a job wrote to stdout and stderr, from its first byte; or the end of the log of a site's agent.
+
+    The name of a site is taken for its agent, unless --site says that a job of that site is meant.
 
     The job is named by its key, by the beginning of its key or by its Slurm id (123, or 123_4 for a task of an array).
     Of a job array all tasks are shown, each line with its task in front.
     """
+    home = Home.default()
+    said_site = context.get_parameter_source("site") is click.core.ParameterSource.COMMANDLINE
+    if not (said_site or local) and site_log.is_site(home, job):
+        return site_log.show(home, job, follow=follow, log_in=log_in)
     client = open_site(site, local=local)
     record = _find(client, job, wait=follow)
     key = record.key if record is not None else job.strip().upper()
