@@ -28,6 +28,7 @@ COMMANDS = {
     "clean": "Forget finished jobs.",
     "env": "List, push and remove environments.",
     "sites": "List, add, show and remove sites.",
+    "metrics": "Serve metrics for Prometheus.",
     "bus": "Run this home's own NATS server.",
 }
 

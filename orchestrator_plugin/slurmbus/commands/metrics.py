@@ -1,0 +1,70 @@
+"""``slurmbus metrics``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from wsgiref.simple_server import WSGIServer
+
+import click
+from prometheus_client import start_http_server
+
+from slurmbus.board import Board
+from slurmbus.commands.boards import filled, home_with_sites
+from slurmbus.commands.console import tell
+from slurmbus.commands.options import log_options
+from slurmbus.home import Home
+from slurmbus.metrics import Metrics, OnLoop
+from slurmbus_protocol import logs
+from slurmbus_protocol.errors import InvalidSetting
+
+PORT = 9464
+"""OpenTelemetry's default for Prometheus exporters."""
+
+
+@click.command("metrics")
+@click.option("--listen", metavar="HOST", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 is a free one.")
+@click.option("--once", is_flag=True, help="Write the metrics to stdout and end.")
+@log_options
+def command(listen: str, port: int, *, once: bool, log_format: str) -> None:
+    """Serve metrics of all sites, agents and jobs for Prometheus, until Ctrl-C.
+
+    Jobs are counted, and their times measured, when they end while this runs.
+    """
+    logs.set_up(log_format, logging.WARNING if once else logging.INFO)
+    home = home_with_sites()
+    asyncio.run(_write(home) if once else _serve(home, listen, port, log_format))
+
+
+async def _write(home: Home) -> None:
+    async with Board(home) as board:
+        await filled(board)
+        _, page = Metrics(board).page()
+        click.echo(page, nl=False)
+
+
+async def _serve(home: Home, listen: str, port: int, log_format: str) -> None:
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    board = Board(home)
+    metrics = Metrics(board)
+    server = _listening(OnLoop(metrics, loop), listen, port)
+    async with board:
+        counting = asyncio.create_task(metrics.run())
+        host = f"[{listen}]" if ":" in listen else listen
+        tell(f"metrics are on http://{host}:{server.server_port}/metrics", log_format, bold=True)
+        await stop.wait()
+        await asyncio.to_thread(server.shutdown)  # a scrape under way needs this loop
+        server.server_close()
+        counting.cancel()
+
+
+def _listening(collector: OnLoop, listen: str, port: int) -> WSGIServer:
+    try:
+        server, _ = start_http_server(port, listen, collector)
+    except OSError as error:
+        raise InvalidSetting(f"{listen}:{port} can't be listened on: {error.strerror or error}") from error
+    return server
