@@ -25,6 +25,7 @@ COMMANDS = {
     "jobs": "List jobs.",
     "logs": "Show what a job, or a site's agent, wrote.",
     "cancel": "End a job.",
+    "dashboard": "Serve a page that shows sites and jobs, live.",
     "clean": "Forget finished jobs.",
     "env": "List, push and remove environments.",
     "sites": "List, add, show and remove sites.",

@@ -1,0 +1,100 @@
+"""Runs the dashboard's server in the foreground."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import uvicorn
+
+from slurmbus.dashboard.app import Dashboard
+from slurmbus.dashboard.guard import LOOPBACK
+from slurmbus.home import Home
+from slurmbus.settings import ConnectionSettings
+from slurmbus_protocol.errors import InvalidSetting
+
+DEFAULT_PORT = 8470
+WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognised, not bound
+SHUTDOWN_SECONDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """How to open the page."""
+
+    page: str
+    signed_in: str
+    """Whoever opens this one is signed in; it holds a secret, behind the ``#`` that browsers keep to themselves."""
+
+
+def run_dashboard(
+    home: Home,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    *,
+    further: Collection[ConnectionSettings] = (),
+    names: Collection[str] = (),
+    private: bool | None = None,
+    ready: Callable[[Addresses], None],
+) -> None:
+    """Serve the page until SIGINT or SIGTERM, in the main thread.
+
+    Args:
+        home: whose sites are shown.
+        host: where to listen.
+        port: None takes DEFAULT_PORT, or a free one when that is taken.
+        further: other buses to follow.
+        names: further names by which browsers may call the server (of a proxy, for example).
+        private: only who is signed in may look; None: unless it listens on the loopback only.
+        ready: called when browsers can come.
+
+    Raises:
+        InvalidSetting: the address can't be used.
+    """
+    listening = _listen(host, port)
+    shown = socket.gethostname() if host in WILDCARDS else host
+    hosts = {*LOOPBACK, host, shown, *names} - WILDCARDS
+    dashboard = Dashboard(home, hosts, further, private=host not in LOOPBACK if private is None else private)
+    bound = listening.getsockname()[1]
+    page = f"http://[{shown}]:{bound}/" if ":" in shown else f"http://{shown}:{bound}/"
+    config = uvicorn.Config(
+        dashboard.app,
+        log_level="warning",
+        access_log=False,
+        ws="websockets-sansio",
+        ws_max_size=64 * 1024,
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    server = _Server(config, lambda: ready(Addresses(page, f"{page}#token={dashboard.sessions.token}")))
+    with listening:
+        server.run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+
+def _listen(host: str, port: int | None) -> socket.socket:
+    for attempt in (DEFAULT_PORT, 0) if port is None else (port,):
+        try:
+            return socket.create_server((host, attempt), family=_family(host))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or attempt != DEFAULT_PORT or port is not None:
+                problem = error.strerror or str(error)
+                raise InvalidSetting(
+                    f"can't listen on {host} port {attempt}: {problem}", hint="choose another one"
+                ) from error
+    raise AssertionError("the last attempt takes any free port")
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

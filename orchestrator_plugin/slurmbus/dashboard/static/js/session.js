@@ -1,0 +1,99 @@
+// Signing in, and what may be done then.
+
+import { announce, byId, h, say } from "./dom.js";
+
+export class Session {
+  constructor(store, feed) {
+    this.store = store;
+    this.feed = feed;
+    this.dialog = byId("sign-in");
+    this.button = byId("session");
+    this.button.addEventListener("click", () => (this.signedIn ? this.#signOut() : this.ask()));
+    byId("sign-in-close").addEventListener("click", () => this.dialog.close());
+    byId("sign-in-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#signIn(byId("token").value.trim().replace(/^.*#token=/, ""));
+    });
+    store.listen((kinds) => (kinds.has("session") || kinds.has("live")) && this.#show());
+    const [, token] = /^#token=(.+)$/.exec(location.hash) ?? [];
+    if (token) {
+      history.replaceState(null, "", location.pathname);
+      this.#signIn(token);
+    }
+  }
+
+  get signedIn() {
+    return Boolean(this.store.hello?.forgery);
+  }
+
+  ask() {
+    say(byId("sign-in-problem"), "");
+    if (!this.dialog.open) this.dialog.showModal();
+  }
+
+  async #signIn(token) {
+    const { ok, problem } = await post("/sign-in", { token });
+    byId("token").value = "";
+    if (ok) {
+      this.dialog.close();
+      this.feed.connect(); // the server sees who we are when we connect
+      announce("Signed in");
+    } else {
+      this.ask();
+      say(byId("sign-in-problem"), problem);
+    }
+  }
+
+  async #signOut() {
+    await post("/sign-out", {}, this.store.hello.forgery);
+    this.feed.connect();
+    announce("Signed out");
+  }
+
+  #show() {
+    say(this.button, this.signedIn ? "Sign out" : "Sign in");
+    if (this.store.locked) this.ask();
+  }
+
+  /** The buttons for what may be done with a job; null when nothing may. */
+  actions(job) {
+    if (!this.signedIn || job.final) return null;
+    const button = h("button", { type: "button", class: "danger" }, "Cancel job…");
+    button.addEventListener("click", () => this.#cancel(job));
+    button.disabled = job.cancelling;
+    return h("p", { class: "actions" }, button);
+  }
+
+  async #cancel(job) {
+    const sure = await confirmed(`Cancel ${job.name}?`, `The job ${job.slurmId || job.key} on ${job.site} is ended. What it has computed and not saved is lost.`, "Cancel the job");
+    if (!sure) return;
+    const { ok, problem } = await post("/cancel", { site: job.site, key: job.key, task: job.task }, this.store.hello.forgery);
+    announce(ok ? `Asked for the end of ${job.name}` : problem);
+    if (!ok) await confirmed("It wasn't cancelled", problem, "OK");
+  }
+}
+
+/** Ask a person; true when they are sure. */
+function confirmed(title, text, yes) {
+  const dialog = byId("confirm");
+  say(byId("confirm-title"), title);
+  say(byId("confirm-text"), text);
+  say(byId("confirm-yes"), yes);
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+}
+
+async function post(path, body, forgery = "") {
+  try {
+    const answer = await fetch(path, {
+      method: "POST",
+      headers: { "Content-Type": "application/json", "X-Slurmbus-Page": forgery },
+      body: JSON.stringify(body),
+    });
+    const told = answer.headers.get("Content-Type")?.includes("json") ? await answer.json() : { problem: await answer.text() };
+    return { ok: answer.ok, problem: [told.problem, told.hint].filter(Boolean).join(" · ") };
+  } catch {
+    return { ok: false, problem: "The dashboard's server doesn't answer." };
+  }
+}
