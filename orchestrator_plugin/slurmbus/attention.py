@@ -140,4 +140,3 @@ def _of_jobs(picture: Picture, now: float) -> Iterator[Item]:
             hint=listed + (", …" if len(names) > NAMED else ""),
             jobs=tuple("/".join(map(str, name)) for name in names[:NAMED]),
         )
-

@@ -20,9 +20,10 @@ from slurmbus_protocol.errors import SlurmbusError
 
 PULSE = 1.0
 """Seconds after which the page hears something even when nothing has changed: it then knows that we live."""
-GATHER = 0.05
+GATHER = 0.1
 """Seconds during which changes are put together into one message."""
 HISTORY_INTERVAL = 1.0
+ATTENTION_INTERVAL = 0.25
 STEPS = {"hour": (15.0, 240), "day": (360.0, 240)}
 """What the chart may show: seconds of a bucket, and how many."""
 
@@ -75,6 +76,7 @@ class PageFeed:
         self._sent_history: object = None
         self._sent_attention: object = None
         self._history_due = 0.0
+        self._attention_due = 0.0
 
     async def serve(self) -> None:
         """Send and receive."""
@@ -109,12 +111,14 @@ class PageFeed:
     def _worked_out(self, jobs_changed: bool) -> dict[str, Any]:
         """Give what follows from the picture, as far as the page doesn't know it yet."""
         found: dict[str, Any] = {}
-        items = attention(self._board.picture, time.time())
-        if items != self._sent_attention:
-            self._sent_attention = items
-            found["attention"] = items
-        step, buckets = STEPS[self._span]
         now = time.monotonic()
+        if now >= self._attention_due:
+            self._attention_due = now + ATTENTION_INTERVAL
+            items = attention(self._board.picture, time.time())
+            if items != self._sent_attention:
+                self._sent_attention = items
+                found["attention"] = items
+        step, buckets = STEPS[self._span]
         if (jobs_changed or now >= self._history_due + step) and now >= self._history_due:
             history = self._board.history(step=step, buckets=buckets)
             self._history_due = now + HISTORY_INTERVAL

@@ -3,7 +3,7 @@
 import { announce, arrange, attribute, byId, h, say } from "./dom.js";
 import { age } from "./format.js";
 
-const WORDS = { bad: "Problem", warning: "Look", note: "Note" };
+const WORDS = { bad: "Problem", warning: "Warning", note: "Note" };
 
 export class Attention {
   constructor(store, openSite, openJob) {
@@ -33,13 +33,14 @@ export class Attention {
     });
     known.forEach((_, id) => this.items.delete(id));
     arrange(this.place, elements.length || !this.store.live ? elements : [this.calm]);
+    this.place.hidden = this.place.childElementCount === 0;
     this.tick();
   }
 
   #made(item) {
     const text = h("button", { type: "button", class: "link text" });
     const entry = { word: h("span", { class: "word" }), text, hint: h("span", { class: "hint" }), since: h("span", { class: "since" }) };
-    entry.element = h("li", {}, entry.word, text, entry.since, entry.hint);
+    entry.element = h("li", {}, entry.word, text, entry.hint, entry.since);
     text.addEventListener("click", () => {
       const [job] = entry.item.jobs ?? [];
       if (job) this.openJob(job);

@@ -3,7 +3,7 @@
 import { bytes, duration } from "./format.js";
 import { attribute, h, say } from "./dom.js";
 
-const TITLES = { "cpu-time": "CPU time", memory: "memory", calls: "Slurm calls", "stat-calls": "file looks" };
+const TITLES = { "cpu-time": "CPU time", memory: "memory", calls: "calls", "stat-calls": "file looks" };
 
 export const budgetTitle = (budget) => TITLES[budget.name] ?? budget.name.replaceAll("-", " ");
 

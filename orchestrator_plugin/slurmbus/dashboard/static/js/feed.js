@@ -14,11 +14,11 @@ export class Feed {
     this.onmessage = onmessage;
     this.attempt = 0;
     this.wishes = new Map();
-    setInterval(() => this.#check(), 1000);
-    this.connect();
   }
 
+  /** Connect, or connect again: who is signed in is known by then. */
   connect() {
+    this.checking ??= setInterval(() => this.#check(), 1000);
     clearTimeout(this.retry);
     this.#drop();
     const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/feed`);
@@ -36,7 +36,7 @@ export class Feed {
   }
 
   send(message) {
-    if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
+    if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
   }
 
   #take(message) {

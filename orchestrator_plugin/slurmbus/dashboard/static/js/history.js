@@ -6,6 +6,7 @@ import { count, moment } from "./format.js";
 import { ALL_KINDS, kindOf } from "./states.js";
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const CLOCK = (_, times) => times.map((at) => moment(at).slice(0, -3));
 const WHOLE = (_, values) => values.map((value) => (Number.isInteger(value) ? count(value) : ""));
 
 export class HistoryView {
@@ -86,12 +87,12 @@ export class HistoryView {
     const options = {
       width: this.#width(),
       height: height,
-      padding: [6, 4, 0, 0],
+      padding: [6, 4, height > 100 ? 0 : 6, 0],
       cursor: { sync: { key: "jobs" }, drag: { x: false, y: false }, points: { show: false }, y: false },
       legend: { show: false },
       scales: { y: { range: (_, __, most) => [0, Math.max(4, most * 1.08)] } },
       axes: [
-        { ...axis, grid: { show: false }, size: height > 100 ? 22 : 0, values: height > 100 ? undefined : () => [], space: 80 },
+        { ...axis, grid: { show: false }, size: height > 100 ? 22 : 0, values: height > 100 ? CLOCK : () => [], space: 80 },
         { ...axis, grid, size: 40, splits: height > 100 ? undefined : (_, __, low, high) => [low, Math.round(high / 2)], values: WHOLE, space: 34 },
       ],
       series: [{}, ...series],

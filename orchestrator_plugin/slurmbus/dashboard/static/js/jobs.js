@@ -61,8 +61,8 @@ export class Jobs {
     this.kind = null;
     this.sort = { column: COLUMNS[8], descending: false };
     this.scroller = byId("scroller");
-    this.rows = new Rows(this.scroller, byId("sizer"), () => new JobRow(this));
     this.#makeHead();
+    this.rows = new Rows(this.scroller, this.head, byId("sizer"), () => new JobRow(this));
     this.#makeFilters();
     this.scroller.addEventListener("keydown", (event) => this.#key(event));
     store.listen((kinds) => kinds.has("jobs") && this.show());
@@ -74,7 +74,8 @@ export class Jobs {
       const button = h("button", { type: "button", onclick: () => this.#sortBy(column) }, column.title);
       return h("div", { role: "columnheader", class: CLASSES[column.name] ?? column.name, "aria-sort": "none" }, button);
     });
-    arrange(byId("table-head"), this.heads);
+    this.head = byId("table-head");
+    arrange(this.head, this.heads);
     this.#showSort();
   }
 
@@ -99,7 +100,7 @@ export class Jobs {
     this.kinds = new Map(
       [null, ...ALL_KINDS].map((kind) => {
         const figure = h("span", { class: "count" });
-        const button = h("button", { type: "button", "aria-pressed": kind === null, onclick: () => this.filter(kind) }, kind ?? "all", figure);
+        const button = h("button", { type: "button", "aria-pressed": kind === null, onclick: () => this.filter(kind) }, `${kind ?? "all"} `, figure);
         return [kind, { button, figure }];
       }),
     );
@@ -144,7 +145,7 @@ export class Jobs {
   #showNumbers(shown) {
     const all = this.store.jobs.size;
     say(byId("job-count"), all === 0 ? "" : shown === all ? count(all) : `${count(shown)} of ${count(all)}`);
-    attribute(byId("table"), "aria-rowcount", shown + 1);
+    attribute(this.scroller, "aria-rowcount", shown + 1);
     const empty = byId("no-jobs");
     empty.hidden = shown > 0;
     this.scroller.hidden = shown === 0;
@@ -173,7 +174,7 @@ export class Jobs {
     if (event.key === "Enter" && event.target === this.scroller) this.#focus(0);
     if (step === undefined || this.rows.items.length === 0) return;
     event.preventDefault();
-    const row = document.activeElement?.closest(".row");
+    const row = document.activeElement?.closest(".sizer .row");
     const here = row ? Number(row.getAttribute("aria-rowindex")) - 2 : step > 0 ? -1 : 0;
     this.#focus(Math.min(this.rows.items.length - 1, Math.max(0, here + step)));
   }

@@ -1,6 +1,8 @@
 // Heartbeats as a living line: one pulse for each, where it came in time; the line goes on flat when none comes.
 
 const FRAME = 90; // milliseconds between two pictures: the line moves by less than a pixel
+const MANY_FRAME = 300; // when there are many, a picture of each costs as much as all scripts
+const MANY = 8;
 const CALM_FRAME = 1000; // for those who want less motion
 const SHAPE = [[-3, 0], [-1.6, -0.16], [0, 1], [1.5, -0.38], [2.8, 0.1], [4.2, 0]];
 
@@ -9,15 +11,22 @@ const reduced = matchMedia("(prefers-reduced-motion: reduce)");
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) entry.target.lifeline.visible = entry.isIntersecting;
 });
-let last = 0;
+const sizes = new ResizeObserver((entries) => {
+  for (const { target, contentRect } of entries) target.lifeline.resize(contentRect.width, contentRect.height);
+});
 
-function draw(time) {
-  requestAnimationFrame(draw);
-  if (time - last < (reduced.matches ? CALM_FRAME : FRAME)) return;
-  last = time;
+function draw() {
   for (const line of lines) if (line.visible) line.draw();
+  // Not with every frame of the screen: this page is left open all day.
+  const pause = reduced.matches ? CALM_FRAME : lines.size > MANY ? MANY_FRAME : FRAME;
+  setTimeout(() => requestAnimationFrame(draw), pause);
 }
 requestAnimationFrame(draw);
+
+/** The theme is another one. */
+export function recolourLifelines() {
+  for (const line of lines) line.recolour();
+}
 
 export class Lifeline {
   /** @param now gives the present by the server's clock */
@@ -32,24 +41,43 @@ export class Lifeline {
     this.canvas.setAttribute("role", "img");
     this.canvas.setAttribute("aria-label", "No heartbeat yet");
     this.canvas.lifeline = this;
+    this.context = this.canvas.getContext("2d");
     seen.observe(this.canvas);
+    sizes.observe(this.canvas);
     lines.add(this);
   }
 
   remove() {
     lines.delete(this);
     seen.unobserve(this.canvas);
+    sizes.unobserve(this.canvas);
+  }
+
+  /** Look at the colour again: asking for it at every picture would cost more than drawing. */
+  recolour() {
+    this.colour = getComputedStyle(this.canvas).color;
+    this.fade = null;
+  }
+
+  resize(width, height) {
+    this.ratio = Math.min(2, devicePixelRatio || 1);
+    Object.assign(this.canvas, { width: Math.round(width * this.ratio), height: Math.round(height * this.ratio) });
+    this.fade = null;
+  }
+
+  #stroke(right) {
+    if (this.fade) return this.fade;
+    this.fade = this.context.createLinearGradient(0, 0, right, 0);
+    this.fade.addColorStop(0, "transparent");
+    this.fade.addColorStop(0.35, this.colour);
+    this.fade.addColorStop(1, this.colour);
+    return this.fade;
   }
 
   draw() {
-    const { canvas } = this;
-    const ratio = Math.min(2, devicePixelRatio || 1);
-    const width = Math.round(canvas.clientWidth * ratio);
-    const height = Math.round(canvas.clientHeight * ratio);
-    if (!width || !height) return;
-    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-    const context = canvas.getContext("2d");
-    const colour = getComputedStyle(canvas).color;
+    const { canvas, context, ratio, colour } = this;
+    const { width, height } = canvas;
+    if (!ratio || !colour || !width || !height) return;
     const present = this.frozen ?? this.now();
     const seconds = this.interval < 5 ? 60 : 150;
     const right = width - 7 * ratio;
@@ -60,11 +88,7 @@ export class Lifeline {
     context.clearRect(0, 0, width, height);
     context.lineWidth = 1.5 * ratio;
     context.lineJoin = "round";
-    const fade = context.createLinearGradient(0, 0, right, 0);
-    fade.addColorStop(0, "transparent");
-    fade.addColorStop(0.35, colour);
-    fade.addColorStop(1, colour);
-    context.strokeStyle = fade;
+    context.strokeStyle = this.#stroke(right);
     context.beginPath();
     context.moveTo(0, base);
     for (const [at] of this.beats) {

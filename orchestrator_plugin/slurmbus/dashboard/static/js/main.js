@@ -6,6 +6,7 @@ import { Feed } from "./feed.js";
 import { Header } from "./header.js";
 import { HistoryView } from "./history.js";
 import { Jobs } from "./jobs.js";
+import { recolourLifelines } from "./lifeline.js";
 import { Panel } from "./panel.js";
 import { Session } from "./session.js";
 import { Sites } from "./sites.js";
@@ -16,12 +17,17 @@ const store = new Store();
 const feed = new Feed(store, (message) => panel.take(message));
 new Header(store);
 const history = new HistoryView(store, feed);
-followTheme(() => history.recolour());
+followTheme(() => {
+  history.recolour();
+  recolourLifelines();
+});
 const session = new Session(store, feed);
 const jobs = new Jobs(store, (id) => panel.openJob(id));
 const panel = new Panel(store, feed, jobs, (job) => session.actions(job));
 new Sites(store, (site) => panel.openSite(site));
 new Attention(store, (site) => panel.openSite(site), (job) => panel.openJob(job));
+
+session.start();
 
 addEventListener("keydown", (event) => {
   const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement?.tagName);

@@ -11,10 +11,7 @@ export class Panel {
     this.columns = document.querySelector(".columns");
     this.place.addEventListener("keydown", (event) => event.key === "Escape" && this.close());
     addEventListener("hashchange", () => this.follow());
-    store.listen((kinds) => {
-      if (kinds.has("session")) this.shown?.restart();
-      if (kinds.has("sites")) this.shown?.show?.call(this.shown, kinds);
-    });
+    store.listen((kinds) => kinds.has("session") && this.shown?.restart());
     setInterval(() => this.shown?.tick(), 1000);
     this.follow();
   }

@@ -5,11 +5,13 @@ const OVERSCAN = 6;
 export class Rows {
   /**
    * @param scroller scrolls
+   * @param head stays on top, over the rows
    * @param sizer is as high as all rows together
    * @param make makes a row: {element, show(item)}
    */
-  constructor(scroller, sizer, make) {
+  constructor(scroller, head, sizer, make) {
     this.scroller = scroller;
+    this.head = head;
     this.sizer = sizer;
     this.make = make;
     this.items = [];
@@ -21,6 +23,10 @@ export class Rows {
 
   get rowHeight() {
     return matchMedia("(width < 760px)").matches ? 58 : 34;
+  }
+
+  get #sight() {
+    return this.scroller.clientHeight - this.head.offsetHeight;
   }
 
   /** Show these items, in this order; what is at the top of the sight stays there. */
@@ -51,7 +57,7 @@ export class Rows {
   render() {
     const height = this.rowHeight;
     const from = Math.max(0, Math.floor(this.scroller.scrollTop / height) - OVERSCAN);
-    const until = Math.min(this.items.length, Math.ceil((this.scroller.scrollTop + this.scroller.clientHeight) / height) + OVERSCAN);
+    const until = Math.min(this.items.length, Math.ceil((this.scroller.scrollTop + this.#sight) / height) + OVERSCAN);
     const wanted = new Map(this.items.slice(from, until).map((item, offset) => [item.id, from + offset]));
     for (const [id, row] of this.shown) {
       if (wanted.has(id)) continue;
@@ -80,9 +86,9 @@ export class Rows {
   /** Bring an item into sight and give its element. */
   reveal(index) {
     const height = this.rowHeight;
-    const { scrollTop, clientHeight } = this.scroller;
+    const { scrollTop } = this.scroller;
     if (index * height < scrollTop) this.scroller.scrollTop = index * height;
-    else if ((index + 1) * height > scrollTop + clientHeight) this.scroller.scrollTop = (index + 1) * height - clientHeight;
+    else if ((index + 1) * height > scrollTop + this.#sight) this.scroller.scrollTop = (index + 1) * height - this.#sight;
     this.render();
     return this.shown.get(this.items[index].id)?.element;
   }

@@ -15,11 +15,13 @@ export class Session {
       this.#signIn(byId("token").value.trim().replace(/^.*#token=/, ""));
     });
     store.listen((kinds) => (kinds.has("session") || kinds.has("live")) && this.#show());
+  }
+
+  /** Connect; before that sign in, when the address brings the token. */
+  async start() {
     const [, token] = /^#token=(.+)$/.exec(location.hash) ?? [];
-    if (token) {
-      history.replaceState(null, "", location.pathname);
-      this.#signIn(token);
-    }
+    if (token) history.replaceState(null, "", location.pathname);
+    if (!token || !(await this.#signIn(token))) this.feed.connect();
   }
 
   get signedIn() {
@@ -42,6 +44,7 @@ export class Session {
       this.ask();
       say(byId("sign-in-problem"), problem);
     }
+    return ok;
   }
 
   async #signOut() {

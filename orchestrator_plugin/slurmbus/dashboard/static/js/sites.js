@@ -89,7 +89,10 @@ class SiteCard {
     const { store, agent } = this;
     const lost = store.busOf(this.site)?.reachable === false || !store.live;
     const condition = lost && agent ? "unreachable" : conditionOf(agent, store.now());
-    attribute(this.element, "data-condition", condition);
+    if (this.element.dataset.condition !== condition) {
+      this.element.dataset.condition = condition;
+      requestAnimationFrame(() => this.line.recolour());
+    }
     this.line.frozen = lost ? (this.line.frozen ?? store.now()) : null;
     say(this.word, store.live ? WORDS[condition] : "unknown");
     say(this.ago, agent ? age(store.now() - agent.at) + (store.now() - agent.at < 1 ? "" : " ago") : "");
@@ -107,7 +110,11 @@ export class Sites {
     this.cards = new Map();
     this.place = byId("sites");
     this.nothing = h("p", { class: "no-sites card" }, "No site yet. Make one with ", h("code", {}, "slurmbus up SITE"), ", or run a job with ", h("code", {}, "slurmbus submit --local -- hostname"), ".");
-    store.listen((kinds) => (kinds.has("sites") || kinds.has("live")) && this.show());
+    store.listen((kinds, touched) => {
+      const all = kinds.has("sites") || kinds.has("live") || [...touched].some((site) => !this.cards.has(site));
+      if (all) this.show();
+      else touched.forEach((site) => this.cards.get(site).show());
+    });
     setInterval(() => this.cards.forEach((card) => card.tick()), 1000);
   }
 

@@ -14,9 +14,13 @@ export class Store {
     this.partitions = new Map();
     this.listeners = [];
     this.pending = new Set();
+    this.touched = new Set();
   }
 
-  /** Call `listener` with the set of what has changed: "sites", "jobs", "attention", "history", "live", … */
+  /**
+   * Call `listener` with the set of what has changed ("sites", "agents", "jobs", "attention", "history", "live", …)
+   * and the names of the sites whose agents have.
+   */
   listen(listener) {
     this.listeners.push(listener);
   }
@@ -63,7 +67,8 @@ export class Store {
       const last = known.beats.at(-1);
       agent.beats = last && last[0] >= agent.beats[0][0] ? known.beats : [...known.beats, agent.beats[0]].slice(-120);
     }
-    this.#put(this.agents, agent, "sites");
+    this.#put(this.agents, agent, "agents");
+    this.touched.add(agent.site);
   }
 
   changed(...kinds) {
@@ -73,8 +78,10 @@ export class Store {
 
   #tell() {
     const kinds = this.pending;
+    const sites = this.touched;
     this.pending = new Set();
-    for (const listener of this.listeners) listener(kinds);
+    this.touched = new Set();
+    for (const listener of this.listeners) listener(kinds, sites);
   }
 
   /** The names of all sites. */

@@ -2,7 +2,7 @@
 
 import { byId, say } from "./dom.js";
 
-const NAMES = { auto: "Theme: auto", light: "Theme: light", dark: "Theme: dark" };
+const NAMES = { auto: "◐ Auto", light: "○ Light", dark: "● Dark" };
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 /** Follow the choice; `changed` is called when the colours are others. */
@@ -13,6 +13,7 @@ export function followTheme(changed) {
     const choice = chosen();
     const effective = choice === "auto" ? (dark.matches ? "dark" : "light") : choice;
     say(button, NAMES[choice]);
+    button.setAttribute("aria-label", `${NAMES[choice].slice(2)} colours; press for others`);
     if (document.documentElement.dataset.theme === effective) return;
     document.documentElement.dataset.theme = effective;
     changed();

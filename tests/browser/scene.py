@@ -1,0 +1,57 @@
+"""What a story in the browser plays with."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from playwright.async_api import Browser, Page, expect
+
+from browser.served import Served
+from browser.stage import Stage
+from contract.bus_site import BusSite
+
+expect.set_options(timeout=30_000)  # as long as it comes: a busy machine isn't a fault of the page
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@dataclass
+class Scene:
+    """What a test plays with."""
+
+    there: BusSite
+    server: Served
+    stage: Stage
+    browser: Browser
+
+    @asynccontextmanager
+    async def page(self, *, signed_in: bool = False, ready: bool = True, **context: Any) -> AsyncIterator[Page]:
+        """Open the page; errors on its console fail the test."""
+        browser_context = await self.browser.new_context(**{"viewport": {"width": 1400, "height": 900}, **context})
+        page = await browser_context.new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda line: errors.append(line.text) if "Security Policy" in line.text else None)
+        try:
+            await page.goto(self.server.signed_in_url if signed_in else self.server.url)
+            if ready:
+                await expect(page.locator("#live")).to_have_attribute("data-live", "yes")
+            yield page
+        finally:
+            await browser_context.close()
+        assert errors == []
+
+
+Story = Callable[[Scene], Coroutine[Any, Any, None]]
+Play = Callable[..., None]
