@@ -8,7 +8,7 @@ MODE ?= auto
 SECONDS ?= 120
 RELEASES ?= forky trixie bookworm
 
-.PHONY: help sync demo dev test check format engine image bench chaos clean
+.PHONY: help sync demo dev test check format engine browser image bench chaos clean
 
 help:  ## list what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -52,6 +52,10 @@ format: sync  ## put the code into shape
 
 engine:  ## install and start a container engine on a Debian host that has none (root)
 	@containers/engine.sh
+
+browser:  ## install the browser that tests the dashboard on a Debian host that has none (root)
+	@command -v chromium google-chrome >/dev/null || { echo "Installing chromium …"; apt-get update -qq; \
+	  apt-get install -y -qq --no-install-recommends chromium fonts-liberation >/dev/null; }
 
 image: sync  ## build the cluster's images: of Slurm 26.05 (forky), 24.11 (trixie) and 22.05 (bookworm)
 	@PYTHONPATH=containers $(RUN) python -m slurmbus_cluster build $(RELEASES)

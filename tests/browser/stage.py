@@ -108,7 +108,8 @@ class Stage:
         started = state not in {JobState.ACCEPTED, JobState.STAGING, JobState.SUBMITTING, JobState.PENDING}
         wait = min(age * 0.3, pick.uniform(2, 90))
         begin = created + wait if started else None
-        end = created + wait + (age - wait) * pick.uniform(0.3, 0.9) if state.is_final else None
+        ran = min(0.95 * (age - wait), pick.expovariate(1 / 240))
+        end = created + wait + ran if state.is_final else None
         job_id = changes.pop("job_id", pick.randrange(100_000, 999_999))
         node = f"node{pick.randrange(1, 240):03}"
         timings = {

@@ -61,7 +61,7 @@ def main() -> int:
     prepare_folders(short_lines=not arguments.dev)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with where(arguments.mode):
+        with where(arguments.mode), dashboard():
             return serve(arguments.port) if arguments.dev else materialize()
     except KeyboardInterrupt:
         return 130
@@ -111,6 +111,22 @@ def local_helper() -> Iterator[None]:
     finally:
         say("stopping the local helper")
         stop_local()
+
+
+@contextlib.contextmanager
+def dashboard() -> Iterator[None]:
+    """Serve the page that shows sites and jobs, live."""
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("slurmbus")), "dashboard"], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        for line in (process.stderr.readline(), process.stderr.readline()):
+            say(line.strip())
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @contextlib.contextmanager
