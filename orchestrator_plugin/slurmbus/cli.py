@@ -30,7 +30,7 @@ COMMANDS = {
     "env": "List, push and remove environments.",
     "sites": "List, add, show and remove sites.",
     "metrics": "Serve metrics for Prometheus.",
-    "bus": "Run this home's own NATS server.",
+    "bus": "Run this home's own NATS server, or set up a team's.",
 }
 
 

@@ -6,6 +6,7 @@ import logging
 
 import click
 
+from slurmbus.commands.bus_shared import init, users
 from slurmbus.commands.console import tell
 from slurmbus.commands.options import log_options
 from slurmbus.home import Home
@@ -15,7 +16,11 @@ from slurmbus_protocol import logs
 
 @click.group("bus")
 def command() -> None:
-    """Run this home's own NATS server."""
+    """Run this home's own NATS server, or set up one for a team."""
+
+
+command.add_command(init)
+command.add_command(users)
 
 
 @command.command("run")

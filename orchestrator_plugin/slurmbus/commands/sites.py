@@ -17,7 +17,8 @@ from slurmbus.errors import UnknownSite
 from slurmbus.events import AgentStatus
 from slurmbus.home import EMBEDDED, Home, SiteProfile
 from slurmbus.settings import ConnectionSettings
-from slurmbus_protocol.errors import BusUnreachable
+from slurmbus_protocol.embedded import public_key
+from slurmbus_protocol.errors import BusUnreachable, InvalidSetting
 from slurmbus_protocol.messages import SchedulerHealth
 from slurmbus_protocol.signing import Signer
 from slurmbus_protocol.streams import agent_permissions
@@ -51,6 +52,7 @@ def command(context: click.Context, *, as_json: bool) -> None:
     "--credentials", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="NKEY seed for --url."
 )
 @click.option("--ca", "ca_file", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TLS authority.")
+@click.option("--tls-name", metavar="NAME", help="The name in the bus's certificate, if not the host's in --url.")
 @click.option(
     "--scheduler", type=click.Choice(["auto", "native", "commands", "local"]), default="auto", show_default=True
 )
@@ -67,7 +69,8 @@ def add(name: str, urls: tuple[str, ...], agent_urls: tuple[str, ...], **setting
     if profile.bus == EMBEDDED:
         note("  1. on this machine:   slurmbus bus run")
     else:
-        note(f"  1. on the bus:        let the agent in; 'slurmbus sites show {name} --json' gives its permissions")
+        note(f"  1. on the bus:        slurmbus bus users add TEAM {name} --agent --nkey {profile.agent_nkey}")
+        note(f"     or by hand: 'slurmbus sites show {name} --json' gives the agent's permissions")
     note(f"  2. copy the bundle:   scp {bundle} LOGIN:.config/slurmbus/{name}.toml")
     note(f"  3. on the login node: slurmbus-agent run --site {name}")
 
@@ -92,6 +95,7 @@ def show(name: str, *, as_json: bool) -> None:
     facts: dict[str, Any] = {
         **msgspec.to_builtins(profile, enc_hook=str),
         "bundle": str(home.bundle_path(name)),
+        "client_nkey": _client_nkey(home.path / profile.credentials),
         "client_public_key": Signer.load(home.path / profile.signing_key).public,
     }
     if as_json:
@@ -100,6 +104,13 @@ def show(name: str, *, as_json: bool) -> None:
     for key, value in facts.items():
         click.echo(f"{key:18} {', '.join(value) if isinstance(value, list) else value}")
     click.echo(f"{'agent_permissions':18} {json.dumps(agent_permissions(name), indent=2)}")
+
+
+def _client_nkey(credentials: Path) -> str:
+    try:
+        return public_key(credentials.read_text().strip())
+    except OSError as error:
+        raise InvalidSetting(f"credentials {credentials} can't be read: {error}") from error
 
 
 def _look(home: Home, profile: SiteProfile) -> tuple[list[AgentStatus], str]:
