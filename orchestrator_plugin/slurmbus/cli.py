@@ -17,6 +17,7 @@ from slurmbus.exits import INTERRUPTED, USAGE, exit_code
 from slurmbus_protocol.errors import SlurmbusError
 
 COMMANDS = {
+    "demo": "Run a small graph here, or on a site.",
     "up": "Log in once at a site, and have its agent there.",
     "status": "Show what stands at a site.",
     "doctor": "Test every link of a site's chain, and explain.",

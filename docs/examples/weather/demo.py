@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[2]
@@ -38,7 +37,7 @@ python_logs:
   dagster_handler_config:
     handlers:
       short:
-        class: short_lines.ShortLines
+        class: dagster_slurmbus.demo.short_lines.ShortLines
         level: INFO
 """
 AGENT_PATIENCE = 30.0
@@ -200,6 +199,8 @@ def materialize() -> int:
     import dagster as dg
     from definitions import defs
 
+    from dagster_slurmbus.demo.costs import show_costs
+
     job = dg.Definitions.merge(defs, dg.Definitions(jobs=[dg.define_asset_job("weather_report")]))
     say("materialising weather → features → model → report")
     instance = dg.DagsterInstance.get()
@@ -210,59 +211,13 @@ def materialize() -> int:
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )
-    show(instance)
+    show_costs(instance, JOBS, console)
     if not result.success:
         console.print("[bold red]the run failed[/]: its reason stands above")
         return 1
     say(f"the plot that came back from the job: {STATE / 'results' / 'plot.png'}")
     say(f"the report: {STATE / 'results' / 'report.md'}")
     return 0
-
-
-def show(instance: Any) -> None:
-    """Show one line a job: what Slurm says of it, and what Slurmbus added."""
-    import dagster as dg
-
-    table = Table(title="What each job cost, and what Slurmbus added to it")
-    for column in (
-        "asset",
-        "Slurm id",
-        "state",
-        "on",
-        "queue wait",
-        "elapsed",
-        "CPU eff.",
-        "memory",
-        "added",
-    ):
-        table.add_column(column, justify="left" if column in {"asset", "state", "on"} else "right")
-    for name in JOBS:
-        event = instance.get_latest_materialization_event(dg.AssetKey(name))
-        if event is None or event.asset_materialization is None:
-            table.add_row(name, *["-"] * 8)
-            continue
-        found = {
-            key.removeprefix("slurmbus/"): value.value for key, value in event.asset_materialization.metadata.items()
-        }
-        table.add_row(
-            name,
-            _text(found, "job_id", "{}"),
-            _text(found, "state", "{}"),
-            _text(found, "node_list", "{}"),
-            _text(found, "queue_wait_seconds", "{:.0f} s"),
-            _text(found, "elapsed_seconds", "{:.2f} s"),
-            _text(found, "cpu_efficiency", "{:.0%}"),
-            _text({**found, "mib": (found.get("peak_memory_bytes") or 0) / 2**20 or None}, "mib", "{:.0f} MiB"),
-            _text(found, "added_seconds", "{:.2f} s"),
-        )
-    console.print(table)
-    console.print(
-        "added: the time of run() without that from Slurm's yes to the end of the payload; 'queue wait' isn't ours"
-    )
-
-
-def _text(found: dict[str, Any], name: str, form: str) -> str:
-    return "-" if found.get(name) is None else form.format(found[name])
 
 
 def serve(port: int) -> int:
