@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-
 DEMO = [sys.executable, "-c", "from slurmbus.cli import main; raise SystemExit(main())", "demo"]
 
 
