@@ -123,7 +123,9 @@ class TestJobs:
     def test_an_absent_spool_has_no_jobs(self, tmp_path: Path) -> None:
         assert Spool(tmp_path / "nothing").keys() == []
 
-    @pytest.mark.parametrize(("key", "task"), [("../x", 0), ("01m8jd37dsne29fwh6efrp7btn", 0), ("01M8JD37DSNE29FWH6EFRP7BTN", -1), ("", 0)])
+    @pytest.mark.parametrize(
+        ("key", "task"), [("../x", 0), ("01m8jd37dsne29fwh6efrp7btn", 0), ("01M8JD37DSNE29FWH6EFRP7BTN", -1), ("", 0)]
+    )
     def test_names_are_checked(self, spool: Spool, key: str, task: int) -> None:
         with pytest.raises(InvalidName):
             spool.job(key, task)
