@@ -129,24 +129,17 @@ class BoardCollector(Collector):
         )
         for site in self._picture.sites():
             leader = self._picture.leader_of(site)
-            up.add_metric([site], leader is not None and _is_heard(leader, now))
+            up.add_metric([site], leader is not None and leader.is_heard(now))
             for state, count in sorted(self._picture.counts(site).items()):
                 jobs.add_metric([site, state], count)
         yield from (up, jobs)
 
     def _agents(self, now: float) -> Iterator[Metric]:
-        agents = list(self._shown(now))
+        agents = [agent for site in self._picture.sites() for agent in self._picture.present_agents(site, now)]
         yield from _presence(agents, now)
-        heard = [agent for agent in agents if _is_heard(agent, now)]
+        heard = [agent for agent in agents if agent.is_heard(now)]
         for figure in AGENT_FIGURES:
             yield _family(figure, heard)
-
-    def _shown(self, now: float) -> Iterator[AgentView]:
-        """Give each site's leader, heard or not, and the others that are heard: older ones have other ids."""
-        for site in self._picture.sites():
-            for agent in self._picture.agents_of(site):
-                if agent.leader or _is_heard(agent, now):
-                    yield agent
 
 
 def _presence(agents: Iterable[AgentView], now: float) -> Iterator[Metric]:
@@ -161,7 +154,7 @@ def _presence(agents: Iterable[AgentView], now: float) -> Iterator[Metric]:
     for agent in agents:
         beat = agent.heartbeat
         who = [beat.site, beat.agent_id]
-        up.add_metric(who, _is_heard(agent, now))
+        up.add_metric(who, agent.is_heard(now))
         leader.add_metric(who, agent.leader)
         age.add_metric(who, agent.age(now))
         info.add_metric([*who, beat.host, beat.user, beat.version, beat.scheduler.kind, beat.scheduler.version], 1)
@@ -181,10 +174,6 @@ def _family(figure: Figure, agents: Iterable[AgentView]) -> Metric:
 
 def _gauge(name: str, words: str, *labels: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"slurmbus_{name}", words, labels=labels)
-
-
-def _is_heard(agent: AgentView, now: float) -> bool:
-    return agent.condition(now) in {"alive", "late"}
 
 
 class Metrics:

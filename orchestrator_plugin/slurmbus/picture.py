@@ -95,6 +95,10 @@ class AgentView:
         """Seconds since the last heartbeat."""
         return max(0.0, now - self.at)
 
+    def is_heard(self, now: float) -> bool:
+        """True while its heartbeats come, if late."""
+        return self.condition(now) in {"alive", "late"}
+
     def condition(self, now: float) -> str:
         """Tell how it is: ``alive``, ``late``, ``silent`` (its lease is over) or ``stopped`` (on purpose)."""
         if self.heartbeat.released:
@@ -140,6 +144,10 @@ class Picture:
     def leader_of(self, site: str) -> AgentView | None:
         """Give the agent that holds the site's lease, or held it last."""
         return next((agent for agent in self.agents_of(site) if agent.leader), None)
+
+    def present_agents(self, site: str, now: float) -> list[AgentView]:
+        """Give a site's leader, heard or not, and the others that are heard: a restarted agent has left its old id."""
+        return [agent for agent in self.agents_of(site) if agent.leader or agent.is_heard(now)]
 
     def counts(self, site: str | None = None) -> Counter[str]:
         """Count jobs by state, of one site or of all."""
