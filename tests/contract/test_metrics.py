@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +13,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import HTTPError
 
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from browser.served import served
 from contract.bus_site import SITE, BusSite, bus_site, wait_until
 from slurmbus.testing import ScriptedAgent, ended_start
 from slurmbus_protocol import codec, subjects
@@ -116,3 +120,28 @@ def test_what_cannot_be_served_is_told(site: BusSite, tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "there is no site yet" in done.stderr
+
+
+def test_the_dashboard_serves_them_too_unless_it_is_private(site: BusSite) -> None:
+    with served(site.home) as page:
+        wait_until(lambda: value(scrape(page.url + "metrics"), "bus_up") == 1, "the bus")
+    with served(site.home, "--private") as page, pytest.raises(HTTPError, match="403"):
+        scrape(page.url + "metrics")
+
+
+def test_the_dashboard_speaks_json_too(site: BusSite) -> None:
+    process = subprocess.Popen(
+        [*PROGRAM, "dashboard", "--port", "0", "--log-format", "json"],
+        env=environment(site),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process:
+        line = json.loads(process.stderr.readline())
+        assert re.fullmatch(r"dashboard: http://127.0.0.1:\d+/", line["message"])
+        assert "#token=" in process.stdout.readline(), "the secret isn't in the log"
+        process.send_signal(signal.SIGTERM)
+        assert all(json.loads(line) for line in process.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import suppress
 
 import click
@@ -10,6 +11,7 @@ import click
 from slurmbus.board import Board
 from slurmbus.home import Home
 from slurmbus.local import LocalFolder
+from slurmbus.settings import ConnectionSettings
 
 SETTLED = 0.5
 """Seconds without news after which a picture is taken for complete."""
@@ -17,12 +19,17 @@ PATIENCE = 10.0
 """Seconds after which it is shown as it is."""
 
 
-def home_with_sites() -> Home:
-    """Give the user's home; UsageError when it knows no site."""
-    home = Home.default()
-    if not home.sites() and not LocalFolder.of(home).home.sites():
+def further_buses() -> tuple[ConnectionSettings, ...]:
+    """Give the bus that the environment names, besides those of the home."""
+    return (ConnectionSettings.from_env(),) if os.environ.get("SLURMBUS_URL") else ()
+
+
+def open_board() -> Board:
+    """Give a board of the user's home, not begun yet; UsageError when there is nothing to show."""
+    home, further = Home.default(), further_buses()
+    if not further and not home.sites() and not LocalFolder.of(home).home.sites():
         raise click.UsageError("there is no site yet: make one with 'slurmbus sites add NAME'")
-    return home
+    return Board(home, further)
 
 
 async def filled(board: Board) -> None:

@@ -11,10 +11,9 @@ import click
 from prometheus_client import start_http_server
 
 from slurmbus.board import Board
-from slurmbus.commands.boards import filled, home_with_sites
+from slurmbus.commands.boards import filled, open_board
 from slurmbus.commands.console import tell
 from slurmbus.commands.options import log_options
-from slurmbus.home import Home
 from slurmbus.metrics import Metrics, OnLoop
 from slurmbus_protocol import logs
 from slurmbus_protocol.errors import InvalidSetting
@@ -34,22 +33,21 @@ def command(listen: str, port: int, *, once: bool, log_format: str) -> None:
     Jobs are counted, and their times measured, when they end while this runs.
     """
     logs.set_up(log_format, logging.WARNING if once else logging.INFO)
-    home = home_with_sites()
-    asyncio.run(_write(home) if once else _serve(home, listen, port, log_format))
+    board = open_board()
+    asyncio.run(_write(board) if once else _serve(board, listen, port, log_format))
 
 
-async def _write(home: Home) -> None:
-    async with Board(home) as board:
+async def _write(board: Board) -> None:
+    async with board:
         await filled(board)
         _, page = Metrics(board).page()
         click.echo(page, nl=False)
 
 
-async def _serve(home: Home, listen: str, port: int, log_format: str) -> None:
+async def _serve(board: Board, listen: str, port: int, log_format: str) -> None:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    board = Board(home)
     metrics = Metrics(board)
     server = _listening(OnLoop(metrics, loop), listen, port)
     async with board:

@@ -12,13 +12,12 @@ import msgspec
 
 from slurmbus.attention import attention
 from slurmbus.board import Board, News
-from slurmbus.commands.boards import filled, home_with_sites
+from slurmbus.commands.boards import filled, open_board
 from slurmbus.commands.console import show_json
 from slurmbus.commands.keys import keys
 from slurmbus.commands.options import json_option
 from slurmbus.commands.view import record_json
 from slurmbus.errors import UnknownSite
-from slurmbus.home import Home
 from slurmbus.picture import Picture
 
 if TYPE_CHECKING:
@@ -43,19 +42,18 @@ def command(site: str | None, *, once: bool, as_json: bool) -> None:
 
     Keys: q ends it; the arrows and page keys go through the jobs.
     """
-    home = home_with_sites()
+    board = open_board()
     if once or as_json or not (sys.stdout.isatty() and sys.stdin.isatty()):
-        asyncio.run(_show_once(home, site, as_json=as_json))
+        asyncio.run(_show_once(board, site, as_json=as_json))
     else:
-        asyncio.run(_watch(home, site))
+        asyncio.run(_watch(board, site))
 
 
-async def _show_once(home: Home, site: str | None, *, as_json: bool) -> None:
+async def _show_once(board: Board, site: str | None, *, as_json: bool) -> None:
     from rich.console import Console  # noqa: PLC0415 - takes longer than everything else together
 
     from slurmbus.commands.top_frame import Frame  # noqa: PLC0415
 
-    board = Board(home)
     async with board:
         await filled(board)
     _check(board.picture, site)
@@ -66,13 +64,12 @@ async def _show_once(home: Home, site: str | None, *, as_json: bool) -> None:
         console.print(Frame(board.picture, site), soft_wrap=False)
 
 
-async def _watch(home: Home, site: str | None) -> None:
+async def _watch(board: Board, site: str | None) -> None:
     from rich.console import Console  # noqa: PLC0415
     from rich.live import Live  # noqa: PLC0415
 
     from slurmbus.commands.top_frame import Frame  # noqa: PLC0415
 
-    board = Board(home)
     frame = Frame(board.picture, site, live=True)
     with Live(frame, console=Console(), screen=True, auto_refresh=False, vertical_overflow="crop") as live:
         async with board, board.subscribe() as news:

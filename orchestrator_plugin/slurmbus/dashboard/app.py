@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from slurmbus.dashboard.page_feed import PageFeed
 from slurmbus.dashboard.partitions import PartitionsOf
 from slurmbus.dashboard.sessions import LIFETIME, Session, Sessions
 from slurmbus.home import Home
+from slurmbus.metrics import Metrics
 from slurmbus.settings import ConnectionSettings
 from slurmbus_protocol.errors import SlurmbusError
 
@@ -72,10 +74,12 @@ class Dashboard:
         self.sessions = Sessions()
         self.board = Board(home, further)
         self._private = private
+        self._metrics = Metrics(self.board)
         self._partitions = PartitionsOf(self.board)
         self.app = Starlette(
             routes=[
                 Route("/", self._page),
+                Route("/metrics", self._metrics_page),
                 WebSocketRoute("/feed", self._feed),
                 Route("/sign-in", self._sign_in, methods=["POST"]),
                 Route("/sign-out", self._sign_out, methods=["POST"]),
@@ -90,10 +94,20 @@ class Dashboard:
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         async with self.board:
-            yield
+            counting = asyncio.create_task(self._metrics.run())
+            try:
+                yield
+            finally:
+                counting.cancel()
 
     async def _page(self, _request: Request) -> Response:
         return FileResponse(STATIC / "index.html")
+
+    async def _metrics_page(self, request: Request) -> Response:
+        if self._private and self._session(request) is None:
+            raise NotSignedIn
+        content_type, page = self._metrics.page(request.headers.get("accept", ""))
+        return Response(page, headers={"content-type": content_type})
 
     async def _feed(self, socket: WebSocket) -> None:
         session = self._session(socket)

@@ -62,6 +62,7 @@ def run_dashboard(
     config = uvicorn.Config(
         dashboard.app,
         log_level="warning",
+        log_config=None,  # it says what it says in the process's own log
         access_log=False,
         ws="websockets-sansio",
         ws_max_size=64 * 1024,
