@@ -14,6 +14,10 @@ from collections.abc import Callable
 
 from slurmbus_agent import budgets
 from slurmbus_agent.audit import Audit
+from slurmbus_agent.authority.files import AuthorityFiles
+from slurmbus_agent.authority.guarding import Guard
+from slurmbus_agent.authority.questions import KeyQuestions
+from slurmbus_agent.authority.standing import Authority
 from slurmbus_agent.board import LiveBoard
 from slurmbus_agent.config import AgentConfig
 from slurmbus_agent.environments.questions import EnvironmentQuestions
@@ -28,7 +32,7 @@ from slurmbus_agent.guest.pace import Pace
 from slurmbus_agent.guest.succession import Succession
 from slurmbus_agent.intake import Intake
 from slurmbus_agent.job import Tools
-from slurmbus_agent.lease import Lease, LeaseLost, Role, looks_again
+from slurmbus_agent.lease import Lease, LeaseLost, Role
 from slurmbus_agent.link import LinkServer
 from slurmbus_agent.link_tls import LinkKeys
 from slurmbus_agent.link_wire import Traffic
@@ -45,7 +49,6 @@ from slurmbus_agent.vitals import BytesMoved, Pulse
 from slurmbus_agent.watcher import Watcher
 from slurmbus_protocol.bus import ApiError, Bus
 from slurmbus_protocol.errors import BusUnreachable, SlurmbusError
-from slurmbus_protocol.signing import TrustedKeys
 from slurmbus_protocol.streams import consumer_bus_id
 
 log = logging.getLogger(__name__)
@@ -61,14 +64,20 @@ class Agent:
 
     Args:
         config: of the site.
+        files: what says how much it may do.
         succession: the process's place in the line of agents.
         ready: called when the bus is reached, each time before it asks for the lease.
     """
 
     def __init__(
-        self, config: AgentConfig, succession: Succession | None = None, ready: Callable[[], None] = lambda: None
+        self,
+        config: AgentConfig,
+        files: AuthorityFiles,
+        succession: Succession,
+        ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
+        self._files = files
         self._succession = succession
         self._ready = ready
         self._limits = in_force(config.limits, kernel_cpu_seconds=kernel_cpu_seconds())
@@ -78,13 +87,36 @@ class Agent:
         host = re.sub(r"[^a-z0-9-]", "-", platform.node().lower())[:40]
         self.agent_id = f"{host}-{secrets.token_hex(4)}"
         self.spool = Spool(config.spool_root)
-        self._keys = TrustedKeys(config.trusted_keys)
         self._forgetting: Forgetting | None = None
+        self._pulse: Pulse | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve, or stand by while another agent serves, until ``stop`` is set."""
+        """Serve, or stand by while another agent serves, until ``stop`` is set.
+
+        Raises:
+            InvalidSetting: a policy can't be used, or the configuration.
+            StoppedByFile: there is a stop file, or one came.
+        """
         self._runner = await asyncio.to_thread(self.spool.prepare)
         self._audit = Audit(self.spool.root / "audit.log")
+        self._authority = Authority(self.config, self._files, self._audit)
+        await asyncio.to_thread(self._authority.load)
+        self._guard = Guard(
+            self._authority, self._audit, self._look_interval, self._succession.end, self._succession.want
+        )
+        await self._guard.look()
+        guarding = asyncio.create_task(self._guard.run())
+        try:
+            await self._run(stop)
+        finally:
+            guarding.cancel()
+        if self._guard.words:
+            raise self._guard.stopped()
+
+    def _look_interval(self) -> float:
+        return max(budgets.AUTHORITY_LOOK, self._pulse.interval if self._pulse else 0.0)
+
+    async def _run(self, stop: asyncio.Event) -> None:
         self._roster = Roster(self.spool, self._audit, self.config.array_size)
         self._link_keys, scheduler = await asyncio.gather(
             LinkKeys.make(),
@@ -131,18 +163,22 @@ class Agent:
             alarms=lambda: (
                 *_alarms(bus, relay, records, self._audit),
                 *(self._forgetting.alarms if self._forgetting else ()),
+                *self._authority.alarms,
+                *((self._guard.words,) if self._guard.words else ()),
             ),
+            authority_expires_at=lambda: self._authority.expires_at,
             measuring=self._measuring(scheduler),
             bytes_moved=lambda: self._bytes_moved(bus, blob_bus),
-            handovers=self._succession.heritage.handovers if self._succession else 0,
+            handovers=self._succession.heritage.handovers,
         )
+        self._pulse = pulse
         lease = Lease(
             bus,
             site,
             self.agent_id,
             pulse.message,
             lambda: self._is_same_bus(bus),
-            self._succession.looks_again if self._succession else looks_again,
+            self._succession.looks_again,
         )
         scheduler.lease_deadline = lambda: lease.deadline
         watcher = Watcher(
@@ -164,7 +200,7 @@ class Agent:
             audit=self._audit,
         )
         stager = Stager(blob_bus, self.spool, self._runner, self.config.python, environments, here=local)
-        tools = Tools(records, scheduler, relay, watcher, stager)
+        tools = Tools(records, scheduler, relay, watcher, stager, seal_key=self.config.seal_key)
         questions = Questions(
             bus,
             site,
@@ -181,7 +217,15 @@ class Agent:
             self._tidying,
             users=self._roster.users,
             unused_days=self.config.retention.environments_days,
-            keys=self._keys,
+            authority=self._authority,
+            bus_time=lambda: lease.bus_time,
+            audit=self._audit,
+            leading=lambda: lease.held,
+        ).serve()
+        await KeyQuestions(
+            bus,
+            site,
+            self._authority,
             bus_time=lambda: lease.bus_time,
             audit=self._audit,
             leading=lambda: lease.held,
@@ -289,11 +333,12 @@ class Agent:
                     lease.epoch,
                     scheduler=tools.scheduler.kind,
                     bus_time=lambda: lease.bus_time,
-                    keys=self._keys,
+                    authority=self._authority,
                     records=tools.records,
                     audit=self._audit,
                     accept=self._roster.accept,
-                    cancel=self._roster.cancel,
+                    controls=self._roster,
+                    unfinished=lambda: self._roster.unfinished_names,
                     spoiled=lambda: _count_bad(pulse),
                     array_size=self.config.array_size,
                 )
@@ -309,7 +354,7 @@ class Agent:
             calls=lambda: controller_calls(scheduler.health),
             stat_calls=lambda: self.spool.metadata_calls,
             pace=self._pace,
-            judged=self._succession.judged if self._succession else lambda _judgement: None,
+            judged=self._succession.judged,
         )
 
     def _bytes_moved(self, *buses: Bus) -> BytesMoved:

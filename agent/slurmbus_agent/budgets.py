@@ -169,3 +169,17 @@ OUTPUTS_AGAIN = 3600.0
 BUS_RETRY = (0.1, 0.2, 0.5, 1.0, 2.0)
 FULL_RETRY = 5.0
 """A full stream is somebody's work to empty; until then the bytes wait in the spool."""
+
+# ---- authority
+AUTHORITY_LOOK = 5.0
+"""Between two looks at grant, policies, keys and stop files, and never more often than the heartbeat: eight stat calls,
+which an NFS client answers from its cache."""
+
+AUTHORITY_FRESH = 1.0
+"""A request is judged by files that were looked at within this: a flood of requests shares one look."""
+
+# ---- the audit log
+AUDIT_BYTES = 8 * 1024 * 1024
+"""Of one file: about 40,000 requests; small enough to be looked through with a pager."""
+AUDIT_FILES = 16
+"""Full files that are kept besides: 128 MiB, or more than half a million requests."""

@@ -1,16 +1,20 @@
-"""``slurmbus-agent``: run an agent, keep one running, forget finished jobs by hand, or say what is missing."""
+"""``slurmbus-agent``: run an agent, keep one running, and say what it may do, has done, or lacks."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import signal
 import sys
 from pathlib import Path
 
-from slurmbus_agent import __version__, clean, doctor, ensuring
+from slurmbus_agent import __version__, audit, clean, doctor, ensuring
 from slurmbus_agent.agent import Agent
+from slurmbus_agent.authority.files import AuthorityFiles
+from slurmbus_agent.authority.guarding import StoppedByFile
+from slurmbus_agent.authority.standing import renew_by_hand
 from slurmbus_agent.config import AgentConfig, default_path, load
 from slurmbus_agent.guest.succession import Heritage, Succession
 from slurmbus_agent.presence import Places
@@ -19,6 +23,7 @@ from slurmbus_protocol.errors import InvalidName, InvalidSetting, SlurmbusError
 
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
+EXIT_STOPPED = 4
 EXIT_INTERRUPTED = 130
 IN_SPOOL = Path()
 
@@ -27,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
     The exit code is 0, 1 when ``clean`` couldn't remove something or ``doctor`` found that no job can run, 2 for wrong
-    usage or configuration, 3 when something can't be reached.
+    usage or configuration, 3 when something can't be reached, 4 when a stop file keeps the agent down (whoever
+    supervises it shall not start it again).
     """
     parser = argparse.ArgumentParser(prog="slurmbus-agent", description="Submits and follows Slurm jobs for Slurmbus.")
     parser.add_argument("--version", action="version", version=f"slurmbus-agent {__version__}")
@@ -70,7 +76,14 @@ def main(argv: list[str] | None = None) -> int:
     telling = commands.add_parser("status", help="say whether the agent runs on this host; the exit code is 1 if not")
     for command in (ensuring_, stopping, telling):
         command.set_defaults(log_level=logging.WARNING)
-    for command in (run, cleaning, examining, ensuring_, stopping, telling):
+    renewing = commands.add_parser(
+        "renew",
+        help="let the authority begin anew, after a login by hand",
+        description="For a bundle that was copied by hand: the agent takes new jobs for another 7 days. Where "
+        "'slurmbus up' has left a signed grant, only 'slurmbus up' renews it.",
+    )
+    auditing = commands.add_parser("audit", help="show every request and what came of it, as JSON lines")
+    for command in (run, cleaning, examining, ensuring_, stopping, telling, renewing, auditing):
         command.add_argument("--site", required=command is not examining, help="the site's name, e.g. leonardo-alice")
         command.add_argument(
             "--config",
@@ -78,27 +91,41 @@ def main(argv: list[str] | None = None) -> int:
             help="the file that 'slurmbus sites add' wrote (default: ~/.config/slurmbus/SITE.toml)",
         )
         command.add_argument("-v", "--verbose", action="store_true", help="say more")
-    examining.set_defaults(log_level=logging.ERROR)
+    for command in (examining, renewing, auditing):
+        command.set_defaults(log_level=logging.ERROR)
     clean.add_options(cleaning)
     arguments = parser.parse_args(argv)
     level = logging.DEBUG if arguments.verbose else arguments.log_level
     logs.set_up(logs.TEXT, level)
     try:
-        if arguments.command == "clean":
-            return asyncio.run(clean.clean(load(arguments.site, arguments.config), arguments))
-        if arguments.command == "doctor":
-            return asyncio.run(doctor.report(load(arguments.site, arguments.config) if arguments.site else None))
-        if arguments.command in {"ensure", "stop", "status"}:
-            return _keep(arguments)
-        _serve(load(arguments.site, arguments.config), arguments, level)
+        return _carry_out(arguments, level)
     except (InvalidSetting, InvalidName) as error:
         print(f"slurmbus-agent: {error}", file=sys.stderr)  # noqa: T201  # the command's own output
         return EXIT_USAGE
+    except StoppedByFile as error:
+        print(f"slurmbus-agent: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_STOPPED
     except SlurmbusError as error:
         print(f"slurmbus-agent: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_UNREACHABLE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _carry_out(arguments: argparse.Namespace, level: int) -> int:
+    site, path = arguments.site, arguments.config
+    match arguments.command:
+        case "clean":
+            return asyncio.run(clean.clean(load(site, path), arguments))
+        case "doctor":
+            return asyncio.run(doctor.report(load(site, path) if site else None))
+        case "renew":
+            return _renew(site, path)
+        case "audit":
+            return _show_audit(load(site, path))
+        case "ensure" | "stop" | "status":
+            return _keep(arguments)
+    _serve(load(site, path), arguments, level)
     return 0
 
 
@@ -123,7 +150,7 @@ def _keep(arguments: argparse.Namespace) -> int:
 def _serve(config: AgentConfig, arguments: argparse.Namespace, level: int) -> None:
     succession = Succession(Heritage.take(), asyncio.Event())
     places = Places(config.spool_root)
-    agent = Agent(config, succession, places.ready)
+    agent = Agent(config, _files(config, arguments.config), succession, places.ready)
     logs.set_up(
         logs.chosen(arguments.log_format, config.log_format),
         level,
@@ -151,6 +178,22 @@ async def _run(agent: Agent, succession: Succession) -> None:
         await agent.run(succession.stop)
     finally:
         handing_over.cancel()
+
+
+def _files(config: AgentConfig, path: Path | None) -> AuthorityFiles:
+    return AuthorityFiles(config.site, (path or default_path(config.site)).absolute(), config.spool_root)
+
+
+def _renew(site: str, path: Path | None) -> int:
+    config = load(site, path)
+    renew_by_hand(config, _files(config, path))
+    return 0
+
+
+def _show_audit(config: AgentConfig) -> int:
+    for line in audit.lines(config.spool_root / "audit.log"):
+        print(json.dumps(line))  # noqa: T201  # the command's own output
+    return 0
 
 
 if __name__ == "__main__":

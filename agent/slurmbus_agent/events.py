@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from slurmbus_agent.scheduler.base import AccountingRow, Observation
-from slurmbus_protocol.messages import CancelAsked, FileRef, Live, Start, Usage
+from slurmbus_protocol.messages import CancelAsked, ControlRefused, FileRef, Live, Start, Usage
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,6 +168,12 @@ class CancelRequested(Event, frozen=True, kw_only=True):
     """Somebody asked durably for the end of the job."""
 
     cancel: CancelAsked
+
+
+class ControlWasRefused(Event, frozen=True, kw_only=True):
+    """Somebody asked for something that he may not do to this job; he shall hear that."""
+
+    refused: ControlRefused
 
 
 class CancelAgain(Event, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -19,6 +20,7 @@ from nats.aio.msg import Msg
 from slurmbus_agent import budgets
 from slurmbus_agent.arrays import task_fields
 from slurmbus_agent.audit import Audit
+from slurmbus_agent.authority.standing import Authority
 from slurmbus_agent.records import RecordStore
 from slurmbus_agent.tasks import spawn
 from slurmbus_protocol import codec, reading, subjects
@@ -34,12 +36,31 @@ from slurmbus_protocol.errors import (
     SlurmbusError,
     WrongAddress,
 )
-from slurmbus_protocol.messages import Cancel, CancelAsked, Message, Record, Submit
-from slurmbus_protocol.signing import TrustedKeys
+from slurmbus_protocol.messages import Cancel, CancelAsked, ControlRefused, JobOptions, Record, Submit
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import RequestAddress
 
 log = logging.getLogger(__name__)
+
+OWN_CLOCK_MARGIN = 6 * 3600.0
+"""Seconds by which a request must have expired by this host's own clock to be refused for that: a bus that lies about
+the time mustn't bring back requests of jobs that nobody remembers. Jobs are forgotten a day after expiry or later."""
+
+
+class Controls(Protocol):
+    """The jobs that are followed, as far as controls go; of an array ``task`` None is all tasks."""
+
+    async def cancel(self, key: str, task: int | None, asked: CancelAsked) -> bool:
+        """Ask for the end of a job, and come back when that is durable; False when there is no such job."""
+        ...
+
+    async def owner(self, key: str, task: int | None) -> str | None:
+        """Give the public key that signed the request of a job; None when there is no such job."""
+        ...
+
+    async def refuse_control(self, key: str, task: int | None, refused: ControlRefused) -> None:
+        """Note with a job that a control of it was refused."""
+        ...
 
 
 class Unfollowed(SlurmbusError):
@@ -66,12 +87,12 @@ class Intake:
         epoch: the lease under which records are written.
         scheduler: the kind of scheduler, for the records.
         bus_time: the bus's clock, or None when it isn't known.
-        keys: whose requests are accepted.
+        authority: whose requests are accepted, and which.
         records: where records are kept.
         audit: where every request is noted.
         accept: takes a new job or array up, and comes back when its spool holds the request.
-        cancel: hands a cancel to a job (or one of its tasks) that is being followed, and comes back when it is durable;
-            False for none.
+        controls: hands controls to the jobs that they are for.
+        unfinished: the (key, task) of every job that is followed and hasn't ended.
         spoiled: called for every bad message.
         array_size: how many tasks Slurm gets as one array.
     """
@@ -84,11 +105,12 @@ class Intake:
         *,
         scheduler: str,
         bus_time: Callable[[], float | None],
-        keys: TrustedKeys,
+        authority: Authority,
         records: RecordStore,
         audit: Audit,
         accept: Callable[[Accepted], Awaitable[None]],
-        cancel: Callable[[str, int | None, CancelAsked], Awaitable[bool]],
+        controls: Controls,
+        unfinished: Callable[[], set[tuple[str, int]]],
         spoiled: Callable[[], None],
         array_size: int = budgets.ARRAY_SIZE,
     ) -> None:
@@ -97,11 +119,14 @@ class Intake:
         self._epoch = epoch
         self._scheduler = scheduler
         self._bus_time = bus_time
-        self._keys = keys
+        self._authority = authority
         self._records = records
         self._audit = audit
         self._accept = accept
-        self._cancel = cancel
+        self._controls = controls
+        self._unfinished = unfinished
+        self._arriving: set[tuple[str, int]] = set()
+        """Jobs that were let in and may not be followed yet."""
         self._spoiled = spoiled
         self._array_size = array_size
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -139,26 +164,31 @@ class Intake:
             self._note("skipped", stored.subject, error=str(error))
             self._spoiled()
             return
+        await self._authority.freshen()
         try:
-            message = self._checked(stored, address)
+            message, signer = self._checked(stored, address)
         except (BadMessage, NotAllowed) as error:
             self._spoiled()
             self._note("refused", stored.subject, error=error.code, message=error.message)
             if address.control_id is None:
                 await self._reject(address, stored, error)
+            else:
+                await self._controls.refuse_control(
+                    address.key, None, _refused(address.control_id, stored, "unknown", error)
+                )
             return
         # A cancel meets an array whole, or not at all yet.
         async with self._locks.setdefault(address.key, asyncio.Lock()):
             if isinstance(message, Submit):
-                await self._take(message, stored)
-            elif isinstance(message, Cancel):
-                await self._take_cancel(message, stored)
+                await self._take_allowed(message, stored, signer)
+            else:
+                await self._take_cancel(message, stored, signer)
 
-    def _checked(self, stored: Stored, address: RequestAddress) -> Message:
-        signer = self._keys.verify(stored.subject, stored.data, stored.headers)
+    def _checked(self, stored: Stored, address: RequestAddress) -> tuple[Submit | Cancel, str]:
+        signer = self._authority.verify(stored.subject, stored.data, stored.headers)
         message = codec.decode(stored.data)
-        expected: type[Message] = Submit if address.control_id is None else Cancel
-        if not isinstance(message, (Submit, Cancel)) or not isinstance(message, expected):
+        expected: type[Submit | Cancel] = Submit if address.control_id is None else Cancel
+        if not isinstance(message, expected):
             raise WrongAddress(f"a {message.TYPE} message can't be published on {stored.subject}")
         if message.site != address.site or address.site != self._site:
             raise WrongAddress(f"the request names site {message.site!r}, but was sent to {self._site!r}")
@@ -169,12 +199,31 @@ class Intake:
         now = self._bus_time()
         if now is not None and message.expires_at < now:
             raise RequestExpired("the request expired before an agent could take it")
+        if message.expires_at < time.time() - OWN_CLOCK_MARGIN:
+            raise RequestExpired("the request expired long ago by the clock of the agent's host")
         if isinstance(message, Submit):
             check_tasks(message.job)
-        self._note("accepted", stored.subject, signer=signer[:16], submitter=message.submitter)
-        return message
+        return message, signer
 
-    async def _take(self, submit: Submit, stored: Stored) -> None:
+    async def _take_allowed(self, submit: Submit, stored: Stored, signer: str) -> None:
+        """Take a job if authority and policy allow it; what was let in before stays so when it comes again."""
+        names = {(submit.key, task) for task in indexes(submit.job)}
+        try:
+            self._authority.check_submit(submit, signer, lambda: len((self._unfinished() | self._arriving) - names))
+        except NotAllowed as error:
+            if await self._records.read(submit.key, min(indexes(submit.job))) is None:
+                self._note("refused", stored.subject, signer=signer, error=error.code, message=error.message)
+                address = RequestAddress(submit.site, submit.key, None)
+                await self._reject(address, stored, error, submit)
+                return
+        self._note("accepted", stored.subject, signer=signer, submitter=submit.submitter)
+        self._arriving |= names
+        try:
+            await self._take(submit, stored, signer)
+        finally:
+            self._arriving -= names
+
+    async def _take(self, submit: Submit, stored: Stored, signer: str) -> None:
         job = submit.job
         record = Record(
             key=submit.key,
@@ -193,8 +242,9 @@ class Intake:
             outputs_pending=bool(job.outputs),
             scheduler=self._scheduler,
             timings={"requested": stored.time, "accepted": time.time()},
+            signer=signer,
         )
-        asked = await self._cancelled_before(submit)
+        asked = await self._cancelled_before(submit, signer)
         if asked is not None:
             record = msgspec.structs.replace(record, cancel=asked)
         gate = asyncio.Semaphore(budgets.ARRAY_RECORDS_AT_ONCE)
@@ -202,24 +252,43 @@ class Intake:
         async def make(task: int) -> Record:
             ours = msgspec.structs.replace(record, **task_fields(job, task, self._array_size))
             async with gate:
-                return await self._records.create(ours) or ours
+                there = await self._records.create(ours)
+                if there is not None and self._is_foreign_cancel(there, signer):
+                    return await self._records.write(ours)
+                return there or ours
 
         records = await asyncio.gather(*(make(task) for task in indexes(job)))
+        if any(there.request_sha256 not in {"", record.request_sha256} for there in records):
+            self._note("refused", stored.subject, signer=signer, error="other-request", message="the job key is taken")
+            return
         unfinished = tuple(record for record in records if not record.state.is_final)
         if unfinished:
             await self._accept(Accepted(unfinished, submit, stored))
         if asked is not None and any(record.cancel is None for record in unfinished):
-            await self._cancel(submit.key, None, asked)
+            await self._controls.cancel(submit.key, None, asked)
 
-    async def _cancelled_before(self, submit: Submit) -> CancelAsked | None:
+    def _is_foreign_cancel(self, there: Record, signer: str) -> bool:
+        """Tell whether a record is but the cancel, before the job came, by somebody who may not cancel it."""
+        before_the_job = there.state is JobState.CANCELLED and not there.request_sha256
+        if not before_the_job or not there.signer:
+            return False
+        try:
+            self._authority.check_control(there.signer, signer)
+        except NotAllowed:
+            return True
+        return False
+
+    async def _cancelled_before(self, submit: Submit, signer: str) -> CancelAsked | None:
         """Tell whether all of an array was cancelled before it came; its task 0 says so, which it need not have."""
         if not submit.job.tasks:
             return None
         there = await self._records.read(submit.key, 0)
         whole = there is not None and there.state is JobState.CANCELLED and not there.tasks
-        return there.cancel if there is not None and whole else None
+        return there.cancel if there is not None and whole and not self._is_foreign_cancel(there, signer) else None
 
-    async def _reject(self, address: RequestAddress, stored: Stored, error: SlurmbusError) -> None:
+    async def _reject(
+        self, address: RequestAddress, stored: Stored, error: SlurmbusError, submit: Submit | None = None
+    ) -> None:
         now = time.time()
         await self._records.create(
             Record(
@@ -227,8 +296,10 @@ class Intake:
                 site=self._site,
                 epoch=self._epoch,
                 state=JobState.REJECTED,
-                name="unknown",
-                submitter="unknown",
+                name=submit.job.name if submit else "unknown",
+                submitter=submit.submitter if submit else "unknown",
+                labels=submit.job.labels if submit else {},
+                options=submit.job.options if submit else JobOptions(),
                 request_sha256=hashlib.sha256(stored.data).hexdigest(),
                 created_at=stored.time,
                 updated_at=now,
@@ -238,9 +309,20 @@ class Intake:
             )
         )
 
-    async def _take_cancel(self, cancel: Cancel, stored: Stored) -> None:
+    async def _take_cancel(self, cancel: Cancel, stored: Stored, signer: str) -> None:
+        owner = await self._controls.owner(cancel.key, cancel.task)
+        if owner is not None:
+            try:
+                self._authority.check_control(signer, owner)
+            except NotAllowed as error:
+                self._note("refused", stored.subject, signer=signer, error=error.code, message=error.message)
+                await self._controls.refuse_control(
+                    cancel.key, cancel.task, _refused(cancel.id, stored, cancel.submitter, error)
+                )
+                return
+        self._note("accepted", stored.subject, signer=signer, submitter=cancel.submitter)
         asked = CancelAsked(id=cancel.id, at=stored.time, submitter=cancel.submitter, reason=cancel.reason)
-        if await self._cancel(cancel.key, cancel.task, asked):
+        if await self._controls.cancel(cancel.key, cancel.task, asked):
             return
         now = time.time()
         # No such job yet: the record that a late submit then meets.
@@ -258,6 +340,7 @@ class Intake:
                 updated_at=now,
                 reason=f"cancelled by {cancel.submitter} before it was submitted",
                 cancel=asked,
+                signer=signer,
             )
         )
         if there is not None and not there.state.is_final:
@@ -265,3 +348,9 @@ class Intake:
 
     def _note(self, what: str, subject: str, **fields: object) -> None:
         self._audit.write(what, subject=subject, **fields)
+
+
+def _refused(control_id: str, stored: Stored, submitter: str, error: NotAllowed | BadMessage) -> ControlRefused:
+    return ControlRefused(
+        id=control_id, at=stored.time, submitter=submitter, code=error.code, message=error.message, hint=error.hint
+    )

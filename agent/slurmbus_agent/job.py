@@ -21,13 +21,14 @@ from slurmbus_agent.runner.facts import kept
 from slurmbus_agent.scheduler.array import ARRAY_TASK
 from slurmbus_agent.scheduler.base import BatchJob, OutcomeUnknown, Refused, Scheduler, Unavailable
 from slurmbus_agent.scheduler.comment import compose
+from slurmbus_agent.secret_values import SecretValues, coming_start
 from slurmbus_agent.spool import AGENT_NODE, Claim, EndReport, JobDir, SpoolError
 from slurmbus_agent.staging import Stager
 from slurmbus_agent.tasks import spawn
 from slurmbus_agent.watcher import Watcher
 from slurmbus_protocol import logs, traces
 from slurmbus_protocol.errors import BlobMissing, BusFull, BusUnreachable, SlurmbusError
-from slurmbus_protocol.messages import CancelAsked, Environment, JobSpec, Record, Start
+from slurmbus_protocol.messages import CancelAsked, ControlRefused, Environment, JobSpec, Record, Start
 from slurmbus_protocol.subjects import Stream
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class Tools:
     stager: Stager
     arrays: ArrayQueue | None = None
     """There while the agent leads."""
+    seal_key: str | None = None
+    """To which secret values are sealed."""
 
 
 class Job:
@@ -84,6 +87,8 @@ class Job:
         self.linked: int | None = None
         """The start whose runner is connected, if any."""
         self._secret: bytes | None = None
+        sealed = request.sealed
+        self._secrets = SecretValues(sealed, tools.seal_key, folder) if sealed is not None else None
         self._told_staging = 0.0
         self._told_phase = ""
 
@@ -157,6 +162,8 @@ class Job:
 
     async def _step(self, event: Event, group: asyncio.TaskGroup) -> None:
         record, instructions = lifecycle.advance(self.record, event)
+        if self._secrets is not None:
+            await self._hand_secrets(self._secrets, record, group)
         if record != self.record:
             stamp = _STAMPS.get(type(event))
             if stamp and stamp not in record.timings:
@@ -174,6 +181,13 @@ class Job:
                 self._retired = True
             elif instruction not in self._running:
                 self._running[instruction] = spawn(group, self._carry_out(instruction))
+
+    async def _hand_secrets(self, secrets: SecretValues, record: Record, group: asyncio.TaskGroup) -> None:
+        """Put the secret variables where a start may look for them; leave none behind when the job is over."""
+        if record.state.is_final:
+            await secrets.burn()
+        elif (start := coming_start(record)) is not None and start not in secrets.provided:
+            spawn(group, secrets.provide(record, start))
 
     async def _keep_record(self) -> None:
         """Keep in the spool what a bus that starts anew couldn't know: a cancel, and how the job ended."""
@@ -202,6 +216,9 @@ class Job:
     async def _stage(self, _: events.Stage) -> None:
         try:
             staged = await self._stage_when_complete()
+            if self._secrets is not None:
+                self._secrets.open(self.record)
+                await self._secrets.provide(self.record, 0)
         except BusUnreachable:
             raise
         except SlurmbusError as error:
@@ -464,6 +481,10 @@ class Job:
     async def cancel(self, asked: CancelAsked) -> None:
         """Ask for the end of the job; comes back when that is durable."""
         await self.tell(events.CancelRequested(cancel=asked))
+
+    async def refuse_control(self, refused: ControlRefused) -> None:
+        """Let whoever asked for a control see that it was refused; comes back when that is durable."""
+        await self.tell(events.ControlWasRefused(refused=refused))
 
 
 def ended_event(start: int, end: EndReport) -> events.Ended:

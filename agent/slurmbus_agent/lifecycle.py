@@ -24,6 +24,7 @@ from slurmbus_agent.events import (
     CancelRequested,
     Claimed,
     CollectOutputs,
+    ControlWasRefused,
     Denied,
     Drain,
     Drained,
@@ -559,6 +560,10 @@ def _cancel_requested(record: Record, event: CancelRequested) -> Result:
     return record, _repeat_cancel(record)
 
 
+def _control_was_refused(record: Record, event: ControlWasRefused) -> Result:
+    return _with(record, refused=event.refused), ()
+
+
 def _cancel_again(record: Record, _: CancelAgain) -> Result:
     if record.verdict is not None or record.job_id is None:
         return record, ()
@@ -610,5 +615,6 @@ _HANDLERS: dict[type[Event], Callable[[Record, Any], Result]] = {
     Drained: _drained,
     OutputsCollected: _outputs_collected,
     CancelRequested: _cancel_requested,
+    ControlWasRefused: _control_was_refused,
     CancelAgain: _cancel_again,
 }

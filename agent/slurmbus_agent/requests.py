@@ -10,6 +10,7 @@ from threading import Lock
 from slurmbus_agent.spool import Spool
 from slurmbus_protocol import codec
 from slurmbus_protocol.messages import Submit
+from slurmbus_protocol.signing import KEY_HEADER
 
 _REMEMBERED = 4
 
@@ -20,6 +21,8 @@ class KeptRequest:
 
     submit: Submit
     sha256: str
+    signer: str
+    """The public key that signed it."""
 
 
 class Requests:
@@ -49,7 +52,8 @@ class Requests:
             if stored is None:
                 return None
             submit = codec.decode_as(stored.data, Submit)
-            kept = KeptRequest(submit, hashlib.sha256(stored.data).hexdigest())
+            signer = stored.headers.get(KEY_HEADER, "")
+            kept = KeptRequest(submit, hashlib.sha256(stored.data).hexdigest(), signer)
             if submit.job.tasks:
                 self._arrays[key] = kept
                 if len(self._arrays) > _REMEMBERED:

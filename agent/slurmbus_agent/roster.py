@@ -27,7 +27,7 @@ from slurmbus_agent.spool import JobDir, Spool, StoredRequest
 from slurmbus_agent.tasks import spawn
 from slurmbus_protocol import subjects
 from slurmbus_protocol.errors import SlurmbusError
-from slurmbus_protocol.messages import CancelAsked, EnvironmentRef, NamedEnvironment, Record, Submit
+from slurmbus_protocol.messages import CancelAsked, ControlRefused, EnvironmentRef, NamedEnvironment, Record, Submit
 from slurmbus_protocol.states import JobState
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,11 @@ class Roster:
     def unfinished(self) -> dict[str, int]:
         """How many unfinished jobs there are, by state."""
         return dict(Counter(job.record.state.value for job in self.jobs.values() if not job.record.state.is_final))
+
+    @property
+    def unfinished_names(self) -> set[JobName]:
+        """The (key, task) of every unfinished job."""
+        return {name for name, job in self.jobs.items() if not job.record.state.is_final}
 
     def secret(self, key: str, task: int) -> bytes | None:
         """Give what a job's runner proves itself with; None when there is no such job."""
@@ -180,6 +185,7 @@ class Roster:
             name=job.name,
             submitter=submit.submitter,
             request_sha256=request.sha256,
+            signer=request.signer,
             created_at=min(time.time(), subjects.ulid_time(submit.key)),
             updated_at=time.time(),
             labels=job.labels,
@@ -275,14 +281,29 @@ class Roster:
         Returns:
             False when there is no such job.
         """
+        jobs = await self._taken_up(key, task)
+        await asyncio.gather(*(job.cancel(asked) for job in jobs))
+        return bool(jobs)
+
+    async def owner(self, key: str, task: int | None) -> str | None:
+        """Give the key that signed the request of an unfinished job; None when there is no such job."""
+        jobs = await self._taken_up(key, task)
+        return jobs[0].record.signer if jobs else None
+
+    async def refuse_control(self, key: str, task: int | None, refused: ControlRefused) -> None:
+        """Let whoever asked see that a control of an unfinished job was refused; of an array its first task says so."""
+        jobs = sorted(await self._taken_up(key, task), key=lambda job: job.record.task)
+        for job in jobs[:1]:
+            await job.refuse_control(refused)
+
+    async def _taken_up(self, key: str, task: int | None) -> list[Job]:
+        """Give an unfinished job, or the tasks of an array that are; they are looked for in the spool, too."""
         known = self._followed(key, task)
         if not known or (task is None and known[0].record.tasks):  # of an array some may not have been taken up yet
             for name in await self._in_spool(key, task):
                 if name not in self.jobs and name not in self._finished:
                     await self._look_at(name)
-        jobs = self._followed(key, task)
-        await asyncio.gather(*(job.cancel(asked) for job in jobs))
-        return bool(jobs)
+        return self._followed(key, task)
 
     async def _in_spool(self, key: str, task: int | None) -> list[JobName]:
         if task is not None:

@@ -61,6 +61,8 @@ class RunnerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The file with the link's address; None for a job that reports by the spool alone."""
     environment: RunnerEnvironment | None = None
     """None is what the login shell gives."""
+    secrets: bool = False
+    """Whether there are secret variables, in a file of each start."""
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +14,7 @@ from slurmbus_agent.runner import claims
 from slurmbus_agent.spool_array import read_request, write_request
 from slurmbus_agent.spool_files import Claim, Report, RunnerPlan, StoredRequest
 from slurmbus_agent.spool_work import WorkDir
-from slurmbus_agent.spool_writing import SpoolUnusable, make_folder, sync_folder, typed, write
+from slurmbus_agent.spool_writing import FILE_MODE, SpoolUnusable, make_folder, sync_folder, typed, write
 from slurmbus_protocol import codec
 from slurmbus_protocol.errors import BadMessage, InvalidSetting
 from slurmbus_protocol.messages import Record
@@ -121,6 +122,33 @@ class JobDir:
             return codec.decode_as(data, Record)
         except BadMessage as error:
             raise SpoolUnusable(f"{self.path / 'record'} can't be read: {error.message}", hint="") from error
+
+    # ------------------------------------------------------------------ secret values
+
+    def put_secrets(self, start: int, content: bytes) -> None:
+        """Put down the secret variables of a start, unless that was done; then they may have been taken already."""
+        path = self.path / f"{start}.secrets"
+        new = self.path / f".{start}.secrets.{secrets.token_hex(4)}"
+        self._count()
+        with typed(path):
+            try:
+                with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE), "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                _take_place(new, path)
+            finally:
+                new.unlink(missing_ok=True)
+            sync_folder(self.path)
+
+    def burn_secrets(self) -> None:
+        """Leave no secret variables behind."""
+        self._count()
+        with typed(self.path):
+            for path in self.path.glob("*.secrets*"):
+                os.truncate(path, 0)
+            for path in self.path.glob(".*.secrets.*"):
+                path.unlink(missing_ok=True)
 
     # ------------------------------------------------------------------ claims
 
@@ -236,3 +264,14 @@ def _decode(decoder: msgspec.json.Decoder[T] | msgspec.msgpack.Decoder[T], data:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SpoolUnusable(f"{path} can't be read: {error}", hint="somebody else wrote to it") from error
+
+
+def _take_place(new: Path, path: Path) -> None:
+    """Give a file its name unless that is taken."""
+    try:
+        os.link(new, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            new.rename(path)

@@ -170,6 +170,7 @@ class Stager:
                 array_index=record.task - record.array_base if record.tasks else None,
                 link=str(self._spool.link),
                 environment=environment,
+                secrets=spec.sealed is not None,
             )
         )
 

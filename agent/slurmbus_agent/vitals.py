@@ -43,6 +43,7 @@ class Pulse:
         measuring: measures the agent.
         bytes_moved: what went over bus and link.
         handovers: how many processes led this agent before.
+        authority_expires_at: until when new jobs are taken; None without an end.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Pulse:
         unfinished: Callable[[], dict[str, int]],
         backlog: Callable[[], int],
         alarms: Callable[[], tuple[str, ...]],
+        authority_expires_at: Callable[[], float | None],
         measuring: Measuring,
         bytes_moved: Callable[[], BytesMoved],
         handovers: int = 0,
@@ -67,6 +69,7 @@ class Pulse:
         self._measuring = measuring
         self._bytes_moved = bytes_moved
         self._handovers = handovers
+        self._authority_expires_at = authority_expires_at
         self._started_at = time.time()
         self._user = getpass.getuser()  # a directory service may have to be asked
         self.bad_messages = 0
@@ -103,6 +106,7 @@ class Pulse:
             vitals=self._measure(),
             alarms=self._alarms(),
             released=role is Role.RELEASED,
+            authority_expires_at=self._authority_expires_at(),
         )
 
     def _measure(self) -> Vitals:

@@ -233,7 +233,7 @@ class ArrayInvocation(Invocation):
             array_throttle=self._array.throttle,
         )
         try:
-            client.submit(spec, key=key)
+            client.submit(spec, key=key, secret_env=self._request.secret_env)
         except TooLarge as error:
             raise wrong(
                 f"the request for {len(tasks)} tasks is too large ({error.message}): give the tasks less args, env and "

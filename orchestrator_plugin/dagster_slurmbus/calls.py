@@ -13,6 +13,7 @@ from dagster_slurmbus.launchers import ComputeLauncher
 from dagster_slurmbus.queue_config import Options
 from dagster_slurmbus.run_config import SlurmRunConfig
 from slurmbus.environments import AnyEnvironment
+from slurmbus.secret_env import SecretEnv
 
 
 class _Call(TypedDict, total=False):
@@ -27,6 +28,7 @@ class _Call(TypedDict, total=False):
     environment: AnyEnvironment | None
     ship_pipes_module: bool
     reattach_key: str | None
+    secret_env: SecretEnv | None
 
 
 class PayloadCall(_Call, total=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -94,6 +94,8 @@ class Request:
     reattach_key: str | None = None
     again: Policy = NO_POLICY
     metrics: OwnMetrics | None = None
+    secret_env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Sealed when the job is submitted. Only the names are a part of what is asked for."""
 
     @property
     def code_folder(self) -> Path | None:
@@ -260,7 +262,7 @@ class Invocation:
         name = attempt_client(self._call, self._ladder.number)
         _compat.record_launch(self._context, client=name, key=key, extras=extras)
         self._watching = watching = self._watch(client, key)
-        record = watching.follow(lambda: client.submit(spec, key=key))
+        record = watching.follow(lambda: client.submit(spec, key=key, secret_env=self._request.secret_env))
         return Done(client, record, watching.stderr, files)
 
     def _check_run(self) -> None:
@@ -314,7 +316,9 @@ class Invocation:
         )
 
     def _parts(self, spec: JobSpec) -> dict[str, str]:
-        return request_parts(spec, self._context.run_id, _compat.partition(self._context))
+        return request_parts(
+            spec, self._context.run_id, _compat.partition(self._context), sorted(self._request.secret_env)
+        )
 
     def _labels(self) -> dict[str, str]:
         context = self._injector.context

@@ -26,12 +26,13 @@ from dagster_slurmbus.own_metrics import OwnMetrics
 from dagster_slurmbus.queue_config import Options
 from dagster_slurmbus.reattach import OnChangedRequest
 from dagster_slurmbus.run_config import SlurmRunConfig
-from dagster_slurmbus.values import absolute, inside, resolved, wrong
+from dagster_slurmbus.values import absolute, inside, resolved, secrets, wrong
 from dagster_slurmbus.values import environment as variables
 from dagster_slurmbus.watching import Conduct
 from slurmbus.client import SiteClient
 from slurmbus.environments import AnyEnvironment
 from slurmbus.local import LOCAL_SITE
+from slurmbus.secret_env import SecretEnv
 from slurmbus_protocol.messages import CommandPlan
 
 
@@ -138,6 +139,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         on_out_of_memory: MoreMemory | None = None,
         on_timeout: MoreTime | None = None,
         metrics: OwnMetrics | None = None,
+        secret_env: SecretEnv | None = None,
     ) -> CompletedJob:
         """Run a command as one job and wait for its end; when this step is a retry, go on with the job that it has.
 
@@ -164,6 +166,8 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             on_timeout: run a job that reached its time limit again, with a longer one; else its step fails.
             metrics: called with the finished job; what it returns becomes further metadata. An error in it is told, and
                 fails nothing.
+            secret_env: variables of the job that nobody but the job and the site's agent can read: the names of
+                variables of this process, or a mapping from names to values. They stand in no log, record or metadata.
 
         Raises:
             dagster.Failure: the job failed or couldn't be submitted; the message says why and what to do.
@@ -188,6 +192,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             on_out_of_memory=on_out_of_memory,
             on_timeout=on_timeout,
             metrics=metrics,
+            secret_env=secret_env,
         )
         return self.invoke(context, request)
 
@@ -245,6 +250,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         on_out_of_memory: MoreMemory | None = None,
         on_timeout: MoreTime | None = None,
         metrics: OwnMetrics | None = None,
+        secret_env: SecretEnv | None = None,
     ) -> Request:
         """Check what was asked for, and put it together; the arguments are those of ``run``."""
         argv = _argv(command)
@@ -271,6 +277,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             reattach_key=reattach_key,
             again=Policy(on_out_of_memory=on_out_of_memory, on_timeout=on_timeout),
             metrics=metrics,
+            secret_env=secrets(secret_env),
         )
 
     def invoke(self, context: Context, request: Request) -> CompletedJob:

@@ -103,7 +103,9 @@ def choose(record: Record | None, *, same: bool, on_changed: OnChangedRequest) -
     return Choice.REPEAT if record is None else Choice.FOLLOW
 
 
-def request_parts(spec: JobSpec, run_id: str, partition: Mapping[str, str]) -> dict[str, str]:
+def request_parts(
+    spec: JobSpec, run_id: str, partition: Mapping[str, str], secrets: Sequence[str] = ()
+) -> dict[str, str]:
     """Hash each part of what a job asks for, so that a later attempt can tell whether it asks for the same.
 
     Of the Pipes context it takes what the user decides (extras, assets and their code versions), and leaves out what
@@ -113,6 +115,7 @@ def request_parts(spec: JobSpec, run_id: str, partition: Mapping[str, str]) -> d
         spec: the job.
         run_id: the run's.
         partition: what names the run's partition or partitions.
+        secrets: the names of its secret variables; of a value even a hash would say too much.
     """
     context: PipesContextData | None = json.loads(spec.pipes_context) if spec.pipes_context is not None else None
     parts: dict[str, object] = {
@@ -126,6 +129,8 @@ def request_parts(spec: JobSpec, run_id: str, partition: Mapping[str, str]) -> d
     }
     if spec.environment is not None:
         parts["runs in"] = spec.environment
+    if secrets:
+        parts["secret variables"] = secrets
     if context is not None:
         parts |= {
             "extras": context["extras"],

@@ -30,9 +30,10 @@ from dagster_slurmbus.queue_config import Options, SlurmQueueConfig
 from dagster_slurmbus.reattach import OnChangedRequest
 from dagster_slurmbus.run_config import SlurmRunConfig
 from dagster_slurmbus.sites import ENV_OF_A_SITE, SlurmSite, chosen_site, known_now
-from dagster_slurmbus.values import absolute, inside, resolved, wrong
+from dagster_slurmbus.values import absolute, inside, resolved, secrets, wrong
 from dagster_slurmbus.values import environment as variables
 from slurmbus.environments import AnyEnvironment
+from slurmbus.secret_env import SecretEnv
 from slurmbus_protocol.errors import InvalidName
 from slurmbus_protocol.subjects import check_token
 
@@ -66,6 +67,11 @@ class SlurmResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gener
         description="An absolute folder on the site under which working directories are made; else the agent's spool.",
     )
     env: dict[str, str] = Field(default_factory=dict, description=ENV_OF_A_SITE)
+    secret_env: list[str] = Field(
+        default_factory=list,
+        description="Names of variables of this process that every job gets, sealed so that only the job and the "
+        "site's agent can read their values.",
+    )
 
     @field_validator("env", mode="before")
     @classmethod
@@ -205,6 +211,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         on_out_of_memory: MoreMemory | None = None,
         on_timeout: MoreTime | None = None,
         metrics: OwnMetrics | None = None,
+        secret_env: SecretEnv | None = None,
     ) -> CompletedJob:
         """Run a payload as one job and wait for its end; when this step is a retry, go on with the job that it has.
 
@@ -234,6 +241,8 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             on_timeout: instead of the resource's.
             metrics: called with the finished job; what it returns becomes further metadata. An error in it is told, and
                 fails nothing.
+            secret_env: variables of the job that nobody but the job and the site's agent can read: the names of
+                variables of this process, or a mapping from names to values. They stand in no log, record or metadata.
 
         Raises:
             dagster.Failure: the job failed or couldn't be submitted; the message says why and what to do.
@@ -261,6 +270,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             on_out_of_memory=on_out_of_memory,
             on_timeout=on_timeout,
             metrics=metrics,
+            secret_env=secret_env,
         )
         return client.invoke(context, request)
 
@@ -322,6 +332,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         on_out_of_memory: MoreMemory | None = None,
         on_timeout: MoreTime | None = None,
         metrics: OwnMetrics | None = None,
+        secret_env: SecretEnv | None = None,
     ) -> tuple[PipesSlurmClient, Request]:
         """Check what was asked for, and put it together; the arguments are those of ``run``."""
         slurm = self.chosen(context)
@@ -354,6 +365,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
                 on_out_of_memory=on_out_of_memory or self.on_out_of_memory, on_timeout=on_timeout or self.on_timeout
             ),
             metrics=metrics,
+            secret_env={**secrets(slurm.secret_env if slurm else None), **secrets(secret_env)},
         )
         return client, request
 
@@ -388,7 +400,12 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         if other is None:
             return self.slurm
         return SlurmResource(
-            site=other.site, bus=self.slurm.bus, queue=other.queue, remote_base=other.remote_base, env=other.env
+            site=other.site,
+            bus=self.slurm.bus,
+            queue=other.queue,
+            remote_base=other.remote_base,
+            env=other.env,
+            secret_env=self.slurm.secret_env,
         )
 
 

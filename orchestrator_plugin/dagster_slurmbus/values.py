@@ -10,6 +10,8 @@ from typing import Any
 import dagster as dg
 
 from dagster_slurmbus._compat import is_env_var
+from slurmbus.secret_env import SecretEnv, secret_values
+from slurmbus_protocol.errors import InvalidSetting
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -45,6 +47,16 @@ def environment(values: Mapping[str, Any] | None, field: str) -> dict[str, str]:
             raise wrong(f"{field}[{name!r}] has a NUL character, which no environment variable can hold")
         checked[name] = value
     return checked
+
+
+def secrets(given: SecretEnv | None) -> dict[str, str]:
+    """Give the values of secret variables; what is wrong is told without them."""
+    if isinstance(given, Mapping):
+        given = {name: resolved(value, f"secret_env[{name!r}]") for name, value in given.items()}
+    try:
+        return secret_values(given, "secret_env")
+    except InvalidSetting as error:
+        raise wrong(str(error)) from error
 
 
 def inside(path: str, field: str) -> str:

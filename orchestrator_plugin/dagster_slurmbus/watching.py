@@ -16,6 +16,7 @@ from dagster_slurmbus.outcomes import Tail
 from dagster_slurmbus.reattach import OnChangedRequest
 from dagster_slurmbus.shown import Shown
 from slurmbus.client import Following, SiteClient
+from slurmbus.errors import check_refusal
 from slurmbus.events import Event, Finished, Gap, Output, StateChanged, Waiting
 from slurmbus_protocol.errors import SlurmbusError
 from slurmbus_protocol.messages import Record
@@ -75,13 +76,15 @@ class Watching:
             shown.close()
 
     def end(self, reason: str) -> Record:
-        """Cancel the job and wait for its end, however long that takes."""
-        self.client.cancel(self.key, reason)
+        """Cancel the job and wait for its end, however long that takes; ControlNotAllowed when the agent refuses."""
+        control = self.client.cancel(self.key, reason)
         with self.client.follow(self.key, streams=False) as following:
             for event in following:
                 if isinstance(event, Finished):
                     self.narrator.state(event.record)
                     return event.record
+                if isinstance(event, StateChanged):
+                    check_refusal(event.record, control)
                 if isinstance(event, StateChanged | Waiting):
                     self._take(event)
         raise RuntimeError(f"following job {self.key} ended without its final record")
@@ -138,7 +141,7 @@ class Watching:
             return
         log.info("the run was terminated: cancelling %s", job)
         try:
-            self.client.cancel(self.key, reason=f"Dagster run {self._context.run_id} was terminated")
+            control = self.client.cancel(self.key, reason=f"Dagster run {self._context.run_id} was terminated")
             deadline = time.monotonic() + self._conduct.termination_timeout_seconds
             while (left := deadline - time.monotonic()) > 0:
                 event = following.wait(left)
@@ -146,6 +149,8 @@ class Watching:
                     self._take(event)
                 if isinstance(event, Finished):
                     return
+                if isinstance(event, StateChanged):
+                    check_refusal(event.record, control)
         except SlurmbusError as error:
             log.warning("%s couldn't be cancelled: %s. Do it with 'slurmbus cancel %s'", job, error, self.key)
         else:

@@ -178,6 +178,7 @@ class SiteClient:
         key: str | None = None,
         valid_for: float = 86400.0,
         tell: Callable[[str], None] | None = None,
+        secret_env: Mapping[str, str] | None = None,
     ) -> str:
         """Sign and publish a submission until the bus has it durably, and give the job's key.
 
@@ -189,15 +190,17 @@ class SiteClient:
             key: the job's key; None makes one.
             valid_for: seconds in which an agent has to take it.
             tell: called with what is being waited for, should it take long.
+            secret_env: variables of the job that nobody but it and the site's agent shall read.
 
         Raises:
+            InvalidSetting: no key is known to which secret variables could be sealed.
             AgentTooOld: the site's agent would overlook a part of the request.
             TooLarge: the request is too big; ship data as files.
             BusFull: the bus takes no new requests.
             BusRefused: the bus doesn't let this user publish requests.
             BusUnreachable: it may or may not have been stored: repeat with the same key.
         """
-        return self._run_telling(self.core.submit(job, key=key, valid_for=valid_for), tell)
+        return self._run_telling(self.core.submit(job, key=key, valid_for=valid_for, secret_env=secret_env), tell)
 
     def record(self, key: str, task: int = 0) -> Record | None:
         """Read a job's record, or None when no agent has taken it yet."""
@@ -290,11 +293,11 @@ class SiteClient:
         patience: float = SUBMIT_PATIENCE,
         tell: Callable[[str], None] | None = None,
         task: int | None = None,
-    ) -> None:
-        """Ask durably for the job's end; returns when the bus has the request.
+    ) -> str:
+        """Ask durably for the job's end; returns when the bus has the request, with the request's own id.
 
-        It is accepted when the record shows it; until the job has ended this process publishes it again should the bus
-        start anew.
+        It is accepted when the record shows it, as it shows a refusal (see :func:`slurmbus.errors.check_refusal`).
+        Until the job has ended this process publishes it again should the bus start anew.
 
         Args:
             key: the job.
@@ -307,7 +310,7 @@ class SiteClient:
             BusFull: the bus takes no new requests.
             BusUnreachable: it may or may not have been stored: repeat it.
         """
-        self._run_telling(self.core.cancel(key, reason, patience, task), tell)
+        return self._run_telling(self.core.cancel(key, reason, patience, task), tell)
 
     def ask(self, verb: str, message: Message, answer: type[M], timeout: float = 5.0) -> M:
         """Ask the site's agent something that may fail.

@@ -8,14 +8,19 @@
     ├── UnknownSite        this home has no such site
     ├── LocalNotStarted    the local helper didn't come up
     ├── LoginFailed        nobody got in at the site, or the connection broke
-    └── SiteUnfit          the site lacks something that the agent needs
+    ├── SiteUnfit          the site lacks something that the agent needs
+    └── NotAllowed
+        └── ControlNotAllowed   the site's agent refused to do that to the job
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from slurmbus_protocol.errors import SlurmbusError
+from slurmbus_protocol.errors import NotAllowed, SlurmbusError
+
+if TYPE_CHECKING:  # the command answers --help without msgspec
+    from slurmbus_protocol.messages import Record
 
 
 class UnknownJob(SlurmbusError):
@@ -55,3 +60,16 @@ class SiteUnfit(SlurmbusError):
     """The site lacks something that the agent needs."""
 
     code: ClassVar[str] = "site-unfit"
+
+
+class ControlNotAllowed(NotAllowed):
+    """The site's agent refused to do that to the job."""
+
+    code: ClassVar[str] = "control-not-allowed"
+
+
+def check_refusal(record: Record, control: str) -> None:
+    """Raise ControlNotAllowed when the record says that this control was refused."""
+    refused = record.refused
+    if refused is not None and refused.id == control:
+        raise ControlNotAllowed(f"job {record.key} goes on: {refused.message}", hint=refused.hint)

@@ -129,7 +129,8 @@ class Outbox:
             # Of an array others may still be staged, or need their cancel: the agent's spool has the request by now.
             staged = isinstance(request.message, Submit) and record.state not in _UNTIL_STAGED and not record.tasks
             ended = record.state.is_final and (isinstance(request.message, Submit) or not record.tasks)
-            if staged or ended:
+            refused = isinstance(request.message, Cancel) and _is_refused(record, request.message)
+            if staged or ended or refused:
                 self.drop(request)
 
     def holds(self, request: SignedRequest) -> bool:
@@ -181,3 +182,7 @@ class Outbox:
 
 def _held(source: Path | bytes) -> int:
     return len(source) if isinstance(source, bytes) else len(str(source))
+
+
+def _is_refused(record: Record, cancel: Cancel) -> bool:
+    return record.refused is not None and record.refused.id == cancel.id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ class ConnectionSettings:
     home: Path | None = None
     tls_name: str | None = None
     """The name in the servers' certificate, when it isn't the host's in their address."""
+    seal_key: str | None = None
+    """The public key of the site's agent for secret values; None is what the site's profile has."""
 
     @classmethod
     def of_site(cls, home: Home, site: str) -> Self:
@@ -74,6 +77,7 @@ class ConnectionSettings:
             ca_file=_file(f"{prefix}_CA", env) or base.ca_file,
             home=home.path,
             tls_name=env.get(f"{prefix}_TLS_NAME") or base.tls_name,
+            seal_key=env.get(f"{prefix}_SEAL_KEY") or None,
         )
 
     @classmethod
@@ -124,6 +128,19 @@ class ConnectionSettings:
             raise InvalidSetting("there are neither servers nor a home")
         home = Home(self.home)
         return replace(settings, servers=(home.bus_url(),), ca_file=home.bus_authority(), tls_name=TLS_NAME)
+
+    def seal_key_of(self, site: str) -> str:
+        """Give the key to which secret values for a site's agent are sealed; InvalidSetting when none is known."""
+        public = self.seal_key
+        if public is None and self.home is not None:
+            with contextlib.suppress(UnknownSite):
+                public = Home(self.home).site(site).seal_public
+        if public is None:
+            raise InvalidSetting(
+                f"no key is known to which secret values for site {site} could be sealed",
+                hint=f"'slurmbus up {site}' or 'slurmbus sites add {site}' makes one; elsewhere set SLURMBUS_SEAL_KEY",
+            )
+        return public
 
     def signer(self) -> Signer:
         """Read the key that signs requests; InvalidSetting when there is none."""

@@ -16,10 +16,13 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+import msgspec
+
 from slurmbus.errors import AmbiguousJob, UnknownJob
 from slurmbus.events import AgentStatus, Cursor, Event, TaskEvent
 from slurmbus.following import TasksFollower, follow_one
 from slurmbus.outbox import SignedRequest
+from slurmbus.secret_env import check_secret_names
 from slurmbus.session import Session
 from slurmbus.snapshot import latest
 from slurmbus_protocol import blobs, capabilities, codec, subjects
@@ -41,9 +44,11 @@ from slurmbus_protocol.messages import (
     Message,
     Problem,
     Record,
+    Sealed,
     Submit,
 )
 from slurmbus_protocol.reading import read
+from slurmbus_protocol.sealing import seal
 from slurmbus_protocol.subjects import new_ulid
 
 T = TypeVar("T")
@@ -109,13 +114,27 @@ class Site:
 
     # ------------------------------------------------------------------ jobs
 
-    async def submit(self, job: JobSpec, *, key: str | None = None, valid_for: float = 86400.0) -> str:
-        """Sign and publish a submission until the bus has it durably."""
-        await self._check_agent(job)
+    async def submit(
+        self,
+        job: JobSpec,
+        *,
+        key: str | None = None,
+        valid_for: float = 86400.0,
+        secret_env: Mapping[str, str] | None = None,
+    ) -> str:
+        """Seal what is secret, sign and publish a submission until the bus has it durably."""
         key = key or new_ulid()
+        if secret_env:
+            job = msgspec.structs.replace(job, sealed=self._seal(secret_env, key))
+        await self._check_agent(job)
         message = Submit(key=key, site=self.name, expires_at=time.time() + valid_for, submitter=submitter(), job=job)
         await self._publish(message, SUBMIT_PATIENCE)
         return key
+
+    def _seal(self, secret_env: Mapping[str, str], key: str) -> Sealed:
+        check_secret_names(secret_env)
+        public = self.session.settings.seal_key_of(self.name)
+        return seal(secret_env, public, site=self.name, key=key, signer=self.session.signer.public)
 
     async def _check_agent(self, job: JobSpec) -> None:
         """Refuse what the site's agent would overlook; one that nobody has heard of yet decides for itself."""
@@ -127,8 +146,8 @@ class Site:
 
     async def cancel(
         self, key: str, reason: str = "", patience: float = SUBMIT_PATIENCE, task: int | None = None
-    ) -> None:
-        """Ask durably for the job's end, or for that of one task."""
+    ) -> str:
+        """Ask durably for the job's end, or for that of one task; give the id of this wish."""
         message = Cancel(
             id=new_ulid(),
             key=key,
@@ -139,6 +158,7 @@ class Site:
             task=task,
         )
         await self._publish(message, patience)
+        return message.id
 
     async def _publish(self, message: Submit | Cancel, patience: float) -> None:
         request = SignedRequest.of(message, self.session.signer)

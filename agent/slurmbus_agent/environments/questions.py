@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from nats.aio.msg import Msg
 
 from slurmbus_agent.audit import Audit
+from slurmbus_agent.authority.standing import Authority
 from slurmbus_agent.environments.service import Environments
 from slurmbus_agent.environments.store import Installation
 from slurmbus_agent.environments.tidying import Tidying, Users
@@ -23,7 +24,6 @@ from slurmbus_protocol.errors import (
     UnknownType,
     WrongAddress,
 )
-from slurmbus_protocol.signing import TrustedKeys
 
 Signed = wire.InstallEnvironment | wire.RemoveEnvironment
 
@@ -38,7 +38,7 @@ class EnvironmentQuestions:
         tidying: removes them.
         users: who uses them.
         unused_days: after which they are removed.
-        keys: whose wishes to install or to remove are granted.
+        authority: whose wishes to install or to remove are granted.
         bus_time: the bus's clock, or None when it isn't known.
         audit: where these are noted.
         leading: whether this agent serves the site at this moment.
@@ -53,7 +53,7 @@ class EnvironmentQuestions:
         *,
         users: Users,
         unused_days: float,
-        keys: TrustedKeys,
+        authority: Authority,
         bus_time: Callable[[], float | None],
         audit: Audit,
         leading: Callable[[], bool],
@@ -64,7 +64,7 @@ class EnvironmentQuestions:
         self._tidying = tidying
         self._users = users
         self._unused_days = unused_days
-        self._keys = keys
+        self._authority = authority
         self._bus_time = bus_time
         self._audit = audit
         self._leading = leading
@@ -126,8 +126,9 @@ class EnvironmentQuestions:
 
     # ------------------------------------------------------------------ what has to be signed
 
-    def _verified(self, msg: Msg) -> Signed:
-        signer = self._keys.verify(msg.subject, msg.data, msg.headers)
+    async def _verified(self, msg: Msg) -> Signed:
+        await self._authority.freshen()
+        signer = self._authority.verify(msg.subject, msg.data, msg.headers)
         wish = codec.decode(msg.data)
         if not isinstance(wish, Signed):
             raise UnknownType(f"a {wish.TYPE} message can't be asked on {msg.subject}", hint="")
@@ -136,14 +137,15 @@ class EnvironmentQuestions:
         now = self._bus_time()
         if now is not None and wish.expires_at < now:
             raise RequestExpired("the request had expired before the agent could take it")
+        self._authority.check_person(signer, wish.submitter)
         digest = wish.environment.digest if isinstance(wish, wire.InstallEnvironment) else wish.digest
         if f"{wish.TYPE} {digest}" not in self._seen:  # they are asked again and again until it is done
             self._seen.add(f"{wish.TYPE} {digest}")
-            self._audit.write(wish.TYPE, digest=digest, signer=signer[:16], submitter=wish.submitter)
+            self._audit.write(wish.TYPE, digest=digest, signer=signer, submitter=wish.submitter)
         return wish
 
     async def _install(self, msg: Msg) -> wire.Message:
-        wish = self._verified(msg)
+        wish = await self._verified(msg)
         if not isinstance(wish, wire.InstallEnvironment):
             raise UnknownType(f"expected install-environment, got {wish.TYPE}", hint="")
         ref = wish.environment
@@ -161,7 +163,7 @@ class EnvironmentQuestions:
         return wire.EnvironmentStatus(digest=ref.digest, ready=True, path=str(found.prefix))
 
     async def _remove(self, msg: Msg) -> wire.Message:
-        wish = self._verified(msg)
+        wish = await self._verified(msg)
         if not isinstance(wish, wire.RemoveEnvironment):
             raise UnknownType(f"expected remove-environment, got {wish.TYPE}", hint="")
         found = await asyncio.to_thread(self._environments.store.find, wish.digest)

@@ -117,6 +117,23 @@ def slurm_ids(plan: Plan) -> tuple[int, int]:
     return int(array_id), own_id
 
 
+def secret_values(plan: Plan, start: int, signals: Signals) -> dict[str, str]:
+    """Wait for the secret variables of a start, and give them."""
+    from slurmbus_agent.runner import secret_values  # noqa: PLC0415 - most jobs don't need it
+
+    return secret_values.read(plan.folder, start, signals)
+
+
+def burn_secret_values(plan: Plan, start: int) -> None:
+    """Leave no secret variables behind in the spool."""
+    from slurmbus_agent.runner import secret_values  # noqa: PLC0415 - most jobs don't need it
+
+    try:
+        secret_values.burn(plan.folder, start)
+    except OSError as error:
+        say(0, f"{start}.secrets can't be emptied: {spool_trouble(error)[0]}")
+
+
 def run(plan: Plan, identity: dict[str, Any], signals: Signals) -> int:
     """Run the payload of a claimed start to its end, and give the exit code for Slurm."""
     start: int = identity["start"]
@@ -138,12 +155,19 @@ def run(plan: Plan, identity: dict[str, Any], signals: Signals) -> int:
             writers[name] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         plan.runs_in.check()
         command = plan.command(start, os.path.abspath(sys.argv[0]))
-        running = payload.start(command, plan.environment(start), plan.cwd, writers["stdout"], writers["stderr"])
+        env = plan.environment(start)
+        if plan.secrets:
+            env.update(secret_values(plan, start, signals))
+        running = payload.start(command, env, plan.cwd, writers["stdout"], writers["stderr"])
+        del env
     except payload.NotStarted as error:
         end.update(exit_code=error.exit_code, error=str(error)[:LONGEST_ERROR], error_code=ERROR_NOT_STARTED)
     except OSError as error:
         words, code = spool_trouble(error)
         end.update(exit_code=EXIT_SETUP, error=words, error_code=code)
+    finally:
+        if plan.secrets:
+            burn_secret_values(plan, start)
 
     from slurmbus_agent.runner.following import Following  # noqa: PLC0415 - the payload needn't wait for it
 

@@ -31,6 +31,7 @@ class Plan:
             self.secret = a2b_base64(content["secret"])
             self.preamble = str(content.get("preamble") or "")
             self.env = {str(name): str(value) for name, value in (content.get("env") or {}).items()}
+            self.secrets = bool(content.get("secrets"))
             self.requeue = bool(content.get("requeue"))
             self.array_index: int | None = content.get("array_index")
             self.pipes = bool(content.get("pipes"))

@@ -4,8 +4,10 @@ Files of a job, ``jobs/<key>.<task>/`` in the spool (JSON unless it says otherwi
 
     request       the signed request as it came from the bus (msgpack; the runner doesn't read it); an array's tasks
                   share the one in arrays/<key>/ of the spool
-    plan.json     key, task, argv, cwd, secret (base64), preamble, env, requeue, pipes, pipes_path, launch, link,
+    plan.json     key, task, argv, cwd, secret (base64), preamble, env, secrets (whether there are any),
+                  requeue, pipes, pipes_path, launch, link,
                   array_index (of an array's task: its index in Slurm)
+    <n>.secrets   env {name: value} or error, for start n; emptied, not removed, when the payload has it
     context       Dagster Pipes' context, there when the plan says pipes
     starts/<n>    a symlink to nothing: its target is the claim of start n, see claims.py
     <n>.stdout    <n>.stderr  <n>.messages: the streams of start n, bytes

@@ -8,7 +8,7 @@ from slurmbus.client import SiteClient
 from slurmbus.commands.console import note
 from slurmbus.commands.follow import tell_waiting, wait_for_agent
 from slurmbus.commands.options import open_site, site_options
-from slurmbus.errors import UnknownJob
+from slurmbus.errors import UnknownJob, check_refusal
 from slurmbus.site import KEY_LENGTH
 from slurmbus_protocol.arrays import compact
 from slurmbus_protocol.messages import Record
@@ -41,13 +41,22 @@ def command(site: str | None, *, local: bool, reason: str, task: int | None, job
         if not unfinished:
             note(f"{_named(key, task)} has already ended: {record.state}")
             return
-        client.cancel(key, reason, tell=tell_waiting, task=task)
-        note(f"asked site {client.site} to end {_named(key, task)}")
-        wait_for_agent(client, key, lambda record: record.cancel is not None, unfinished[0].task)
+        _cancel(client, key, reason, task, min(one.task for one in unfinished))
         return
-    client.cancel(key, reason, tell=tell_waiting, task=task)
+    _cancel(client, key, reason, task, task or 0)
+
+
+def _cancel(client: SiteClient, key: str, reason: str, task: int | None, shown: int) -> None:
+    """Ask for the end, and wait for the agent's yes or no in the record of the task that shows it."""
+    control = client.cancel(key, reason, tell=tell_waiting, task=task)
     note(f"asked site {client.site} to end {_named(key, task)}")
-    wait_for_agent(client, key, lambda record: record.cancel is not None, task or 0)
+
+    def is_answered(record: Record) -> bool:
+        return record.cancel is not None or (record.refused is not None and record.refused.id == control)
+
+    record = wait_for_agent(client, key, is_answered, shown)
+    if record is not None:
+        check_refusal(record, control)
 
 
 def _meant(client: SiteClient, record: Record, task: int | None) -> list[Record]:

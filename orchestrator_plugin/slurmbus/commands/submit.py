@@ -17,6 +17,7 @@ from slurmbus.commands.options import json_option, open_site, site_options
 from slurmbus.commands.view import JobView
 from slurmbus.events import Finished, StateChanged
 from slurmbus.exits import REFUSED, SUCCESS
+from slurmbus.secret_env import secret_values
 from slurmbus_protocol import traces
 from slurmbus_protocol.environments import check_name
 from slurmbus_protocol.errors import InvalidSetting
@@ -51,6 +52,13 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
     help="Any other option of sbatch: --option time-min=10 --option contiguous.",
 )
 @click.option("--env", "-e", "variables", multiple=True, metavar="K=V", help="A variable for the job; K alone copies.")
+@click.option(
+    "--secret",
+    "secrets",
+    multiple=True,
+    metavar="NAME",
+    help="A variable of this shell for the job whose value only the job and the site's agent can read.",
+)
 @click.option("--environment", metavar="NAME|HASH", help="What it runs in: see 'slurmbus env list' and 'env push'.")
 @click.option(
     "--file", "-f", "files", multiple=True, metavar="PATH[:TARGET]", help="A file to put into the job's folder."
@@ -77,6 +85,7 @@ def command(
     options = _options(request)  # before anything is opened: mistakes come at once
     name = _name(request["name"], request["argv"][0])
     env = dict(_variable(item) for item in request["variables"])
+    secret_env = secret_values(request["secrets"], "--secret")
     environment = NamedEnvironment(name=check_name(request["environment"])) if request["environment"] else None
     sources = [_source(item) for item in files]
     client = open_site(site, local=local)
@@ -90,7 +99,7 @@ def command(
         environment=environment,
         trace=traces.from_variables(os.environ),
     )
-    key = client.submit(job, tell=tell_waiting)
+    key = client.submit(job, tell=tell_waiting, secret_env=secret_env)
     if not follow:
         if as_json:
             show_json({"key": key, "site": client.site})

@@ -1,0 +1,79 @@
+"""Looks at the authority's files while an agent runs, and says when it has to end or to begin anew."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import ClassVar
+
+from slurmbus_agent.audit import Audit
+from slurmbus_agent.authority.standing import Authority
+from slurmbus_protocol.errors import SlurmbusError
+
+log = logging.getLogger(__name__)
+
+
+class StoppedByFile(SlurmbusError):
+    """There is a stop file."""
+
+    code: ClassVar[str] = "stopped-by-file"
+
+
+class Guard:
+    """Reads the files again, at the pace of the heartbeat, since each look costs CPU time on the login node.
+
+    Args:
+        authority: is told to read again.
+        audit: where a stop is noted.
+        interval: seconds until the next look.
+        end: is called when the agent has to end.
+        begin_anew: is called, with a reason, when another process has to take over, with the bundle as it is now.
+    """
+
+    def __init__(
+        self,
+        authority: Authority,
+        audit: Audit,
+        interval: Callable[[], float],
+        end: Callable[[], None],
+        begin_anew: Callable[[str], None],
+    ) -> None:
+        self._authority = authority
+        self._audit = audit
+        self._interval = interval
+        self._end = end
+        self._begin_anew = begin_anew
+        self.words = ""
+        """Why it ends, for people; stands in the last heartbeat."""
+
+    def stopped(self) -> StoppedByFile:
+        """Give the reason as an error."""
+        return StoppedByFile(f"the agent is {self.words}", hint="remove the file, then start the agent")
+
+    async def look(self) -> None:
+        """Look for a stop file.
+
+        Raises:
+            StoppedByFile: there is one.
+        """
+        stop = await asyncio.to_thread(self._authority.files.stopped_by)
+        if stop is not None:
+            self.words = f"stopped by the file {stop}; jobs go on"
+            self._audit.write("stopped", file=stop)
+            raise self.stopped()
+
+    async def run(self) -> None:
+        """Look for ever, or until the agent has to end."""
+        while True:
+            try:
+                await self.look()
+            except StoppedByFile as stopped:
+                log.warning("%s", stopped)
+                self._end()
+                return
+            await self._authority.refresh()
+            if self._authority.bundle_changed:
+                self._audit.write("bundle changed")
+                self._begin_anew(f"its bundle {self._authority.files.bundle} has changed")
+            await asyncio.sleep(self._interval())

@@ -1,0 +1,163 @@
+"""What an agent may do, for whom and until when: a real agent, whose files are changed while it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from contract.agent_site import SITE, shell
+from contract.authority_site import QUICK, Guarded, guarded_site
+from contract.bus_site import wait_until
+from slurmbus import authority
+from slurmbus.errors import ControlNotAllowed, check_refusal
+from slurmbus_protocol import grants
+from slurmbus_protocol.messages import JobOptions, JobSpec
+from slurmbus_protocol.states import JobState
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    with guarded_site(tmp_path_factory.mktemp("guarded")) as site:
+        yield site
+
+
+@pytest.fixture
+def go(tmp_path: Path) -> Iterator[Path]:
+    """A file that lets jobs end which wait for it; it comes at the latest when the test is over."""
+    path = tmp_path / "go"
+    yield path
+    path.touch()
+
+
+def waiting(go: Path) -> JobSpec:
+    return shell(f"for _ in $(seq 1200); do test -e {go} && exit 0; sleep 0.05; done; exit 1")
+
+
+# ---------------------------------------------------------------------- policy
+
+
+def test_a_policy_is_taken_and_dropped_without_a_restart(guarded: Guarded) -> None:
+    before = guarded.heartbeat().agent_id
+    big = JobSpec(name="big", plan=QUICK.plan, options=JobOptions(nodes=2))
+    with guarded.policy("max_nodes = 1\n") as policy:
+        wait_until(lambda: guarded.run(big).error_code == "policy", "the policy to be read")
+        record = guarded.run(big)
+        assert (record.state, record.name) == (JobState.REJECTED, "big")
+        assert record.reason is not None
+        assert record.reason.startswith("nodes: 2 are more than 1")
+        assert str(policy) in record.reason
+        assert record.hint == "ask for 1 or less"
+        assert guarded.run().state is JobState.COMPLETED
+        assert any(line["what"] == "refused" and line["error"] == "policy" for line in guarded.audit())
+    wait_until(lambda: guarded.run(big).error_code != "policy", "the policy to be forgotten")
+    assert guarded.heartbeat().agent_id == before
+
+
+def test_a_policy_that_breaks_stops_new_jobs_and_says_so(guarded: Guarded, go: Path) -> None:
+    key = guarded.client.submit(waiting(go))
+    guarded.wait_for_state(key, JobState.RUNNING)
+    with guarded.policy("max_nodse = 1\n"):
+        wait_until(lambda: guarded.run().state is JobState.REJECTED, "the policy to be read")
+        assert "max_nodse" in (guarded.run().reason or "")
+        wait_until(lambda: any("max_nodse" in alarm for alarm in guarded.heartbeat().alarms), "the alarm")
+        assert guarded.record(key).state is JobState.RUNNING
+        go.touch()
+        guarded.wait_for_state(key, JobState.COMPLETED)
+    wait_until(lambda: guarded.run().state is JobState.COMPLETED, "the policy to be forgotten")
+
+
+def test_jobs_at_once_are_limited(guarded: Guarded, go: Path) -> None:
+    one = guarded.client.submit(waiting(go))
+    guarded.wait_for_state(one, JobState.RUNNING)
+    with guarded.policy("max_jobs = 1\n"):
+        wait_until(lambda: guarded.run().error_code == "policy", "the policy to be read")
+        assert "1 unfinished and 1 more are more than 1" in (guarded.run().reason or "")
+        go.touch()
+        guarded.wait_for_state(one, JobState.COMPLETED)
+        wait_until(lambda: guarded.run().state is JobState.COMPLETED, "room for another one")
+
+
+# ---------------------------------------------------------------------- authority that ends
+
+
+def test_authority_ends_is_renewed_and_never_touches_what_runs(guarded: Guarded, go: Path) -> None:
+    """After its end no new jobs; the running one is followed, and may be cancelled; a login brings it back."""
+    home, path = guarded.site.home, guarded.beside_bundle("grant")
+    running = guarded.client.submit(waiting(go))
+    ending = guarded.client.submit(waiting(go))
+    for key in (running, ending):
+        guarded.wait_for_state(key, JobState.RUNNING)
+    before = guarded.heartbeat().agent_id
+    try:
+        long_ago = time.time() - 8 * grants.DAY
+        path.write_bytes(grants.write(grants.issue(guarded.signer, SITE, "alice@laptop", now=long_ago)))
+        wait_until(lambda: guarded.run().state is JobState.REJECTED, "the end of the authority")
+        wait_until(lambda: any("authority has ended" in alarm for alarm in guarded.heartbeat().alarms), "the alarm")
+        assert guarded.heartbeat().authority_expires_at == pytest.approx(long_ago + 7 * grants.DAY)
+        record = guarded.run()
+        assert (record.state, record.error_code) == (JobState.REJECTED, "authority-expired")
+        assert f"log in: slurmbus up {SITE}" in (record.hint or "")
+        guarded.client.cancel(ending)
+        guarded.wait_for_state(ending, JobState.CANCELLED)
+        go.touch()
+        guarded.wait_for_state(running, JobState.COMPLETED)
+        authority.renew(home, SITE, days=0.5)
+        wait_until(lambda: guarded.run().state is JobState.COMPLETED, "the renewed authority")
+        wait_until(lambda: any("authority ends in" in alarm for alarm in guarded.heartbeat().alarms), "the alarm")
+        assert guarded.heartbeat().agent_id == before
+        assert any(line["what"] == "authority" for line in guarded.audit())
+    finally:
+        path.unlink(missing_ok=True)
+    wait_until(lambda: guarded.heartbeat().authority_expires_at is None, "the grant to be forgotten")
+
+
+# ---------------------------------------------------------------------- whose job it is
+
+
+def test_another_deployment_cannot_cancel_and_sees_why(guarded: Guarded, go: Path) -> None:
+    with guarded.deployment("other") as other:
+        key = guarded.client.submit(waiting(go))
+        guarded.wait_for_state(key, JobState.RUNNING)
+        assert guarded.record(key).signer == guarded.signer.public
+        control = other.cancel(key)
+        wait_until(lambda: guarded.record(key).refused is not None, "the refusal")
+        with pytest.raises(ControlNotAllowed, match="submitted with the key"):
+            check_refusal(guarded.record(key), control)
+        assert guarded.record(key).cancel is None
+        with guarded.policy('control = "trusted"\n'):
+            wait_until(lambda: "policy.toml" in str(guarded.audit()[-1]), "the policy to be read")
+            other.cancel(key)
+            guarded.wait_for_state(key, JobState.CANCELLED)
+
+
+# ---------------------------------------------------------------------- the stop file
+
+
+@pytest.mark.parametrize("place", ["spool", "config"])
+def test_a_stop_file_ends_the_agent_and_keeps_it_down(guarded: Guarded, go: Path, place: str) -> None:
+    key = guarded.client.submit(waiting(go))
+    guarded.wait_for_state(key, JobState.RUNNING)
+    stop = guarded.spool / "stop" if place == "spool" else guarded.beside_bundle("stop")
+    process = guarded.agent.process
+    assert process is not None
+    stop.touch()
+    try:
+        assert process.wait(20) == 4
+        words = guarded.heartbeat().alarms
+        assert any(str(stop) in alarm for alarm in words)
+        assert guarded.heartbeat().released
+        guarded.agent.start()
+        assert guarded.agent.process is not None
+        assert guarded.agent.process.wait(20) == 4
+        log = (guarded.folder / "agent.log").read_text()
+        assert "remove the file" in log
+        assert any(line["what"] == "stopped" for line in guarded.audit())
+        go.touch()
+    finally:
+        stop.unlink()
+        guarded.agent.start()
+        guarded.agent.wait_until_it_serves()
+    guarded.wait_for_state(key, JobState.COMPLETED)
