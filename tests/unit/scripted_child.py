@@ -2,7 +2,7 @@
 
 ``FOLDER/<kind>`` holds what calls of that kind do: ``hang`` (until the file goes), ``die``, ``garbage``, ``noise``,
 ``refuse``, ``unavailable``, ``unknown``; without the file they are answered. ``FOLDER/start`` is for the start itself.
-``FOLDER/log`` lists the calls that were carried out.
+``FOLDER/log`` lists the calls that were carried out. ``FOLDER/number`` says how many running jobs there are.
 """
 
 from __future__ import annotations
@@ -42,6 +42,12 @@ class Scripted:
 
     def jobs(self) -> list[Observation]:
         self._act("jobs")
+        many = FOLDER / "number"
+        if many.exists():
+            return [
+                Observation(job_id=number, name=f"job{number}", state="RUNNING")
+                for number in range(1, int(many.read_text()) + 1)
+            ]
         return [Observation(job_id=42, name="job", state="RUNNING", flags=("COMPLETING",))]
 
     def job(self, job_id: int, task: int | None = None) -> Observation | None:

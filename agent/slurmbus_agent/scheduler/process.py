@@ -262,9 +262,7 @@ class ChildScheduler:
             async with asyncio.timeout(None if self._channel is None else self._limits.idle):
                 await self._news.wait()
         except TimeoutError:
-            channel, self._channel = self._channel, None
-            if channel is not None:
-                await channel.stop()
+            await self._let_go()
 
     async def _serve(self, call: _Waiting) -> None:
         if call.answer.done():
@@ -361,8 +359,7 @@ class ChildScheduler:
         if self._channel is not None and self._channel.is_gone:
             await self._drop("it had ended")
         if self._channel is not None and self._cpu_limit and processes.cpu_seconds(self._channel.pid) > self._cpu_limit:
-            channel, self._channel = self._channel, None
-            await channel.stop()
+            await self._let_go()
         if self._channel is None:
             try:
                 self._channel = await Channel.start(self._argv, self._env, self._limits.start)
@@ -372,6 +369,12 @@ class ChildScheduler:
                 self._went_down(error.message)
                 raise
         return self._channel
+
+    async def _let_go(self) -> None:
+        """Let the child end by itself."""
+        if self._channel is not None:
+            await self._channel.stop()
+            self._channel = None
 
     async def _drop(self, why: str) -> None:
         channel, self._channel = self._channel, None
