@@ -93,7 +93,7 @@ class Pulse:
             epoch=epoch,
             leader=role is Role.LEADER,
             interval=interval,
-            lease_seconds=budgets.LEASE_FACTOR * interval,
+            lease_seconds=min(budgets.LEASE_FACTOR * interval, budgets.LEASE_IDLE),
             host=platform.node(),
             user=self._user,
             pid=os.getpid(),
