@@ -243,6 +243,7 @@ class Agent:
         finally:
             stopped.cancel()
             await environments.aclose()
+            await scheduler.aclose()  # nothing of this agent reaches Slurm once another one leads
             await lease.release()
 
     async def _lead_once(self, bus: Bus, lease: Lease, pulse: Pulse, tools: Tools) -> None:
@@ -390,7 +391,8 @@ class Agent:
             while (left := deadline - time.monotonic()) > 0 and (busy or not jobs):
                 changed.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), left)
+                    async with asyncio.timeout(left):
+                        await changed.wait()
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

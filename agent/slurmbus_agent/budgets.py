@@ -30,11 +30,18 @@ SLOW_CALLS = 0.8
 STRETCH_MOST = 8.0
 """Jobs are then looked at every four minutes; starts and ends are pushed all the same."""
 
+MEASURE_IDLE = 60.0
+"""Seconds between two measurements of an agent without jobs: looking at itself is a third of what a heartbeat costs."""
+MEASURE_MEMORY = 10.0
+"""Seconds between two looks at memory and open files while there are jobs."""
+
 # ---- the lease, heartbeat and connection probe (one message does all three)
-HEARTBEAT_IDLE = 13.0
-"""Each heartbeat costs 0.5 to 1.4 ms of CPU time, the more the less else the host's caches have to hold."""
-LEASE_IDLE = 26.0
-"""With it a standby has taken over within 30 s. A renewal that failed has 13 s to be tried again, five times."""
+HEARTBEAT_IDLE = 18.0
+"""Each heartbeat costs 0.5 ms of CPU time on a quiet host, and three times as much on one whose caches are full of
+others' data."""
+LEASE_IDLE = 25.0
+"""With it a standby, which looks every 4.5 s, has taken over within 30 s. A renewal that fails has 6 s to be tried
+again; should it fail for longer, a standby takes over from an agent that has nothing to do."""
 HEARTBEAT_BUSY = 2.0
 """While there are jobs a dead agent shall be noticed within seconds."""
 LEASE_FACTOR = 3.0
@@ -56,7 +63,7 @@ ADOPT_AT_ONCE = 16
 BUS_PING = 240
 """Seconds between two pings of a connection: renewing the lease shows sooner whether it lives, and a NAT that forgets
 quiet connections does so after five minutes or more."""
-INTAKE_HEARTBEAT = 30.0
+INTAKE_HEARTBEAT = 60.0
 """Seconds between two signs of life of the server to the question for requests. A connection that is lost is noticed by
 the lease; these only show that the server still knows of the question, and each costs 0.3 ms of CPU time."""
 

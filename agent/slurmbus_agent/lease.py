@@ -137,7 +137,9 @@ class Lease:
                     await self._bus.publish(
                         self._standby_subject, codec.encode(self._heartbeat(holder.epoch, Role.STANDBY))
                     )
-                pause = self._looks_again(holder)
+                # The lease's end isn't slept through: it counts from when this standby saw it renewed.
+                left = seen[1] + holder.lease_seconds - boot_time()
+                pause = min(self._looks_again(holder), max(left, budgets.GUARD_AGAIN))
             except (BusUnreachable, BusFull) as error:
                 log.info("waiting for the bus: %s", error)
             await asyncio.sleep(pause)

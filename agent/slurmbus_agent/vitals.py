@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from slurmbus_agent import __version__, budgets
-from slurmbus_agent.guest import processes
 from slurmbus_agent.guest.measuring import Measuring
 from slurmbus_agent.lease import Role
 from slurmbus_protocol.capabilities import ADDITIONS
@@ -80,9 +79,13 @@ class Pulse:
     @property
     def interval(self) -> float:
         """Seconds until the next heartbeat: short while there are jobs."""
-        if not self.arriving and not self._unfinished():
+        if self._idle:
             return budgets.HEARTBEAT_IDLE
         return min(budgets.HEARTBEAT_BUSY * self._measuring.judgement.stretch, budgets.HEARTBEAT_IDLE)
+
+    @property
+    def _idle(self) -> bool:
+        return not self.arriving and not self._unfinished()
 
     def message(self, epoch: int, role: Role) -> Heartbeat:
         """Give the heartbeat of this moment."""
@@ -110,13 +113,13 @@ class Pulse:
         )
 
     def _measure(self) -> Vitals:
-        judgement = self._measuring.look()
+        judgement = self._measuring.look(idle=self._idle)
         scheduler = self._measuring.scheduler
         moved = self._bytes_moved()
         return Vitals(
             cpu_seconds=self._measuring.cpu_seconds,
             rss=self._measuring.rss,
-            open_files=processes.open_files(),
+            open_files=self._measuring.open_files,
             jobs=self._unfinished(),
             backlog=self._backlog(),
             bad_messages=self.bad_messages,

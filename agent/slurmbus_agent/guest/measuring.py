@@ -52,15 +52,25 @@ class Measuring:
         self._began = time.monotonic()
         self._counted: deque[tuple[float, int, int]] = deque([(self._began, 0, 0)])
         self.scheduler = Footprint()
-        self.rss = 0
+        self._due = self._memory_due = 0.0
+        self.rss = self.open_files = 0
         self.cpu_seconds = 0.0
         """Of all of the agent's processes."""
         self.judgement = Judgement()
 
-    def look(self) -> Judgement:
-        """Measure, set the pace, and say what follows."""
+    def look(self, *, idle: bool) -> Judgement:
+        """Measure, set the pace, and say what follows; of an idle agent only now and then."""
+        if not idle or time.monotonic() >= self._due:
+            self._due = time.monotonic() + budgets.MEASURE_IDLE
+            self._measure()
+        self._judged(self.judgement)
+        return self.judgement
+
+    def _measure(self) -> None:
         self.scheduler = self._footprint()
-        self.rss = processes.resident()
+        if time.monotonic() >= self._memory_due:
+            self._memory_due = time.monotonic() + budgets.MEASURE_MEMORY
+            self.rss, self.open_files = processes.resident(), processes.open_files()
         own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
         alone = own.ru_utime + own.ru_stime
         self.cpu_seconds = alone + ended.ru_utime + ended.ru_stime + self.scheduler.cpu_seconds
@@ -77,8 +87,6 @@ class Measuring:
             self._limits,
         )
         self._pace.stretch = self.judgement.stretch
-        self._judged(self.judgement)
-        return self.judgement
 
     def _lately(self) -> tuple[int, int]:
         """Give how many calls there were in the window."""
