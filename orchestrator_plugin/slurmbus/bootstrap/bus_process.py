@@ -17,6 +17,11 @@ def bus_of(home: Home) -> Background:
     return Background(home.path / "up", "bus", "slurmbus.bootstrap.bus_process", (str(home.path),))
 
 
+def stop(home: Home) -> bool:
+    """End it; False when it didn't run."""
+    return bus_of(home).stop()
+
+
 def main(arguments: list[str]) -> int:
     """Run the bus until SIGTERM."""
     home, ready = Home(Path(arguments[0])), int(arguments[1])

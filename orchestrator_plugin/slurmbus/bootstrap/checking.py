@@ -16,8 +16,6 @@ from slurmbus_protocol.messages import CommandPlan, Heartbeat, JobSpec, Ping, Re
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import Stream
 
-AGENT_PATIENCE = 60.0
-"""Seconds until an agent that was started answers: a cold file system, and trying out Slurm's libraries."""
 JOB_PATIENCE = 180.0
 """Seconds that the trial job may wait in the queue and run; a busy cluster isn't broken."""
 ASK_AGAIN = 0.3
@@ -70,13 +68,12 @@ class _Answer(msgspec.Struct, frozen=True):
     why: str
 
 
-def await_agent(client: SiteClient, patience: float = AGENT_PATIENCE, *, pid: int | None = None) -> Heartbeat:
+def await_agent(client: SiteClient, patience: float) -> Heartbeat:
     """Wait until the site's agent answers a question over the bus.
 
     Args:
         client: of the site.
         patience: seconds.
-        pid: the process that shall answer, where it is known.
 
     Raises:
         SiteUnreachable: none does, in all that time.
@@ -85,13 +82,10 @@ def await_agent(client: SiteClient, patience: float = AGENT_PATIENCE, *, pid: in
     deadline = time.monotonic() + patience
     while True:
         try:
-            found = client.ask("info", Ping(sent_at=time.time()), Heartbeat, timeout=2.0)
+            return client.ask("info", Ping(sent_at=time.time()), Heartbeat, timeout=2.0)
         except SiteUnreachable:
             if time.monotonic() > deadline:
                 raise
-        else:
-            if pid is None or found.pid == pid or time.monotonic() > deadline:
-                return found
         time.sleep(ASK_AGAIN)
 
 

@@ -39,6 +39,8 @@ class Supervised:
     environment: dict[str, str]
 
     kind: ClassVar[str]
+    patience: ClassVar[float] = 60.0
+    """Seconds until an agent that was started answers: a cold file system, and trying out Slurm's libraries."""
 
     def arguments(self, verb: str, *more: str) -> str:
         """Give the command line of the agent's command, quoted for a shell."""
@@ -139,6 +141,7 @@ class Scrontab(Cron):
 
     kind = "scrontab"
     program = "scrontab"
+    patience = 240.0  # until the next minute, and then in the queue
 
     def lines(self) -> str:
         """Give the entry. The next start waits for the end of this one. Source: scrontab(1)."""

@@ -35,6 +35,9 @@ from slurmbus.settings import ConnectionSettings
 from slurmbus_protocol.errors import BusUnreachable, SiteUnreachable
 from slurmbus_protocol.messages import Heartbeat
 
+STANDING_PATIENCE = 10.0
+"""Seconds in which an agent whose heart beats answers."""
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -141,7 +144,10 @@ class Up:
             return False
         if not authority.is_fresh(self.home, self.site):
             return False
-        self._outcome.heartbeat = checking.await_agent(self._client)
+        try:
+            self._outcome.heartbeat = checking.await_agent(self._client, STANDING_PATIENCE)
+        except SiteUnreachable:
+            return False
         self._outcome.version, self._outcome.way = before.version, before.way
         self._outcome.supervisor = before.supervisor
         self._outcome.logged_in = False
@@ -165,7 +171,7 @@ class Up:
         self._start(remote, supervised, version, found, before)
         if found.slurm and found.slurm.version:
             self._outcome.account = account.look(remote, found.user, found.environment)
-        self._check()
+        self._check(supervised.patience)
         installing.tidy(remote, layout)
         self._outcome.supervisor = chosen.supervisor.what
         journal.write(
@@ -315,10 +321,10 @@ class Up:
 
     # ------------------------------------------------------------------ afterwards
 
-    def _check(self) -> None:
+    def _check(self, patience: float) -> None:
         self._tell.progress("waiting for the agent to answer over the bus", 0, 0)
         try:
-            heartbeat = checking.await_agent(self._client)
+            heartbeat = checking.await_agent(self._client, patience)
         except SiteUnreachable as error:
             raise SiteUnreachable(
                 f"the agent was started and doesn't answer: {error.message}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from slurmbus.bootstrap.bus_process import bus_of
+from slurmbus.bootstrap import bus_process
 from slurmbus.bootstrap.down import Down
 from slurmbus.commands.console import note
 from slurmbus.commands.up import Console
@@ -24,7 +24,7 @@ def command(site: str, *, purge: bool, no_input: bool, with_bus: bool) -> None:
     home = Home.default()
     note(f"slurmbus down {site}", bold=True)
     done = Down(home, site, Console(), batch=no_input).run(purge=purge)
-    if with_bus and bus_of(home).stop():
+    if with_bus and bus_process.stop(home):
         done.append("the bus of this machine has ended")
     for words in done:
         note(f"  {words}")

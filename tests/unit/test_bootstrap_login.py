@@ -1,0 +1,163 @@
+"""How one gets into a site: settings, the commands of ssh made of them, and what answers prompts."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from slurmbus.bootstrap import prompts, ssh
+from slurmbus.bootstrap.login import Login, merged
+from slurmbus.errors import LoginFailed
+from slurmbus.home import Home
+from slurmbus_protocol.errors import InvalidSetting
+
+FULL = Login(
+    host="login.example.org",
+    user="alice",
+    port=2222,
+    jump=("gate", "bob@inner:22"),
+    ssh_options=("StrictHostKeyChecking=accept-new",),
+    ssh_config="/tmp/config",
+)
+SOCKET, LOG = Path("/run/x.ssh"), Path("/tmp/x.log")
+
+
+def test_what_is_said_stands_over_what_is_kept() -> None:
+    login = merged(FULL, {"user": "carol", "port": None, "jump": (), "way": "tunnel"})
+    assert (login.host, login.user, login.port, login.jump, login.way) == (
+        "login.example.org",
+        "carol",
+        2222,
+        ("gate", "bob@inner:22"),
+        "tunnel",
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({}, "where the site is"),
+        ({"host": "-oProxyCommand=x"}, "is no name"),
+        ({"host": "a b"}, "is no name"),
+        ({"host": "a", "user": "-l"}, "is no name"),
+        ({"host": "a", "jump": ("-x",)}, "is no name"),
+        ({"host": "a", "ssh_options": ("Foo",)}, "no option of ssh"),
+        ({"host": "a", "before_login": "step 'ssh"}, "split into words"),
+        ({"host": "a", "way": "pigeon"}, "way"),
+        ({"host": "a", "way": "direct", "tunnel_relogin": True}, "tunnel"),
+    ],
+)
+def test_wrong_settings_are_named(said: dict[str, object], words: str) -> None:
+    with pytest.raises(InvalidSetting, match=words):
+        merged(None, said)
+
+
+def test_a_profile_keeps_the_login(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.add_site("leo")
+    home.change_site("leo", login=FULL)
+    home.add_site("leo", scheduler="commands")
+    assert home.site("leo").login == FULL
+    assert "[login]" in (tmp_path / "sites" / "leo.toml").read_text()
+    assert "login" not in home.bundle_path("leo").read_text()
+
+
+def test_the_command_that_logs_in() -> None:
+    command = ssh.master_command(FULL, SOCKET, LOG)
+    assert command[:3] == ["ssh", "-F", "/tmp/config"]
+    assert command[-4:] == ["-J", "gate,bob@inner:22", "--", "alice@login.example.org"]
+    assert "ControlPath=/run/x.ssh" in command
+    assert "StrictHostKeyChecking=accept-new" in command
+    assert "ForwardAgent=no" in command
+    assert "BatchMode=yes" not in command
+    assert "BatchMode=yes" in ssh.master_command(FULL, SOCKET, LOG, batch=True)
+
+
+def test_a_session_goes_over_the_master_only() -> None:
+    command = ssh.session_command(FULL, SOCKET, "exec sh")
+    assert command[-4:] == ["-T", "--", "alice@login.example.org", "exec sh"]
+    assert "ProxyCommand=false" in command
+    assert "-tt" in ssh.session_command(FULL, SOCKET, None)
+    forced = Login(host="a", force_tty=True)
+    assert "-tt" in ssh.session_command(forced, SOCKET, "exec sh")
+
+
+@pytest.mark.parametrize(
+    ("said", "words", "hint"),
+    [
+        ("alice@a: Permission denied (publickey).", "refused the login", "ssh -v a"),
+        ("ssh: Could not resolve hostname a: Name or service not known", "isn't known", "VPN"),
+        ("ssh: connect to host a port 22: Connection refused", "nobody listens", "port"),
+        ("ssh: connect to host a port 22: Connection timed out", "can't be reached", "--jump"),
+        ("Host key verification failed.", "host's key", "ssh-keygen -R"),
+        ("something else", "something else", "ssh -v a"),
+        ("", "didn't say why", "ssh -v a"),
+    ],
+)
+def test_a_failed_login_is_explained(said: str, words: str, hint: str) -> None:
+    error = ssh.explain(said, Login(host="a"))
+    assert isinstance(error, LoginFailed)
+    assert words in error.message
+    assert hint in (error.hint or "")
+
+
+def test_sockets_lie_in_a_folder_of_ones_own() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as runtime:
+        folder = ssh.run_folder({"XDG_RUNTIME_DIR": runtime})
+        assert folder.parent == Path(runtime)
+        assert folder.stat().st_mode & 0o777 == 0o700
+        folder.chmod(0o755)
+        with pytest.raises(InvalidSetting, match="yours alone"):
+            ssh.run_folder({"XDG_RUNTIME_DIR": runtime})
+
+
+def test_sockets_have_short_paths(tmp_path: Path) -> None:
+    assert len(str(ssh.run_folder({"XDG_RUNTIME_DIR": str(tmp_path / ("x" * 100))}))) < 40
+
+
+# RFC 6238, appendix B, of which 6 digits are asked for.
+SECRET = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"
+
+
+@pytest.mark.parametrize(("now", "code"), [(59, "287082"), (1111111109, "081804"), (2000000000, "279037")])
+def test_one_time_codes(now: float, code: str) -> None:
+    assert prompts.one_time_code(SECRET, now) == code
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("alice@a's password: ", "pw"),
+        ("Enter passphrase for key '/home/alice/.ssh/id': ", "pp"),
+        ("One-time password (OATH) for `alice': ", "287082"),
+        ("Verification code: ", "287082"),
+        ("Are you sure you want to continue connecting (yes/no)? ", None),
+    ],
+)
+def test_prompts_are_told_apart(prompt: str, answer: str | None) -> None:
+    secrets = {prompts.PASSWORD: "pw", prompts.PASSPHRASE: "pp", prompts.OTP: SECRET}
+    assert prompts.answer(prompt, secrets, 59) == answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"A": "x=1", "B": 2}', "# comment\nexport A='x=1'\nB=2\n", 'A: "x=1"\nB: 2\n'],
+    ids=["json", "env", "yaml"],
+)
+def test_secrets_of_every_form(text: str) -> None:
+    assert prompts.parse(text) == {"A": "x=1", "B": "2"}
+
+
+def test_a_command_before_the_login_that_fails() -> None:
+    with pytest.raises(LoginFailed, match="ended with 1"):
+        prompts.before_login(Login(host="a", before_login="false"), {})
+    with pytest.raises(LoginFailed, match="can't be started"):
+        prompts.before_login(Login(host="a", before_login="/no/such/program"), {})
+    prompts.before_login(Login(host="a", before_login="true"), {})
+
+
+def test_an_askpass_program_has_to_be_there() -> None:
+    with pytest.raises(InvalidSetting, match="is no program"):
+        prompts.environment(Login(host="a", askpass="/no/such/program"))
