@@ -69,8 +69,10 @@ def test_a_python_that_is_too_old(logins: Logins) -> None:
     version = "import sys; print(sys.version_info[:2])"
     assert logins.run("heidi", "login", "python3", "-c", version).stdout == "(3, 9)\n"
     assert logins.run("heidi", "login", "bash", "-lc", f"python3 -c '{version}'").stdout == "(3, 9)\n"
-    for newer in ("/usr/bin/python3", "/opt/slurmbus/bin/python"):
-        assert logins.run("heidi", "login", newer, "-V").returncode == 126
+    loaded = logins.run("heidi", "login", "bash", "-lc", f"module load python/3 && python3 -c '{version}'")
+    assert loaded.stdout >= "(3, 11)"
+    for forbidden in ("/usr/bin/python3", "/opt/slurmbus/bin/python"):
+        assert logins.run("heidi", "login", forbidden, "-V").returncode == 126
 
 
 def test_no_outbound_network(logins: Logins) -> None:
