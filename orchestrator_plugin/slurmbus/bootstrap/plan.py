@@ -175,6 +175,22 @@ def choose_supervisor(there: Supervisors, wanted: str) -> Choice:
     return Choice("detached", f"nothing else is there ({reasons})")
 
 
+def supervisor_for_way(chosen: Choice, way: str, wanted: str) -> Choice:
+    """Give what keeps the agent running, now that its way to the bus is known: a tunnel ends on the login node.
+
+    Raises:
+        SiteUnfit: the one that was asked for runs it on another node.
+    """
+    if chosen.what != "scrontab" or way != "tunnel":
+        return chosen
+    if wanted == "scrontab":
+        raise SiteUnfit(
+            "scrontab runs the agent on a compute node, and the tunnel to the bus ends on the login node",
+            hint="use --supervisor detached, or a bus that the cluster reaches itself",
+        )
+    return Choice("detached", "scrontab would run the agent on a compute node, where the tunnel doesn't end")
+
+
 def choose_pyslurm(probe: Probe, login: Login, python: Python | None, scheduler: str) -> Choice:
     """Say whether pyslurm is built there, or why not."""
     slurm = probe.slurm

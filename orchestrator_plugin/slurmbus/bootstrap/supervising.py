@@ -69,6 +69,12 @@ class Supervised:
             raise SiteUnfit(f"the agent doesn't start: {done.words}", hint="its log lies in the spool, under agents/")
         return "" if "runs already" in done.out else done.out.strip()
 
+    def runs_from(self, remote: Remote) -> str:
+        """Give from where the agent of the login node runs, or nothing."""
+        said = self.call(remote, "status")
+        here = [line for line in said.out.splitlines() if " runs" in line]
+        return here[0].rpartition(" from ")[2] if here and said.code == 0 else ""
+
     def leave(self, remote: Remote) -> None:
         """Take the entry away, and end the agent; jobs go on.
 
@@ -146,19 +152,35 @@ class Scrontab(Cron):
     def lines(self) -> str:
         """Give the entry. The next start waits for the end of this one. Source: scrontab(1)."""
         return (
-            f"#SCRON --job-name=slurmbus-agent-{self.layout.site}\n#SCRON --time={SCRON_MINUTES}\n#SCRON --mem=500M\n"
+            f"#SCRON --job-name={self._job}\n#SCRON --time={SCRON_MINUTES}\n#SCRON --mem=500M\n"
             f"#SCRON --output=/dev/null\n* * * * * {cron_quoted(self.arguments('run', '--log-file'))}\n"
         )
 
     def start(self, remote: Remote, *, replace: bool) -> str:
         """Leave the start to Slurm; a new version needs the job to begin anew."""
         if not replace:
-            return ""
-        name = f"slurmbus-agent-{self.layout.site}"
-        done = remote.run(["scancel", "--cron", "--name", name], env=dict(self.environment))
+            return "" if self._node(remote) else "Slurm starts the agent's job within a minute"
+        done = remote.run(["scancel", "--cron", "--name", self._job], env=dict(self.environment))
         if done.code != 0:
             raise SiteUnfit(f"the agent's job can't be ended: {done.words}")
         return "the agent's job begins anew"
+
+    def runs_from(self, remote: Remote) -> str:
+        """Give from where the agent runs on the node of its job, or nothing."""
+        node = self._node(remote)
+        said = self.call(remote, "status").out.splitlines() if node else []
+        return next(
+            (line.rpartition(" from ")[2] for line in said if line.partition(":")[0].partition(".")[0] == node), ""
+        )
+
+    @property
+    def _job(self) -> str:
+        return f"slurmbus-agent-{self.layout.site}"
+
+    def _node(self, remote: Remote) -> str:
+        """Give the node on which the agent's job runs, or nothing."""
+        words = ["squeue", "--me", "--noheader", "--states=RUNNING", "--format=%N", "--name", self._job]
+        return remote.run(words, env=dict(self.environment)).out.strip()
 
     def leave(self, remote: Remote) -> None:
         """Take the entry away, which ends its job."""

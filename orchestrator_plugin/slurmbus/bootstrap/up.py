@@ -166,14 +166,18 @@ class Up:
         chosen = self._with_python(remote, chosen, found)
         version = self._install(remote, layout, chosen, found)
         way = self._find_way(remote, found)
+        supervisor = plan.supervisor_for_way(chosen.supervisor, way.way.what, self._login.supervisor).what
         config = self._exchange_keys(remote, found)
-        supervised = KINDS[chosen.supervisor.what](layout, config, found.environment)
+        supervised = KINDS[supervisor](layout, config, found.environment)
         self._start(remote, supervised, version, found, before)
         if found.slurm and found.slurm.version:
             self._outcome.account = account.look(remote, found.user, found.environment)
         self._check(supervised.patience)
         installing.tidy(remote, layout)
-        self._outcome.supervisor = chosen.supervisor.what
+        self._outcome.supervisor = supervisor
+        source = agent_wheels.source_hash()
+        if self._outcome.older:  # what is installed there is still to be replaced
+            source = before.source if before is not None else ""
         journal.write(
             self.home,
             Journal(
@@ -181,9 +185,9 @@ class Up:
                 host=found.host,
                 install_folder=layout.folder,
                 version=self._outcome.version,
-                source=agent_wheels.source_hash(),
+                source=source,
                 config=config,
-                supervisor=chosen.supervisor.what,
+                supervisor=supervisor,
                 way=way.way.what,
                 servers=way.servers,
                 login=self._login,
@@ -294,7 +298,7 @@ class Up:
             KINDS[before.supervisor](layout, before.config, found.environment).forget(remote)
         if supervised.enter(remote):
             self._outcome.changes.append(f"{supervised.kind} keeps the agent running")
-        running = self._program(remote, supervised)
+        running = supervised.runs_from(remote)
         replace = bool(running) and not running.endswith(f"/{version}")
         self._tell.progress("starting the agent", 0, 0)
         try:
@@ -311,13 +315,6 @@ class Up:
         if did:
             self._outcome.changes.append(did)
         self._tell.step("supervisor", f"{supervised.kind}{f': {did}' if did else ', and the agent runs'}")
-
-    @staticmethod
-    def _program(remote: Remote, supervised: Supervised) -> str:
-        """Give from where the agent of this host runs, or nothing."""
-        said = supervised.call(remote, "status")
-        here = [line for line in said.out.splitlines() if " runs" in line]
-        return here[0].rpartition(" from ")[2] if here and said.code == 0 else ""
 
     # ------------------------------------------------------------------ afterwards
 
