@@ -30,6 +30,7 @@ COMMANDS = {
     "clean": "Forget finished jobs.",
     "env": "List, push and remove environments.",
     "sites": "List, add, show and remove sites.",
+    "keys": "List, replace, revoke and trust signing keys.",
     "top": "Watch sites, agents and jobs in the terminal.",
     "metrics": "Serve metrics for Prometheus.",
     "bus": "Run this home's own NATS server, or set up a team's.",

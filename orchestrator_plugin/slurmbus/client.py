@@ -312,11 +312,11 @@ class SiteClient:
         """
         return self._run_telling(self.core.cancel(key, reason, patience, task), tell)
 
-    def ask(self, verb: str, message: Message, answer: type[M], timeout: float = 5.0) -> M:
-        """Ask the site's agent something that may fail.
+    def ask(self, verb: str, message: Message, answer: type[M], timeout: float = 5.0, *, signed: bool = False) -> M:
+        """Ask the site's agent something that may fail; with a signature where it has to be this client's wish.
 
         Raises:
             SiteUnreachable: no agent answers.
             SlurmbusError: what the agent answered, as the error class of its code.
         """
-        return self._run(self.core.ask(verb, message, answer, timeout))
+        return self._run(self.core.ask(verb, message, answer, timeout, signed=signed))

@@ -288,11 +288,15 @@ class Site:
     async def _latest(self, stream: str, filters: Sequence[str]) -> tuple[list[Stored], float]:
         return await latest(await self._bus(), stream, filters)
 
-    async def ask(self, verb: str, message: Message, answer: type[M], timeout: float = 5.0) -> M:
+    async def ask(
+        self, verb: str, message: Message, answer: type[M], timeout: float = 5.0, *, signed: bool = False
+    ) -> M:
         """Ask the site's agent something that may fail."""
         bus = await self._bus()
+        subject, body = subjects.rpc(self.name, verb), codec.encode(message)
+        headers = self.session.signer.headers(subject, body) if signed else None
         try:
-            msg = await bus.request(subjects.rpc(self.name, verb), codec.encode(message), timeout=timeout)
+            msg = await bus.request(subject, body, headers=headers, timeout=timeout)
         except BusUnreachable as error:
             if await bus.probe():
                 raise SiteUnreachable(f"no agent of site {self.name} answers{await self._last_seen()}") from error

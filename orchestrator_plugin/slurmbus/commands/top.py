@@ -14,7 +14,7 @@ from slurmbus.attention import attention
 from slurmbus.board import Board, News
 from slurmbus.commands.boards import filled, open_board
 from slurmbus.commands.console import show_json
-from slurmbus.commands.keys import keys
+from slurmbus.commands.keyboard import keys
 from slurmbus.commands.options import json_option
 from slurmbus.commands.view import record_json
 from slurmbus.errors import UnknownSite
