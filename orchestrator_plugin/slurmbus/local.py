@@ -19,6 +19,7 @@ from slurmbus.home import Home
 from slurmbus.settings import ConnectionSettings
 
 LOCAL_SITE = "local"
+STOP_TIMEOUT = 15.0
 START_TIMEOUT = 30.0
 """The helper is ready within a second or two; a machine that is busy with other things gets more."""
 _POLL = 0.01
@@ -95,6 +96,13 @@ class LocalFolder:
         except FileNotFoundError:
             return None
 
+    def is_from_before_tls(self) -> bool:
+        """True when the helper that is ready doesn't encrypt its bus: this version's clients don't speak to it."""
+        try:
+            return str(json.loads(self.ready.read_text())["url"]).startswith("nats://")
+        except FileNotFoundError:
+            return False
+
 
 def ensure_local(home: Home | None = None) -> tuple[ConnectionSettings, str]:
     """Give the connection and the site's name of this user's local helper, starting it when it doesn't run.
@@ -113,6 +121,8 @@ def ensure_local(home: Home | None = None) -> tuple[ConnectionSettings, str]:
     folder.make()
     _users.hold(folder.users)
     with _exclusive(folder.starting):
+        if folder.is_alive() and folder.is_from_before_tls():
+            _stop(folder, STOP_TIMEOUT)
         if folder.is_alive():
             _wait_until_ready(folder)
         else:
@@ -120,7 +130,7 @@ def ensure_local(home: Home | None = None) -> tuple[ConnectionSettings, str]:
     return ConnectionSettings.of_site(folder.home, LOCAL_SITE), LOCAL_SITE
 
 
-def stop_local(home: Home | None = None, *, timeout: float = 15.0) -> bool:
+def stop_local(home: Home | None = None, *, timeout: float = STOP_TIMEOUT) -> bool:
     """Stop the helper and wait until it is gone; jobs go on. False when none was running.
 
     A helper that isn't gone after ``timeout`` seconds is killed; its server and its agent end with it.
@@ -129,16 +139,20 @@ def stop_local(home: Home | None = None, *, timeout: float = 15.0) -> bool:
     if not folder.lock.exists():
         return False
     with _exclusive(folder.starting):
-        pid = folder.pid() if folder.is_alive() else None
-        if pid is None:
-            return False
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-            deadline = time.monotonic() + timeout
-            while folder.is_alive() and time.monotonic() < deadline:
-                time.sleep(_POLL)
-        return True
+        return _stop(folder, timeout)
+
+
+def _stop(folder: LocalFolder, timeout: float) -> bool:
+    pid = folder.pid() if folder.is_alive() else None
+    if pid is None:
+        return False
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        deadline = time.monotonic() + timeout
+        while folder.is_alive() and time.monotonic() < deadline:
+            time.sleep(_POLL)
+    return True
 
 
 def open_lock(path: Path) -> int:

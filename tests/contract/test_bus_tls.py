@@ -87,6 +87,17 @@ def test_client_and_agent_pin_the_homes_authority(home: Home, owner: ServerOwner
         assert asyncio.run(connect(settings))
 
 
+def test_strict_readers_take_the_certificates(owner: ServerOwner, home: Home) -> None:
+    """Python 3.13 and newer check every word of RFC 5280."""
+    context = ssl.create_default_context(cafile=home.tls.authority)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    with socket.create_connection(("127.0.0.1", owner.address.port), timeout=10) as plain:
+        while plain.recv(1) != b"\n":
+            pass
+        with context.wrap_socket(plain, server_hostname=TLS_NAME) as encrypted:
+            assert encrypted.version() == "TLSv1.3"
+
+
 def test_keys_are_private(home: Home) -> None:
     for path in (home.path / "tls").iterdir():
         assert path.stat().st_mode & 0o077 == 0, path

@@ -20,7 +20,7 @@ from slurmbus.errors import LocalNotStarted
 from slurmbus.events import Event, Finished, Output
 from slurmbus.home import Home
 from slurmbus.local import LocalFolder, ensure_local, stop_local
-from slurmbus_protocol.messages import CommandPlan, JobSpec
+from slurmbus_protocol.messages import CommandPlan, Heartbeat, JobSpec, Ping
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import Stream
 
@@ -122,6 +122,15 @@ def test_a_failing_and_a_cancelled_job(client: SiteClient) -> None:
     assert outcome(seen) is JobState.CANCELLED
 
 
+def test_one_from_before_tls_is_replaced(home: Home, client: SiteClient) -> None:
+    folder = LocalFolder.of(home)
+    old = json.loads(folder.ready.read_text())
+    folder.ready.write_text(json.dumps({**old, "url": old["url"].replace("tls://", "nats://")}))
+    ensure_local(home)
+    assert folder.pid() != old["pid"]
+    assert client.ask("info", Ping(sent_at=time.time()), Heartbeat, timeout=20.0)
+
+
 def test_it_is_found_again_and_stopped(home: Home, client: SiteClient) -> None:
     pid = LocalFolder.of(home).pid()
     assert ensure_local(home)[0] == client.connection.settings
@@ -197,7 +206,7 @@ from slurmbus.client import SiteClient
 from slurmbus.connection import Connection
 from slurmbus.home import Home
 from slurmbus.local import ensure_local
-from slurmbus_protocol.messages import CommandPlan, JobSpec
+from slurmbus_protocol.messages import CommandPlan, Heartbeat, JobSpec, Ping
 settings, site = ensure_local(Home(pathlib.Path({str(home.path)!r})))
 script = "{until(release)}; touch {done}"
 client = SiteClient(Connection.get(settings), site)

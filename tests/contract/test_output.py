@@ -36,7 +36,13 @@ while not os.path.exists({release!r}):
     time.sleep(0.05)
 print("the end")
 """
-TICKS = "import time\nfor _ in range(3000): print(time.time(), flush=True); time.sleep(0.1)"
+TICKS = """\
+import sys, time
+for _ in range(3000):
+    sys.stdout.write(f"{time.time()}\\n")  # in one piece, also where Python doesn't buffer
+    sys.stdout.flush()
+    time.sleep(0.1)
+"""
 
 Running = tuple[BusSite, RealAgent]
 
