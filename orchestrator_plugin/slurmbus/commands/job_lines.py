@@ -23,19 +23,20 @@ class JobLine(NamedTuple):
     """By which the line is coloured."""
 
 
-def job_lines(records: Iterable[Record], now: float, *, tasks: bool = False) -> list[JobLine]:
-    """Give the lines, newest first.
+def job_groups(records: Iterable[Record], *, tasks: bool = False) -> list[list[Record]]:
+    """Give the records of each line, newest first: one job, or the tasks of one array.
 
     Args:
         records: of the jobs.
-        now: seconds since 1970.
         tasks: a line for each task of an array instead of one for the array.
     """
     newest = sorted(records, key=lambda record: (record.key, -record.task), reverse=True)
-    lines = [[record] for record in newest] if tasks else _arrays_together(newest)
-    return [
-        JobLine(_row(line[0], now) if len(line) == 1 else _array_row(line, now), _most_urgent(line)) for line in lines
-    ]
+    return [[record] for record in newest] if tasks else _arrays_together(newest)
+
+
+def job_line(records: list[Record], now: float) -> JobLine:
+    """Give the line of one job, or of one array."""
+    return JobLine(_row(records[0], now) if len(records) == 1 else _array_row(records, now), _most_urgent(records))
 
 
 def _arrays_together(records: list[Record]) -> list[list[Record]]:

@@ -7,7 +7,7 @@ import time
 import click
 
 from slurmbus.commands.console import note, show_json, show_table, state_colour
-from slurmbus.commands.job_lines import COLUMNS, job_lines
+from slurmbus.commands.job_lines import COLUMNS, job_groups, job_line
 from slurmbus.commands.options import json_option, open_site, site_options
 from slurmbus.commands.view import record_json
 from slurmbus.home import Home
@@ -39,7 +39,7 @@ def command(site: str | None, *, local: bool, everything: bool, tasks: bool, as_
         shown.sort(key=lambda record: (record.key, -record.task), reverse=True)
         show_json([record_json(record) for record in shown])
         return
-    lines = job_lines(shown, now, tasks=tasks)
+    lines = [job_line(group, now) for group in job_groups(shown, tasks=tasks)]
     show_table(COLUMNS, [line.cells for line in lines], [state_colour(line.state) for line in lines])
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 REDRAW = 1.0
 """Seconds after which the frame is drawn again although nothing has come: ages grow."""
-STEADY = 0.2
+STEADY = 0.5
 """Seconds between two frames at least, whatever comes."""
 PAGE = 10
 SCROLL = {"up": -1, "k": -1, "down": 1, "j": 1, "page up": -PAGE, "page down": PAGE, " ": PAGE}

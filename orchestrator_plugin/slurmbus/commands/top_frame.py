@@ -16,7 +16,7 @@ from rich.text import Text
 
 from slurmbus.attention import Level, attention
 from slurmbus.commands.console import duration, state_colour
-from slurmbus.commands.job_lines import COLUMNS, JobLine, job_lines
+from slurmbus.commands.job_lines import COLUMNS, JobLine, job_groups, job_line
 from slurmbus.picture import AgentView, Picture
 from slurmbus_protocol.states import FINAL, JobState
 
@@ -57,7 +57,7 @@ class Frame:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw it."""
         now = time.time()
-        above = Group(*self._above(now, console.width))
+        above = Group(*self._above(now, console.width, console.height // 2 if self.live else None))
         room = JOBS_AT_ONCE
         if self.live:
             used = len(console.render_lines(above, options))
@@ -65,10 +65,15 @@ class Frame:
         yield above
         yield from self._jobs(now, room, console.width)
 
-    def _above(self, now: float, width: int) -> Iterator[RenderableType]:
+    def _above(self, now: float, width: int, most: int | None) -> Iterator[RenderableType]:
         yield self._title(now)
         yield from self._attention(now)
-        yield _agents(self.picture, self._sites(), now, width)
+        rows = _agent_rows(self.picture, self._sites(), now)
+        if most is not None and len(rows) > most:  # those that beat are the ones to leave out
+            rows.sort(key=lambda row: row.well)
+        yield _table([column for column, _ in _AGENT_CELLS], [row.cells for row in rows[:most]], width)
+        if most is not None and len(rows) > most:
+            yield Text(f"and {len(rows) - most} more agents", "dim")
 
     def _sites(self) -> list[str]:
         return [name for name in self.picture.sites() if self.site in {None, name}]
@@ -98,10 +103,10 @@ class Frame:
 
     def _jobs(self, now: float, room: int, width: int) -> Iterator[RenderableType]:
         records = [record for name, record in self.picture.jobs.items() if self.site in {None, name.site}]
-        lines = job_lines(records, now)
-        first = max(0, min(self.first, len(lines) - room))
-        shown = lines[first : first + room]
-        where = f"jobs {first + 1} to {first + len(shown)} of {len(lines)}" if shown else "no jobs yet"
+        groups = job_groups(records)
+        first = max(0, min(self.first, len(groups) - room))
+        shown = [job_line(group, now) for group in groups[first : first + room]]
+        where = f"jobs {first + 1} to {first + len(shown)} of {len(groups)}" if shown else "no jobs yet"
         yield Rule(where, style="dim", align="left")
         if shown:
             yield _table(_JOB_COLUMNS, [_job_cells(line) for line in shown], width)
@@ -152,15 +157,24 @@ _JOB_COLUMNS = tuple(_Column(name, rank) for name, rank in zip(COLUMNS, (8, 1, 0
 # ---------------------------------------------------------------------- agents
 
 
-def _agents(picture: Picture, sites: list[str], now: float, width: int) -> Table:
+class _AgentRow(NamedTuple):
+    """One agent, or a site without one."""
+
+    cells: list[Text]
+    well: bool
+
+
+def _agent_rows(picture: Picture, sites: list[str], now: float) -> list[_AgentRow]:
     rows = []
     for site in sites:
         agents = picture.present_agents(site, now)
-        rows += [[cell(agent, now) for _, cell in _AGENT_CELLS] for agent in agents]
+        for agent in agents:
+            well = agent.condition(now) == "alive" and agent.heartbeat.scheduler.responding
+            rows.append(_AgentRow([cell(agent, now) for _, cell in _AGENT_CELLS], well))
         if not agents:
             words = {"SITE": Text(site, "bold"), "": Text("no agent yet", "dim")}
-            rows.append([words.get(column.name, Text()) for column, _ in _AGENT_CELLS])
-    return _table([column for column, _ in _AGENT_CELLS], rows, width)
+            rows.append(_AgentRow([words.get(column.name, Text()) for column, _ in _AGENT_CELLS], well=True))
+    return rows
 
 
 def heartbeat_line(agent: AgentView, now: float) -> str:
