@@ -241,6 +241,21 @@ def test_the_dashboard_names_only_metrics_and_labels_that_exist(board: Board) ->
     assert len(set(ids)) == len(ids)
 
 
+def test_prometheus_understands_every_query(tmp_path: Path) -> None:
+    """Recording rules are a list of queries; ``promtool`` reads them where it is installed."""
+    queries = [query for query in expressions(json.loads(GRAFANA.read_text())) if not query.startswith("label_values")]
+    plain = [query.replace("$site", ".*").replace("$__rate_interval", "5m") for query in queries]
+    assert not [query for query in plain if "$" in query]
+    rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(plain)]
+    file = tmp_path / "rules.json"  # JSON is YAML
+    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    promtool = shutil.which("promtool")
+    if promtool is not None:
+        done = subprocess.run([promtool, "check", "rules", str(file)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"{len(plain)} rules found" in done.stdout
+
+
 def grouped(query: str) -> set[str]:
     return {name.strip() for names in re.findall(r"by \(([^)]*)\)", query) for name in names.split(",")}
 
