@@ -181,7 +181,7 @@ def test_both_blocks_of_the_manual_on_the_cluster(
     assert train["cpus"] == 2
     assert train["folder"].startswith("/home/alice/dagster_runs/")
     assert train["bytes"] < train["peak_memory_bytes"] < GIB
-    assert 2 < train["elapsed_seconds"] < 20
+    assert train["elapsed_seconds"] > 2
     used = train["cpu_efficiency"] * train["cpus"] * train["elapsed_seconds"]
     assert used == pytest.approx(seconds(row["TotalCPU"]), abs=1)
     assert 2 < used < 5

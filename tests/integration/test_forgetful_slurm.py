@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,11 @@ from slurmbus_protocol.states import JobState
 
 BEGIN = 'echo "$SLURM_JOB_ID $SLURMD_NODENAME" >>$HOME/ran.$MARK; '
 """The payload's own word that it runs, independent of claims and reports."""
+
+
+def fresh(mark: str) -> str:
+    """Make a mark that nobody has used: these tests run with each scheduler, on one cluster."""
+    return f"{mark}-{secrets.token_hex(3)}"
 
 
 def submit(client: SiteClient, mark: str, text: str, options: JobOptions | None = None) -> str:
@@ -89,7 +95,7 @@ def saved(cluster: Cluster) -> None:
 def forget(alice: SiteClient, cluster: Cluster) -> tuple[str, str, Record]:
     """Make the controller forget a pending job; give its mark, its key and its record as it was."""
     for attempt in range(5):  # a save may come in between
-        mark = f"forgotten-{attempt}"
+        mark = fresh(f"forgotten-{attempt}")
         saved(cluster)
         key = submit(alice, mark, "echo ran", JobOptions(nodelist="c2"))
         record = record_when(alice, key, {JobState.PENDING}, 10)
@@ -125,7 +131,7 @@ def test_a_pending_job_that_the_controller_forgot_is_submitted_again_and_its_id_
 def start_twice(alice: SiteClient, cluster: Cluster, text: str) -> tuple[str, Story]:
     """Crash the controller so that it remembers a running job as pending; give the mark and how it went."""
     for attempt in range(5):  # a save may come in between
-        mark = f"twice-{attempt}"
+        mark = fresh(f"twice-{attempt}")
         with drained(cluster, "c1,c2"), saving(cluster):
             key = submit(alice, mark, text)
             record_when(alice, key, {JobState.PENDING}, 10)
@@ -154,7 +160,7 @@ def test_a_running_job_that_the_controller_forgot_is_lost_and_never_a_success(
     alice: SiteClient, cluster: Cluster
 ) -> None:
     for attempt in range(5):
-        mark = f"orphan-{attempt}"
+        mark = fresh(f"orphan-{attempt}")
         saved(cluster)
         key = submit(alice, mark, "echo begun; sleep 15; echo done")
         until(lambda: executions(cluster, mark), 30, "the payload runs")  # noqa: B023
@@ -173,7 +179,8 @@ def test_a_running_job_that_the_controller_forgot_is_lost_and_never_a_success(
 def test_a_submit_that_a_frozen_controller_carries_out_late_runs_once(alice: SiteClient, cluster: Cluster) -> None:
     assert run(alice, "true").record.state is JobState.COMPLETED  # the controller answered just now and isn't pinged
     with frozen_controller(cluster):
-        key = submit(alice, "late", "echo ran")
+        mark = fresh("late")
+        key = submit(alice, mark, "echo ran")
         record = record_when(alice, key, {JobState.SUBMITTING}, 10)
         until(
             lambda: (found := alice.record(key)) is not None and found.reason is not None,
@@ -183,18 +190,19 @@ def test_a_submit_that_a_frozen_controller_carries_out_late_runs_once(alice: Sit
         assert record.job_id is None
     story = follow(alice, key)
     assert (story.record.state, story.stdout) == (JobState.COMPLETED, "ran\n")
-    assert len(executions(cluster, "late")) == 1
+    assert len(executions(cluster, mark)) == 1
     ends = [row for row in slurm_rows(cluster, story.record) if int(row[0]) != story.record.job_id]
     assert all(row[1] != "COMPLETED" for row in ends), f"a twin of job {story.record.job_id} ran: {ends}"
 
 
 def test_a_requeue_is_followed_into_the_next_start(alice: SiteClient, cluster: Cluster) -> None:
+    mark = fresh("requeued")
     key = alice.submit(
         spec(
             "bash",
             "-c",
             BEGIN + 'n=$(wc -l <$HOME/ran.$MARK); echo start $n; [ "$n" = 2 ] || sleep 600',
-            env={"MARK": "requeued"},
+            env={"MARK": mark},
             options=JobOptions(requeue=True),
         )
     )
@@ -221,7 +229,7 @@ def test_a_requeue_is_followed_into_the_next_start(alice: SiteClient, cluster: C
     cluster.exec("ctld", ["scontrol", "requeue", str(final.job_id)], check=False)
     until(lambda: "PENDING" not in state_of(cluster, final.job_id), 60, "the requeued job ended")
     until(lambda: state_of(cluster, final.job_id) not in {"RUNNING", "COMPLETING"}, 60, "the requeued job ended")
-    assert len(executions(cluster, "requeued")) == 2
+    assert len(executions(cluster, mark)) == 2
 
 
 def state_of(cluster: Cluster, job_id: int | None) -> str:
@@ -231,7 +239,7 @@ def state_of(cluster: Cluster, job_id: int | None) -> str:
 
 def test_a_cancelled_job_that_a_requeue_brings_back_ends_all_the_same(alice: SiteClient, cluster: Cluster) -> None:
     text = "trap '' TERM; echo begun; while true; do sleep 1; done"
-    key = submit(alice, "back", text, JobOptions(requeue=True))
+    key = submit(alice, fresh("back"), text, JobOptions(requeue=True))
     story, requeued = Story(), False
     for event in alice.follow(key):
         if isinstance(event, StateChanged) and event.record.state is JobState.RUNNING and not requeued:
@@ -258,7 +266,8 @@ def test_a_start_on_a_node_that_was_cut_off_ends_when_it_sees_its_successor(
     alice: SiteClient, cluster: Cluster
 ) -> None:
     text = 'n=$(wc -l <$HOME/ran.$MARK); echo start $n; [ "$n" = 2 ] || exec sleep 601'
-    key = submit(alice, "cutoff", text, JobOptions(requeue=True))
+    mark = fresh("cutoff")
+    key = submit(alice, mark, text, JobOptions(requeue=True))
     outputs: dict[int, bytes] = {}
     final: Record | None = None
     cut: str | None = None
@@ -267,7 +276,7 @@ def test_a_start_on_a_node_that_was_cut_off_ends_when_it_sees_its_successor(
             if isinstance(event, Output):
                 outputs[event.start] = outputs.get(event.start, b"") + event.data
                 if cut is None:
-                    cut = executions(cluster, "cutoff")[0].split()[1]
+                    cut = executions(cluster, mark)[0].split()[1]
                     assert sleeping(cluster, cut)
                     cluster.disconnect(cut)
             elif isinstance(event, StateChanged):
@@ -283,7 +292,7 @@ def test_a_start_on_a_node_that_was_cut_off_ends_when_it_sees_its_successor(
         if cut is not None:
             cluster.connect(cut)
             cluster.wait_idle()
-    assert len(executions(cluster, "cutoff")) == 2
+    assert len(executions(cluster, mark)) == 2
 
 
 def sleeping(cluster: Cluster, node: str) -> bool:
@@ -327,7 +336,7 @@ def test_with_accounting_frozen_a_forgotten_job_waits_and_is_told_rightly_afterw
     alice: SiteClient, alice_agent: AgentProcess, cluster: Cluster
 ) -> None:
     with changed_conf(cluster, MinJobAge="2"):
-        key = forget_while_away(alice, alice_agent, cluster, "purged", "echo done; exit 7")
+        key = forget_while_away(alice, alice_agent, cluster, fresh("purged"), "echo done; exit 7")
         cluster.daemon("freeze", "slurmdbd")
         try:
             alice_agent.start()
@@ -358,7 +367,7 @@ def test_on_a_site_without_accounting_a_forgotten_job_is_lost_and_others_are_wel
         alice_agent.start()
         story = run(alice, "echo", "well")
         assert (story.record.state, story.stdout) == (JobState.COMPLETED, "well\n")
-        key = forget_while_away(alice, alice_agent, cluster, "nobody", "echo done")
+        key = forget_while_away(alice, alice_agent, cluster, fresh("nobody"), "echo done")
         alice_agent.start()
         story = follow(alice, key)
         assert story.record.state is JobState.LOST, "the runner's own word is no proof"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,8 +141,11 @@ def test_an_asset_with_ray(alice: SiteClient, home: Home, monkeypatch: pytest.Mo
     monkeypatch.setenv("COMPUTE", "slurm")
     monkeypatch.setenv("PAYLOAD_PYTHON", PYTHON)
     monkeypatch.syspath_prepend(str(EXAMPLE))
-    definitions = importlib.import_module("definitions")
-    monkeypatch.delitem(sys.modules, "definitions")
+    spec = importlib.util.spec_from_file_location("slurmbus_example_launchers", EXAMPLE / "definitions.py")
+    assert spec is not None
+    assert spec.loader is not None
+    definitions = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(definitions)
     with dg.instance_for_test() as instance:
         result = dg.materialize([definitions.simulated], resources=definitions.defs.resources, instance=instance)
         [found] = result.asset_materializations_for_node("simulated")

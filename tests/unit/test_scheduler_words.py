@@ -36,6 +36,7 @@ FAILED = "sbatch: error: Batch job submission failed: "
         (f"{FAILED}Unknown error 4242\n", Meaning.UNKNOWN),
         ("sbatch: error: This does not look like a batch script.  The first\n", Meaning.REFUSED),
         ("sbatch: unrecognized option '--foo'\nTry \"sbatch --help\" for more information\n", Meaning.REFUSED),
+        ("/usr/bin/sbatch: unrecognized option '--foo'\nTry \"sbatch --help\" for more information\n", Meaning.REFUSED),
         ("sbatch: error: Invalid --mem specification\n", Meaning.REFUSED),
         ("sbatch: error: name your project\nsbatch: error: cli_filter plugin terminated with error\n", Meaning.REFUSED),
         ("sbatch: error: fetch_config: DNS SRV lookup failed\n", Meaning.NOT_SENT),

@@ -72,10 +72,11 @@ _OF_THE_SYSTEM = frozenset(os.strerror(number).lower() for number in errno.error
 
 _SUBMISSION = re.compile(r"^\S+: error: Batch job submission failed: (?P<words>.+)$", re.MULTILINE)
 _ARGUMENTS = re.compile(
-    r"^sbatch: (?:error: |unrecognized option|invalid option|ambiguous option|option )", re.MULTILINE
+    r"^(?:sbatch: error: |(?:\S*/)?sbatch: (?:unrecognized option|invalid option|ambiguous option|option ))",
+    re.MULTILINE,
 )
-"""What sbatch says when it, or a filter of the site in it, doesn't take its arguments or the script. Its errors come
-before it sends anything, but for the one that a submission has failed."""
+"""What sbatch says when it, or a filter of the site in it, doesn't take its arguments or the script, before it sends
+anything; but for the one that a submission has failed. getopt(3) names it as it was started, by path."""
 _CONFIGURATION = re.compile(
     r"^sbatch: (?:error|fatal): .*(?:configuration|slurm\.conf|fetch_config|dns_srv)", re.MULTILINE
 )

@@ -17,7 +17,9 @@ total = torch.tensor([float(rank + 1)])
 distributed.all_reduce(total)
 hosts = [None] * size
 distributed.all_gather_object(hosts, socket.gethostname())
-print(f"rank {rank} of {size}: sum {int(total.item())} over {sorted(set(hosts))}{again}", flush=True)
+# In one piece: unbuffered, print() writes the end of the line by itself, and another rank may come between.
+sys.stdout.write(f"rank {rank} of {size}: sum {int(total.item())} over {sorted(set(hosts))}{again}\n")
+sys.stdout.flush()
 distributed.barrier()
 if len(sys.argv) > 1 and not again:
     if rank == 3:
