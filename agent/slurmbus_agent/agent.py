@@ -26,6 +26,7 @@ from slurmbus_agent.environments.store import Store
 from slurmbus_agent.environments.tidying import Tidying
 from slurmbus_agent.follower import SpoolFollower
 from slurmbus_agent.forgetting import Forgetting
+from slurmbus_agent.guest.beats import Beats
 from slurmbus_agent.guest.limits import in_force, kernel_cpu_seconds
 from slurmbus_agent.guest.measuring import Measuring, controller_calls
 from slurmbus_agent.guest.pace import Pace
@@ -80,8 +81,8 @@ class Agent:
         self._files = files
         self._succession = succession
         self._ready = ready
-        self._limits = in_force(config.limits, kernel_cpu_seconds=kernel_cpu_seconds())
         self._pace = Pace()
+        self._beats = Beats()
         self._traffic = Traffic()
         self._links: LinkServer | None = None
         host = re.sub(r"[^a-z0-9-]", "-", platform.node().lower())[:40]
@@ -101,9 +102,8 @@ class Agent:
         self._audit = Audit(self.spool.root / "audit.log")
         self._authority = Authority(self.config, self._files, self._audit)
         await asyncio.to_thread(self._authority.load)
-        self._guard = Guard(
-            self._authority, self._audit, self._look_interval, self._succession.end, self._succession.want
-        )
+        self._limits = in_force(self.config.limits, *self._authority.limits, kernel_cpu_seconds=kernel_cpu_seconds())
+        self._guard = Guard(self._authority, self._audit, self._next_look, self._succession.end, self._succession.want)
         await self._guard.look()
         guarding = asyncio.create_task(self._guard.run())
         try:
@@ -113,11 +113,13 @@ class Agent:
         if self._guard.words:
             raise self._guard.stopped()
 
-    def _look_interval(self) -> float:
-        return max(budgets.AUTHORITY_LOOK, self._pulse.interval if self._pulse else 0.0)
+    async def _next_look(self) -> None:
+        idle = self._pulse is not None and self._pulse.interval == budgets.HEARTBEAT_IDLE
+        least = budgets.AUTHORITY_LOOK_IDLE if idle else budgets.AUTHORITY_LOOK
+        await self._beats.after(least, 2 * least)
 
     async def _run(self, stop: asyncio.Event) -> None:
-        self._roster = Roster(self.spool, self._audit, self.config.array_size)
+        self._roster = Roster(self.spool, self._audit, self._beats, self.config.array_size)
         self._link_keys, scheduler = await asyncio.gather(
             LinkKeys.make(),
             asyncio.to_thread(
@@ -169,6 +171,7 @@ class Agent:
             authority_expires_at=lambda: self._authority.expires_at,
             measuring=self._measuring(scheduler),
             bytes_moved=lambda: self._bytes_moved(bus, blob_bus),
+            beats=self._beats,
             handovers=self._succession.heritage.handovers,
         )
         self._pulse = pulse

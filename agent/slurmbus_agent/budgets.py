@@ -183,6 +183,9 @@ AUTHORITY_LOOK = 5.0
 """Between two looks at grant, policies, keys and stop files, and never more often than the heartbeat: eight stat calls,
 which an NFS client answers from its cache."""
 
+AUTHORITY_LOOK_IDLE = 20.0
+"""The same without jobs, where each look is a tenth of what the agent costs; requests are judged by fresh files."""
+
 AUTHORITY_FRESH = 1.0
 """A request is judged by files that were looked at within this: a flood of requests shares one look."""
 

@@ -17,6 +17,7 @@ from slurmbus_agent import budgets
 from slurmbus_agent.arrays import ArrayQueue, parse_slurm_name, spec_of, task_fields
 from slurmbus_agent.audit import Audit
 from slurmbus_agent.environments.store import Installation
+from slurmbus_agent.guest.beats import Beats
 from slurmbus_agent.intake import Accepted
 from slurmbus_agent.job import Job, Tools
 from slurmbus_agent.records import Fenced
@@ -41,13 +42,15 @@ class Roster:
     Args:
         spool: where jobs live.
         audit: where cancelled strays are noted.
+        beats: tells of heartbeats.
         array_size: how many tasks Slurm gets as one array.
     """
 
-    def __init__(self, spool: Spool, audit: Audit, array_size: int = budgets.ARRAY_SIZE) -> None:
+    def __init__(self, spool: Spool, audit: Audit, beats: Beats, array_size: int = budgets.ARRAY_SIZE) -> None:
         self._spool = spool
         self._array_size = array_size
         self._audit = audit
+        self._beats = beats
         self.jobs: dict[JobName, Job] = {}
         self.changed = asyncio.Event()
         """Set whenever a job was added."""
@@ -101,7 +104,7 @@ class Roster:
     async def adopt(self) -> None:
         """Look for ever, now and then, for unfinished jobs in the spool that nobody follows."""
         while True:
-            await asyncio.sleep(budgets.ADOPT_INTERVAL)
+            await self._beats.after(budgets.ADOPT_INTERVAL - budgets.HEARTBEAT_IDLE, budgets.ADOPT_INTERVAL)
             with contextlib.suppress(SlurmbusError):  # the spool is away; the next look finds them
                 names = set(await asyncio.to_thread(self._spool.keys))
                 self._finished &= names  # what was forgotten needn't be remembered here

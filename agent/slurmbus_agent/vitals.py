@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from slurmbus_agent import __version__, budgets
+from slurmbus_agent.guest.beats import Beats
 from slurmbus_agent.guest.measuring import Measuring
 from slurmbus_agent.lease import Role
 from slurmbus_protocol.capabilities import ADDITIONS
@@ -41,6 +42,7 @@ class Pulse:
         alarms: what a person should know.
         measuring: measures the agent.
         bytes_moved: what went over bus and link.
+        beats: is told of each.
         handovers: how many processes led this agent before.
         authority_expires_at: until when new jobs are taken; None without an end.
     """
@@ -57,6 +59,7 @@ class Pulse:
         authority_expires_at: Callable[[], float | None],
         measuring: Measuring,
         bytes_moved: Callable[[], BytesMoved],
+        beats: Beats,
         handovers: int = 0,
     ) -> None:
         self._site = site
@@ -67,6 +70,7 @@ class Pulse:
         self._alarms = alarms
         self._measuring = measuring
         self._bytes_moved = bytes_moved
+        self._beats = beats
         self._handovers = handovers
         self._authority_expires_at = authority_expires_at
         self._started_at = time.time()
@@ -90,6 +94,7 @@ class Pulse:
     def message(self, epoch: int, role: Role) -> Heartbeat:
         """Give the heartbeat of this moment."""
         interval = self.interval
+        self._beats.happened()
         return Heartbeat(
             site=self._site,
             agent_id=self._agent_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -10,8 +11,12 @@ from pathlib import Path
 import pytest
 
 from slurmbus_agent import budgets
+from slurmbus_agent.audit import Audit
+from slurmbus_agent.authority.files import AuthorityFiles
+from slurmbus_agent.authority.standing import Authority
 from slurmbus_agent.config import load
 from slurmbus_agent.guest import processes
+from slurmbus_agent.guest.beats import Beats
 from slurmbus_agent.guest.judging import Use, judge
 from slurmbus_agent.guest.limits import HostLimits, Limits, in_force
 from slurmbus_agent.scheduler.limits import CallBudget, TokenBucket
@@ -119,3 +124,49 @@ def test_the_kernel_tells_what_a_process_uses() -> None:
     assert processes.resident(process.pid) == 0
     assert processes.open_files() >= len({0, 1, 2})
     assert processes.resident() == pytest.approx(processes.resident(os.getpid()), rel=0.1)
+
+
+def test_a_policy_limits_the_agent_below_what_its_user_allows(tmp_path: Path) -> None:
+    bundle = tmp_path / "a.toml"
+    bundle.write_text('site = "a"\nservers = ["nats://h"]\ntrusted_keys = []\n[limits]\ncpu_minutes = 15\n')
+    bundle.chmod(0o600)
+    site = tmp_path / "etc"
+    site.mkdir()
+    (site / "policy.toml").write_text("[limits]\ncpu_minutes = 10\nmemory_mib = 100\n")
+    (site / "policy.toml").chmod(0o644)
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    files = AuthorityFiles("a", bundle, spool, site_folder=site, site_owner=os.getuid())
+    authority = Authority(load("a", bundle), files, Audit(spool / "audit.log"))
+    authority.load()
+    limits = in_force(load("a", bundle).limits, *authority.limits)
+    assert (limits.cpu_seconds, limits.memory) == (600.0, 100.0 * MIB)
+    assert not authority.limits_changed
+    (site / "policy.toml").write_text("[limits]\ncpu_minutes = 5\n")
+    authority.load()
+    assert authority.limits_changed, "a fresh process begins with the new ones"
+
+
+def test_work_that_can_wait_comes_with_a_heartbeat_or_at_the_latest() -> None:
+    async def test() -> list[str]:
+        beats = Beats()
+        order: list[str] = []
+
+        async def work(name: str, least: float, most: float) -> None:
+            await beats.after(least, most)
+            order.append(name)
+
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            group.create_task(work("with the first heartbeat", 0.0, 15.0))
+            group.create_task(work("without one", 10.0, 0.05))
+            late = group.create_task(work("with a later one", 0.1, 15.0))
+            await asyncio.sleep(0)
+            beats.happened()
+            while not late.done():
+                await asyncio.sleep(0.02)
+                beats.happened()
+        return order
+
+    order = asyncio.run(test())
+    assert order[0] == "with the first heartbeat"
+    assert set(order[1:]) == {"without one", "with a later one"}

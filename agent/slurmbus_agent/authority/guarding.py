@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import ClassVar
 
 from slurmbus_agent.audit import Audit
@@ -26,7 +26,7 @@ class Guard:
     Args:
         authority: is told to read again.
         audit: where a stop is noted.
-        interval: seconds until the next look.
+        next_look: comes back when it is time for the next look.
         end: is called when the agent has to end.
         begin_anew: is called, with a reason, when another process has to take over, with the bundle as it is now.
     """
@@ -35,13 +35,13 @@ class Guard:
         self,
         authority: Authority,
         audit: Audit,
-        interval: Callable[[], float],
+        next_look: Callable[[], Awaitable[None]],
         end: Callable[[], None],
         begin_anew: Callable[[str], None],
     ) -> None:
         self._authority = authority
         self._audit = audit
-        self._interval = interval
+        self._next_look = next_look
         self._end = end
         self._begin_anew = begin_anew
         self.words = ""
@@ -76,4 +76,6 @@ class Guard:
             if self._authority.bundle_changed:
                 self._audit.write("bundle changed")
                 self._begin_anew(f"its bundle {self._authority.files.bundle} has changed")
-            await asyncio.sleep(self._interval())
+            elif self._authority.limits_changed:
+                self._begin_anew("a policy's limits have changed")
+            await self._next_look()

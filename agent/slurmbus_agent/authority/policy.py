@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from slurmbus_agent.guest.limits import HostLimits
 from slurmbus_protocol.errors import NotAllowed
 from slurmbus_protocol.messages import (
     FolderEnvironment,
@@ -64,6 +65,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Only a grant that a trusted key has signed counts, not the age of the bundle."""
     control: Literal["signer", "trusted"] | None = None
     """Who may cancel a job: who signed its request (and the keys that succeed that one), or every trusted key."""
+
+    limits: HostLimits = HostLimits()
+    """What the agent may use of the login node and of the controller."""
 
     def problem(self) -> str | None:
         """Tell what is wrong with it, beyond the types of its fields."""

@@ -15,6 +15,7 @@ from slurmbus_agent.authority.files import AuthorityFiles, read_private
 from slurmbus_agent.authority.keyring import Keyring
 from slurmbus_agent.authority.policy import Policy, refusal, refusal_of_person
 from slurmbus_agent.config import AgentConfig, load
+from slurmbus_agent.guest.limits import HostLimits, in_force
 from slurmbus_agent.spool_writing import SpoolError, write
 from slurmbus_protocol import grants
 from slurmbus_protocol.errors import InvalidSetting, NotAllowed
@@ -69,6 +70,9 @@ class Authority:
         """Why nothing new is allowed although there is authority: a file can't be used."""
         self.expires_at: float | None = None
         """Until when new jobs are taken; None: without an end."""
+        self.limits: tuple[HostLimits, ...] = ()
+        """Of the policies, when the agent began."""
+        self.limits_changed = False
         self.bundle_changed = False
         """The bundle isn't the one that this agent was started with."""
         self._why = ""
@@ -85,6 +89,10 @@ class Authority:
         ring = self._read_ring()
         expires_at, why = self._read_grant(ring, policies)
         self._tell_changes(policies, expires_at)
+        limits = tuple(policy.limits for policy in policies.values())
+        if self._state is None:
+            self.limits = limits
+        self.limits_changed = in_force(*limits) != in_force(*self.limits)
         self._policies, self.ring, self.expires_at, self._why = policies, ring, expires_at, why
         self._state = state
         self.problem = None
