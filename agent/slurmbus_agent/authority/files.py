@@ -91,7 +91,7 @@ def _state(path: Path) -> tuple[int, int, int] | None:
         status = path.stat()
     except OSError:
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return status.st_ino, status.st_ctime_ns, status.st_size  # also whose it is, and who may write it, counts
 
 
 def read_private(path: Path) -> bytes | None:

@@ -1,0 +1,142 @@
+"""On a real cluster: secrets and Slurm, another local user, and the centre's own files."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from integration.conftest import SITES
+from integration.jobs import follow, run, spec
+from slurmbus.client import SiteClient
+from slurmbus.home import Home
+from slurmbus_cluster import Cluster
+from slurmbus_cluster.agents import AgentProcess
+from slurmbus_protocol.messages import JobOptions, Record
+from slurmbus_protocol.states import JobState
+
+SPOOL = f"/home/alice/.slurmbus/{SITES['alice']}"
+SHORT = JobOptions(time_limit_minutes=1)
+
+
+def wait_for(client: SiteClient, key: str, condition: Callable[[Record], bool], seconds: float = 120.0) -> Record:
+    deadline = time.monotonic() + seconds
+    while (record := client.record(key)) is None or not condition(record):
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s; the record is {record}"
+        time.sleep(0.1)
+    return record
+
+
+def holders(cluster: Cluster, host: str, value: str, *folders: str) -> str:
+    """Give the files of a host that hold a value."""
+    found = cluster.exec(host, ["grep", "-rlaF", "--", value, *folders], check=False)
+    return found.stdout.strip()
+
+
+def test_a_secret_reaches_every_start_and_stays_out_of_slurm(alice: SiteClient, cluster: Cluster, home: Home) -> None:
+    """Requeued once; searched in Slurm's state, what it shows, the spool, the agent's host and the bus's store."""
+    value = f"s3cret-{secrets.token_hex(16)}"
+    go = f"/home/alice/go-{secrets.token_hex(4)}"
+    script = f'echo "start $SLURMBUS_START: ${{#TOKEN}}"; while ! test -e {go}; do sleep 0.2; done'
+    job = spec("bash", "-c", script, options=JobOptions(requeue=True))
+    key = alice.submit(job, secret_env={"TOKEN": value})
+    try:
+        first = wait_for(alice, key, lambda record: record.state is JobState.RUNNING and bool(record.starts))
+        cluster.exec("login", ["scontrol", "requeue", str(first.job_id)], user="alice")
+        record = wait_for(alice, key, lambda record: len(record.starts) == 2 and record.state is JobState.RUNNING, 240)
+        emptied = f"for _ in $(seq 600); do grep -q 'start 1' {SPOOL}/jobs/{key}.0/1.stdout && exit 0; sleep 0.1; done"
+        cluster.exec("login", ["bash", "-c", emptied], user="alice")
+        assert cluster.exec("login", ["wc", "-c", f"{SPOOL}/jobs/{key}.0/1.secrets"], user="alice").stdout.startswith(
+            "0"
+        )
+        for command in (["scontrol", "-d", "show", "job", str(record.job_id)], ["ps", "-eww", "-o", "args"]):
+            assert value not in cluster.exec("login", command).stdout
+        script_of = cluster.exec("login", ["scontrol", "write", "batch_script", str(record.job_id), "-"]).stdout
+        assert "slurmbus" in script_of
+        assert value not in script_of
+        assert holders(cluster, "login", value, SPOOL, "/home/alice/.config", "/tmp") == ""
+        for host in ("ctld", "c1", "c2"):
+            assert holders(cluster, host, value, "/var/lib/slurm", "/var/log", "/tmp") == ""
+        assert [path for path in home.path.rglob("*") if path.is_file() and value.encode() in path.read_bytes()] == []
+    finally:
+        cluster.exec("login", ["touch", go], user="alice")
+    story = follow(alice, key)
+    assert story.record.state is JobState.COMPLETED
+    cluster.exec("login", ["rm", go], user="alice")
+    assert f"start 1: {len(value)}" in cluster.exec("login", ["cat", f"{SPOOL}/jobs/{key}.0/1.stdout"]).stdout
+
+
+def test_another_user_gets_at_no_file_port_or_socket(
+    alice: SiteClient, alice_agent: AgentProcess, cluster: Cluster, home: Home
+) -> None:
+    """Bob on Alice's login node: her spool, her configuration, the link's port, the bus's port, her process."""
+    key = alice.submit(spec("sleep", "300"))
+    wait_for(alice, key, lambda record: record.state is JobState.RUNNING)
+    try:
+        for path in (SPOOL, f"{SPOOL}/link", f"{SPOOL}/audit.log", f"{SPOOL}/jobs/{key}.0/plan.json"):
+            assert "ermission denied" in cluster.exec("login", ["cat", path], user="bob", check=False).stderr
+        loose = ["find", SPOOL, "!", "-type", "l", "(", "-perm", "/077", ")", "-not", "-path", "*/work/*"]
+        assert cluster.exec("login", loose, user="alice").stdout == ""
+        pids = cluster.exec("login", ["pgrep", "-u", "alice", "-f", "slurmbus"]).stdout.split()
+        for pid in pids:
+            assert cluster.exec("login", ["cat", f"/proc/{pid}/environ"], user="bob", check=False).exit_code != 0
+        sockets = cluster.exec("login", ["ss", "-Hlnxtp", "state", "listening"]).stdout
+        assert "slurmbus" not in " ".join(line for line in sockets.splitlines() if line.startswith("u_str"))
+        link = cluster.exec("login", ["cat", f"{SPOOL}/link"], user="alice").stdout
+        greet = (
+            "import json, socket, sys; link = json.loads(sys.argv[1])\n"
+            "peer = socket.create_connection((link['hosts'][0], link['port']), 10)\n"
+            'peer.sendall(b\'{"type": "hello"}\\n\' * 50)\n'
+            "peer.settimeout(30)\n"
+            "try:\n    print(len(peer.recv(4096)))\nexcept ConnectionError:\n    print(0)\n"
+        )
+        heard = cluster.exec("login", ["python3", "-c", greet, link], user="bob").stdout
+        assert int(heard) <= 64  # at most an alert of TLS
+        address = home.bus_address()
+        assert address is not None
+        connect = (
+            "import socket, sys\n"
+            "bus = socket.create_connection((sys.argv[1], int(sys.argv[2])), 10)\n"
+            "bus.recv(65536)\n"
+            "bus.sendall(b'CONNECT {\"verbose\":false}\\r\\nSUB slurmbus.> 1\\r\\nPING\\r\\n')\n"
+            "bus.settimeout(30)\n"
+            "data = b''\n"
+            "try:\n"
+            "    while piece := bus.recv(65536):\n        data += piece\n"
+            "except OSError:\n    pass\n"
+            "print(data.decode(errors='replace'))\n"
+        )
+        said = cluster.exec("login", ["python3", "-c", connect, address.host, str(address.port)], user="bob").stdout
+        assert "MSG" not in said
+        assert "PONG" not in said
+    finally:
+        alice.cancel(key)
+        follow(alice, key)
+
+
+@contextmanager
+def of_the_centre(cluster: Cluster, name: str, text: str) -> Iterator[None]:
+    """Put a file of root's into /etc/slurmbus on the login node."""
+    cluster.exec("login", ["mkdir", "-p", "-m", "755", "/etc/slurmbus"])
+    cluster.exec("login", ["tee", f"/etc/slurmbus/{name}"], stdin=text)
+    try:
+        yield
+    finally:
+        cluster.exec("login", ["rm", "-f", f"/etc/slurmbus/{name}"])
+
+
+def test_the_centre_s_policy_and_stop_file_stand_above_the_user_s(alice: SiteClient, cluster: Cluster) -> None:
+    """Root's policy counts without a restart; it shortens what a login gives, and nobody else can write it."""
+    with of_the_centre(cluster, "policy.toml", "max_time_minutes = 1\nauthority_days = 0.5\n"):
+        refused = run(alice, "true")
+        assert (refused.record.state, refused.record.error_code) == (JobState.REJECTED, "policy")
+        assert "/etc/slurmbus/policy.toml" in (refused.record.reason or "")
+        assert run(alice, "true", options=SHORT).record.state is JobState.COMPLETED
+        write = ["bash", "-c", "echo > /etc/slurmbus/policy.toml"]
+        assert cluster.exec("login", write, user="alice", check=False).exit_code != 0
+        cluster.exec("login", ["chmod", "666", "/etc/slurmbus/policy.toml"])
+        broken = run(alice, "true", options=SHORT)
+        assert broken.record.state is JobState.REJECTED
+        assert "written by others" in (broken.record.reason or "")
+    assert run(alice, "true").record.state is JobState.COMPLETED
