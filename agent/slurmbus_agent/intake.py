@@ -22,6 +22,7 @@ from slurmbus_agent.arrays import task_fields
 from slurmbus_agent.audit import Audit
 from slurmbus_agent.authority.standing import Authority
 from slurmbus_agent.records import RecordStore
+from slurmbus_agent.sizes import check_sizes
 from slurmbus_agent.tasks import spawn
 from slurmbus_protocol import codec, reading, subjects
 from slurmbus_protocol.arrays import check_tasks, indexes
@@ -201,6 +202,7 @@ class Intake:
             raise RequestExpired("the request expired before an agent could take it")
         if message.expires_at < time.time() - OWN_CLOCK_MARGIN:
             raise RequestExpired("the request expired long ago by the clock of the agent's host")
+        check_sizes(message)
         if isinstance(message, Submit):
             check_tasks(message.job)
         return message, signer

@@ -18,6 +18,7 @@ from slurmbus_agent.environments.activation import activate
 from slurmbus_agent.environments.service import Environments, Tell
 from slurmbus_agent.events import Staged
 from slurmbus_agent.launching import launch_fields
+from slurmbus_agent.sizes import MAX_PROBLEMS, fitting
 from slurmbus_agent.spool import JobDir, RunnerPlan, Spool, WorkDir, batch_script, check_path
 from slurmbus_agent.spool_files import RunnerEnvironment
 from slurmbus_protocol import blobs, traces
@@ -203,12 +204,15 @@ class Stager:
         work = Path(record.work_dir or "")
         found, problems = await asyncio.to_thread(_find_outputs, work, spec)
         outputs = []
-        for name in found:
+        names = fitting(found)
+        if len(names) < len(found):
+            problems.append(f"{len(found) - len(names)} more files than a record can name: put them into an archive")
+        for name in names:
             path = work / name
             digest, size = await asyncio.to_thread(blobs.hash_file, path)
             await blobs.put_file(self._bus, path, digest, size, resume=False)
             outputs.append(FileRef(path=name, sha256=digest, size=size, executable=os.access(path, os.X_OK)))
-        return tuple(outputs), "; ".join(problems) or None
+        return tuple(outputs), "; ".join(problems)[:MAX_PROBLEMS] or None
 
 
 def _find_outputs(work: Path, spec: JobSpec) -> tuple[list[str], list[str]]:

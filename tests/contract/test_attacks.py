@@ -189,6 +189,25 @@ def test_garbage_under_a_genuine_signature_is_refused_and_forgotten(guarded: Gua
     assert guarded.run().state is JobState.COMPLETED
 
 
+def test_a_request_that_no_record_has_room_for_is_refused(guarded: Guarded, tmp_path: Path) -> None:
+    """Its labels, its submitter, a cancel's reason: each nearly as large as a message may be."""
+    much = "x" * 880_000
+    for message in (
+        submission(msgspec.structs.replace(QUICK, labels={"label": much})),
+        msgspec.structs.replace(submission(), submitter=much),
+    ):
+        guarded.publish(*signed(message, guarded.signer))
+        assert guarded.wait_for_state(message.key, JobState.REJECTED).error_code == "too-large"
+    job = submission(shell(f"for _ in $(seq 600); do test -e {tmp_path}/go && exit 0; sleep 0.05; done"))
+    guarded.publish(*signed(job, guarded.signer))
+    guarded.wait_for_state(job.key, JobState.RUNNING)
+    cancel = Cancel(id=new_ulid(), key=job.key, site=SITE, expires_at=time.time() + 60, submitter="me", reason=much)
+    guarded.publish(*signed(cancel, guarded.signer))
+    wait_until(lambda: guarded.record(job.key).refused, "the refusal")
+    (tmp_path / "go").touch()
+    guarded.wait_for_state(job.key, JobState.COMPLETED)
+
+
 @pytest.mark.parametrize("path", ["../escaped", "/tmp/escaped", "a/../../escaped", "a\0b", ".", ""])
 def test_files_and_outputs_stay_in_the_working_directory(guarded: Guarded, path: str) -> None:
     ref = FileRef(path=path, sha256="ab" * 32, size=1)
