@@ -14,6 +14,8 @@ from slurmbus_protocol.states import JobState
 
 RECENT = 3600.0
 """Seconds during which a failed job asks for attention."""
+AUTHORITY_SOON = 86400.0
+"""Seconds before an agent's authority expires at which somebody should log in again."""
 NAMED = 3
 """Failed jobs that are named; of more only the number is told."""
 
@@ -89,6 +91,7 @@ def _of_site(picture: Picture, site: str, now: float) -> Iterator[Item]:
                 since=beat.scheduler.since,
                 hint=beat.scheduler.error or "Jobs go on; their states are learned when it answers.",
             )
+        yield from _of_authority(site, beat.authority_expires_at, now)
         if beat.vitals.slowed:
             yield Item(id=f"slowed {site}", level=Level.WARNING, site=site, text=f"{site}: {beat.vitals.slowed}")
     for alarm in beat.alarms:
@@ -120,6 +123,22 @@ def _of_condition(picture: Picture, leader: AgentView, now: float) -> Iterator[I
             since=leader.at,
             hint=f"{unfinished} unfinished jobs go on without it." if unfinished else "",
         )
+
+
+def _of_authority(site: str, expires_at: float | None, now: float) -> Iterator[Item]:
+    if expires_at is None or expires_at - now > AUTHORITY_SOON:
+        return
+    over = expires_at <= now
+    yield Item(
+        id=f"authority {site}",
+        level=Level.BAD if over else Level.WARNING,
+        site=site,
+        text=f"{site}: the agent's authority has expired"
+        if over
+        else f"{site}: the agent's authority expires in a day",
+        hint=f"It takes no new jobs until you log in again: slurmbus up {site}" if over else f"slurmbus up {site}",
+        since=expires_at if over else None,
+    )
 
 
 def _of_jobs(picture: Picture, now: float) -> Iterator[Item]:

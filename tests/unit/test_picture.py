@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from slurmbus import picture
+from slurmbus.attention import attention
 from slurmbus.history import over_time
 from slurmbus.picture import AgentName, BusName, BusView, JobName, Picture
 from slurmbus_protocol.messages import Heartbeat, Record, SchedulerHealth
@@ -141,3 +142,37 @@ def test_jobs_over_time() -> None:
     assert found.completed == (0, 0, 0, 1, 0)
     assert found.failed == (0, 0, 0, 1, 0)
     assert found.cancelled == (0, 0, 0, 1, 0)
+
+
+def test_what_needs_attention() -> None:
+    """The worst comes first; of a bus that is lost nothing else is said."""
+    seen = Picture()
+    seen.set_bus(BusView("bus", ("leonardo", "nobody"), reachable=True))
+    health = SchedulerHealth(kind="native", responding=False, since=NOW - 60, error="no route to host")
+    seen.take_heartbeat(
+        "bus",
+        beat(scheduler=health, alarms=("the quota is nearly full",), authority_expires_at=NOW + 3600),
+        NOW,
+        lease=True,
+    )
+    seen.take_record("bus", record(JobState.OUT_OF_MEMORY, end_time=NOW - 60))
+    seen.take_record("bus", record(JobState.FAILED, end_time=NOW - 7200))
+    items = attention(seen, NOW + 1)
+    assert [(item.level.value, item.text) for item in items] == [
+        ("bad", "leonardo: the native scheduler doesn't answer"),
+        ("warning", "leonardo: the agent's authority expires in a day"),
+        ("warning", "leonardo: the quota is nearly full"),
+        ("warning", "leonardo: 1 job failed in the last hour"),
+        ("note", "nobody: no agent has been heard of yet"),
+    ]
+    assert [item.text for item in attention(seen, NOW + 5)][1] == "leonardo: the heartbeat from login1 is late"
+    assert attention(seen, NOW + 4000)[0].text == "leonardo: no heartbeat from login1"
+    seen.set_bus(BusView("bus", ("leonardo", "nobody"), reachable=False, problem="no answer", since=NOW))
+    assert [item.text for item in attention(seen, NOW + 7200)] == ["The bus isn't reachable: no answer"]
+
+
+def test_an_authority_that_has_expired() -> None:
+    seen = Picture()
+    seen.take_heartbeat("bus", beat(authority_expires_at=NOW - 1), NOW, lease=True)
+    seen.set_bus(BusView("bus", ("leonardo",), reachable=True))
+    assert [item.text for item in attention(seen, NOW)] == ["leonardo: the agent's authority has expired"]

@@ -57,6 +57,7 @@ def agent_value(agent: AgentView, *, beats: bool) -> dict[str, Any]:
         "scheduler": msgspec.to_builtins(beat.scheduler),
         "vitals": msgspec.to_builtins(beat.vitals),
         "alarms": beat.alarms,
+        "authorityUntil": beat.authority_expires_at,
     }
 
 

@@ -68,6 +68,7 @@ export class SiteDetails {
       memory: `${bytes(vitals.rss ?? 0)}${vitals.scheduler_rss ? ` + ${bytes(vitals.scheduler_rss)}` : ""}`,
       "open files": count(vitals.open_files ?? 0),
       "from and to the bus": vitals.bus_bytes_in ? `${bytes(vitals.bus_bytes_in)} · ${bytes(vitals.bus_bytes_out)}` : null,
+      authority: agent.authorityUntil ? (agent.authorityUntil > now ? `for ${duration(agent.authorityUntil - now)}` : "expired") : null,
       handovers: vitals.handovers || null,
       "slowed down": vitals.slowed || null,
       alarms: agent.alarms.join(" · ") || null,
@@ -92,7 +93,7 @@ function partitionTable(partitions) {
   if (partitions.length === 0) return h("p", { class: "soft" }, "The site has none.");
   const head = ["partition", "state", "nodes", "CPUs", "longest"];
   const nodes = (one) => {
-    const states = Object.entries(one.node_states ?? {}).map(([state, some]) => `${count(some)} ${state}`);
+    const states = Object.entries(one.node_states ?? {}).map(([state, some]) => `${count(some)} ${state.toLowerCase()}`);
     return states.length ? `${count(one.nodes)}: ${states.join(", ")}` : count(one.nodes);
   };
   const row = (one) => [
