@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from types import TracebackType
@@ -23,6 +25,9 @@ from slurmbus.local import LOCAL_SITE, LocalFolder
 from slurmbus.picture import Name, Picture
 from slurmbus.settings import ConnectionSettings
 from slurmbus.site import Site
+from slurmbus_protocol.errors import SlurmbusError
+
+log = logging.getLogger(__name__)
 
 HOME_INTERVAL = 2.0
 """Seconds between two looks whether the home knows other sites; each is one directory scan."""
@@ -80,7 +85,10 @@ class Board:
             self._keeper.cancel()
         for _, task in self._feeds.values():
             task.cancel()
-        await self._group.__aexit__(kind, error, at)
+        if isinstance(error, asyncio.CancelledError):
+            await self._group.__aexit__(kind, error, at)
+        else:  # the caller's own error stays what it is
+            await self._group.__aexit__(None, None, None)
 
     # ------------------------------------------------------------------ what is asked of it
 
@@ -111,23 +119,33 @@ class Board:
     async def _keep_following(self) -> None:
         seen: object = None
         while True:
-            state = self._state()
+            homes = self._homes()
+            state = [(home.path, home.profiles_state()) for home in homes]
             if state != seen:
                 seen = state
-                buses = self._buses()
-                await self._unfollow(buses)
-                self._follow(buses)
+                await self._take_over(homes)
             await asyncio.sleep(HOME_INTERVAL)
 
-    def _state(self) -> object:
-        return self.home.profiles_state(), LocalFolder.of(self.home).home.profiles_state()
+    async def _take_over(self, homes: Iterable[Home]) -> None:
+        try:
+            buses = self._buses(homes)
+        except SlurmbusError as error:
+            log.warning("the sites are followed as they were: %s", error)
+            return
+        await self._unfollow(buses)
+        self._follow(buses)
 
-    def _buses(self) -> dict[str, tuple[ConnectionSettings, tuple[str, ...]]]:
+    def _homes(self) -> list[Home]:
+        """Give the home, and that of the local helper while it runs: without it there is no bus to be missed."""
+        local = LocalFolder.of(self.home)
+        return [self.home, local.home] if _lives(local.pid()) else [self.home]
+
+    def _buses(self, homes: Iterable[Home]) -> dict[str, tuple[ConnectionSettings, tuple[str, ...]]]:
         """Give how to reach each bus, and the sites that are expected there, by its name."""
         buses: dict[str, tuple[ConnectionSettings, tuple[str, ...]]] = {
             bus_name(settings): (settings, ()) for settings in self._further
         }
-        for home in (self.home, LocalFolder.of(self.home).home):
+        for home in homes:
             for profile in home.sites():
                 settings = ConnectionSettings.of_site(home, profile.name)
                 name = bus_name(settings)
@@ -153,6 +171,13 @@ class Board:
         names = list(names)
         for news in self._news:
             news.tell(names)
+
+
+def _lives(pid: int | None) -> bool:
+    try:
+        return pid is not None and os.kill(pid, 0) is None
+    except (ProcessLookupError, PermissionError):
+        return False
 
 
 def bus_name(settings: ConnectionSettings) -> str:

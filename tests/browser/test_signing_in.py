@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from browser.scene import Play, Scene
-from browser.served import Served, served
+from browser.served import COMMAND, Served, served
 from contract.bus_site import SITE, BusSite
 from slurmbus_protocol.messages import Cancel
 from slurmbus_protocol.states import JobState
@@ -136,3 +137,29 @@ def test_cancelling_a_job_on_the_page(play: Play) -> None:
         assert request.reason == "cancelled on the dashboard"
 
     play(and_the_agent_gets_it)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--listen", "192.0.2.1"), "can't listen on 192.0.2.1"),
+        (("--port", "1x"), "is not a valid integer"),
+    ],
+)
+def test_an_address_that_cant_be_used_is_told(bus_there: BusSite, options: tuple[str, str], words: str) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "SLURMBUS_HOME": str(bus_there.home.path)}
+    done = subprocess.run(
+        [COMMAND, "dashboard", *options], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken(bus_there: BusSite, server: Served) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "SLURMBUS_HOME": str(bus_there.home.path)}
+    argv = [COMMAND, "dashboard", "--port", str(server.port)]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert f"port {server.port}" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from contract.bus_site import DEADLINE, SITE, bus_site
 from slurmbus.board import Board
 from slurmbus.home import Home
+from slurmbus.local import LOCAL_SITE, ensure_local, stop_local
 from slurmbus.owner import ServerOwner
 from slurmbus.picture import AgentName, BusName, JobName, Name
 from slurmbus.testing import ScriptedAgent
@@ -103,7 +106,8 @@ def test_sites_on_several_buses_and_one_that_is_added_later(tmp_path: Path) -> N
         async def story(board: Board, agent: ScriptedAgent) -> None:
             await agent.heartbeat()
             await until(board, lambda: AgentName(SITE, "scripted") in board.picture.agents)
-            there.home.add_site("lumi", (other.bus_url(),), credentials=other.credentials)
+            bus = {"credentials": other.credentials, "ca_file": other.tls.authority}
+            there.home.add_site("lumi", (other.bus_url(),), **bus)
             async with ScriptedAgent(other, "lumi") as second:
                 await second.heartbeat()
                 await until(board, lambda: AgentName("lumi", "scripted") in board.picture.agents)
@@ -121,3 +125,31 @@ def test_a_board_of_a_home_without_sites_is_empty_and_ends(tmp_path: Path) -> No
             assert board.picture.sites() == []
 
     asyncio.run(story())
+
+
+def test_the_local_helper_is_followed_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A helper that has stopped because nobody used it is nothing to worry about."""
+    monkeypatch.setenv("SLURMBUS_HOME", str(tmp_path))
+    home = Home(tmp_path)
+
+    async def story() -> None:
+        async with asyncio.timeout(DEADLINE), Board(home) as board:
+            await asyncio.to_thread(ensure_local, home)
+            await until(board, lambda: board.picture.leader_of(LOCAL_SITE) is not None)
+            await asyncio.to_thread(stop_local, home)
+            await until(board, lambda: board.picture.sites() == [])
+
+    try:
+        asyncio.run(story())
+    finally:
+        stop_local(home)
+
+
+def test_an_error_of_whoever_uses_the_board_stays_what_it_is(tmp_path: Path) -> None:
+    async def story() -> None:
+        with bus_site(tmp_path) as there:
+            async with Board(there.home):
+                raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        asyncio.run(story())

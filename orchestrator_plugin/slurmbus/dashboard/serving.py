@@ -51,8 +51,9 @@ def run_dashboard(
         ready: called when browsers can come.
 
     Raises:
-        InvalidSetting: the address can't be used.
+        InvalidSetting: the address, or a site's profile, can't be used.
     """
+    home.sites()  # whoever reads them later can only say so in a log
     listening = _listen(host, port)
     shown = socket.gethostname() if host in WILDCARDS else host
     hosts = {*LOOPBACK, host, shown, *names} - WILDCARDS
