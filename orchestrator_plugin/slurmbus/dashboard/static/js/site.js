@@ -13,8 +13,8 @@ export class SiteDetails {
     this.partitions = h("div", {}, h("p", { class: "soft" }, "Asking the agent…"));
     this.elements = [
       this.bus,
-      h("section", {}, h("h3", {}, "Agents"), this.agents),
       h("section", {}, h("h3", {}, "Nodes and partitions"), this.partitions),
+      h("section", {}, h("h3", {}, "Agents"), this.agents),
     ];
     feed.wish("partitions", { type: "partitions", site });
     this.show();
@@ -52,7 +52,7 @@ export class SiteDetails {
     const { vitals, scheduler } = agent;
     const calls = Object.values(scheduler.calls ?? {}).reduce((sum, some) => sum + some, 0);
     const facts = {
-      heartbeat: `${age(now - agent.at)} old, every ${agent.interval} s`,
+      heartbeat: `${age(now - agent.at)}${now - agent.at < 1 ? "" : " ago"}, every ${agent.interval} s`,
       "running for": duration(now - agent.startedAt),
       "started": moment(agent.startedAt, now),
       version: agent.version,
