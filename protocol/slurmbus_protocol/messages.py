@@ -661,8 +661,6 @@ class Partition(Value, frozen=True, kw_only=True, omit_defaults=True):
     cpus: NonNegative
     default: bool = False
     max_time_minutes: int | None = None
-    node_states: dict[str, int] = {}
-    """Nodes by their state in Slurm's words, in lower case; empty when that isn't known."""
 
 
 class Partitions(Message, frozen=True, kw_only=True, omit_defaults=True):

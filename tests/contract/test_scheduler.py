@@ -319,10 +319,6 @@ def test_partitions(site: Site) -> None:
             partitions = await scheduler.partitions()
             assert sum(partition.default for partition in partitions) == 1
             assert all(partition.cpus >= 1 and partition.nodes >= 1 and partition.state for partition in partitions)
-            for partition in partitions:
-                known = 0 if scheduler.health.kind == "local" else partition.nodes
-                assert sum(partition.node_states.values()) == known
-                assert all(state.isalpha() and state.islower() for state in partition.node_states)
 
     asyncio.run(check())
 

@@ -11,12 +11,9 @@ import os
 import re
 import shutil
 import time
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
-
-import msgspec
 
 from slurmbus_agent.scheduler import sacct, sbatch, squeue, words
 from slurmbus_agent.scheduler.array import expression, split_name, task_name
@@ -127,7 +124,7 @@ class CommandsBackend:
             conf=self._conf,
             patience=CONTROL,
             owner=self._owner,
-            site=lambda: (self._partitions(), self._nodes()),
+            site=lambda: (self.partitions(), self._nodes()),
         )
 
     def jobs(self) -> list[Observation]:
@@ -194,23 +191,7 @@ class CommandsBackend:
         return int(found[1]) if found else _unavailable(ended)
 
     def partitions(self) -> list[Partition]:
-        """Give the partitions that this user can see, with their nodes by state."""
-        states = self._node_states()
-        return [
-            msgspec.structs.replace(one, node_states=dict(states[one.name])) if one.name in states else one
-            for one in self._partitions()
-        ]
-
-    def _node_states(self) -> dict[str, Counter[str]]:
-        ended = self._run("sinfo", ["--all", "--noheader", "--format=@%R@%T@%D@"])
-        if ended.code != 0:
-            _unavailable(ended)
-        found: dict[str, Counter[str]] = defaultdict(Counter)
-        for partition, state, count in re.findall(r"^@(.+)@(.+)@(\d+)@$", ended.stdout, re.MULTILINE):
-            found[partition][state.rstrip("*~#!%$@^-+")] += int(count)  # marks of sinfo(1), "NODE STATE CODES"
-        return found
-
-    def _partitions(self) -> list[Partition]:
+        """Give the partitions that this user can see."""
         ended = self._run("scontrol", ["--oneliner", "show", "partition"])
         rows = [dict(_SETTING.findall(line)) for line in ended.stdout.splitlines() if line.startswith("PartitionName=")]
         if ended.code != 0 or not (rows or "No partitions" in ended.stdout):

@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import tempfile
-from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -272,17 +271,7 @@ class NativeBackend:
             raise _unavailable(error) from error
 
     def partitions(self) -> list[Partition]:
-        """Give the partitions that this user can see, with their nodes by state."""
-        found: dict[str, Counter[str]] = defaultdict(Counter)
-        for node in self._all_nodes():
-            for name in node.partitions:
-                found[name][str(node.state).split("+", 1)[0].lower()] += 1
-        return [
-            msgspec.structs.replace(one, node_states=dict(found[one.name])) if one.name in found else one
-            for one in self._partitions()
-        ]
-
-    def _partitions(self) -> list[Partition]:
+        """Give the partitions that this user can see."""
         try:
             found = pyslurm.Partitions.load().values()
         except pyslurm.RPCError as error:
@@ -299,15 +288,12 @@ class NativeBackend:
             for partition in found
         ]
 
-    def _all_nodes(self) -> list[Any]:
+    def _site(self) -> tuple[list[Partition], list[Node]]:
         try:
-            return list(pyslurm.Nodes.load().values())
+            nodes = pyslurm.Nodes.load().values()
         except pyslurm.RPCError as error:
             raise _unavailable(error) from error
-
-    def _site(self) -> tuple[list[Partition], list[Node]]:
-        nodes = self._all_nodes()
-        return self._partitions(), [
+        return self.partitions(), [
             Node(tuple(node.partitions), node.effective_cpus or 0, node.real_memory or 0) for node in nodes
         ]
 

@@ -12,7 +12,7 @@ from slurmbus.picture import AgentName, AgentView, BusName, BusView, JobName, Na
 from slurmbus_protocol.arrays import slurm_id
 from slurmbus_protocol.messages import Record
 
-_EMPTY_REASONS = {"None", "NonZeroExitCode"}
+_NON_ZERO = "NonZeroExitCode"
 
 
 def text_name(name: Name) -> str:
@@ -78,10 +78,17 @@ def job_value(name: JobName, record: Record) -> dict[str, Any]:
         "created": record.created_at,
         "started": started_at(record),
         "ended": ended_at(record),
-        "reason": "" if record.reason in _EMPTY_REASONS else record.reason or "",
+        "reason": _reason(record),
         "cancelling": record.cancel is not None and not record.state.is_final,
         "labels": " ".join(record.labels.values()),
     }
+
+
+def _reason(record: Record) -> str:
+    reason = record.reason or ""
+    if reason.startswith(_NON_ZERO) and record.exit_code is not None:
+        return f"exit code {record.exit_code}"
+    return "" if reason in {"None", _NON_ZERO} else reason
 
 
 def record_value(record: Record) -> dict[str, Any]:

@@ -58,7 +58,7 @@ export class JobDetails {
     const state = h("span", { class: "state", "data-kind": kindOf(record.state) }, stateWord(summary));
     const saying = [record.hint, summary.reason].filter(Boolean).join(" · ");
     const parts = [
-      h("p", { class: "sub" }, state, summary.slurmId && h("span", {}, `Slurm ${summary.slurmId}`), h("span", {}, record.site), h("span", { class: "mono" }, record.key)),
+      h("p", { class: "sub" }, state, summary.slurmId && h("span", {}, `${record.scheduler === "local" ? "job" : "Slurm"} ${summary.slurmId}`), h("span", {}, record.site), h("span", { class: "mono" }, record.key)),
       saying && h("p", { class: "saying", "data-level": kindOf(record.state) === "failed" ? "bad" : null }, saying),
       record.cancel && h("p", { class: "saying" }, `${record.cancel.submitter} asked for its end ${moment(record.cancel.at)}${record.cancel.reason ? `: ${record.cancel.reason}` : ""}`),
       this.actions(summary),

@@ -15,7 +15,7 @@ export function stepsOf(record) {
   step("request on its way", t.requested, accepted);
   if (t.environment) step("environment made ready", accepted, t.environment);
   step("staged", t.environment ?? accepted, t.staged);
-  step("submitted to Slurm", t.staged ?? accepted, t.submitted);
+  step(record.scheduler === "local" ? "submitted" : "submitted to Slurm", t.staged ?? accepted, t.submitted);
   const starts = record.starts ?? [];
   let waitsFrom = t.submitted ?? record.submit_time ?? t.staged ?? accepted;
   for (const start of starts) {
