@@ -1,6 +1,7 @@
 // The one WebSocket to the server: everything that the page shows is pushed over it.
 
 const SILENCE = 4000; // the server says something at least once a second
+const CONNECTING = 20000; // a server or a browser that is busy may take its time
 const DELAYS = [250, 500, 1000, 2000, 4000];
 const NOT_SIGNED_IN = 4401;
 
@@ -24,6 +25,7 @@ export class Feed {
     const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/feed`);
     this.socket = socket;
     this.opened = Date.now();
+    socket.onopen = () => (this.opened = Date.now());
     socket.onmessage = (event) => this.#take(JSON.parse(event.data));
     socket.onclose = (event) => this.#lost(event.code);
   }
@@ -55,14 +57,15 @@ export class Feed {
   }
 
   #check() {
-    const silent = Date.now() - Math.max(this.store.heardAt, this.opened) > SILENCE;
-    if (silent && this.socket.readyState <= WebSocket.OPEN) this.connect(); // frozen: what comes too late isn't waited for
+    const silence = Date.now() - Math.max(this.store.heardAt, this.opened);
+    const patience = { [WebSocket.CONNECTING]: CONNECTING, [WebSocket.OPEN]: SILENCE }[this.socket.readyState];
+    if (silence > patience) this.connect(); // frozen: what comes too late isn't waited for
     if (Date.now() - this.store.heardAt > SILENCE / 2) this.#say(false);
   }
 
   #drop() {
     if (!this.socket) return;
-    this.socket.onmessage = this.socket.onclose = null;
+    this.socket.onopen = this.socket.onmessage = this.socket.onclose = null;
     this.socket.close();
   }
 
