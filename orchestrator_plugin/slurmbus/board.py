@@ -174,10 +174,13 @@ class Board:
 
 
 def _lives(pid: int | None) -> bool:
+    if pid is None:
+        return False
     try:
-        return pid is not None and os.kill(pid, 0) is None
+        os.kill(pid, 0)
     except (ProcessLookupError, PermissionError):
         return False
+    return True
 
 
 def bus_name(settings: ConnectionSettings) -> str:
