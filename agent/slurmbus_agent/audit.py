@@ -55,7 +55,8 @@ class Audit:
             self.problem = None
 
     def _rotate(self) -> None:
-        stem = f"{self._path.stem}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+        seconds, rest = divmod(time.time_ns(), 10**9)
+        stem = f"{self._path.stem}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}.{rest:09}"
         with contextlib.suppress(FileNotFoundError):  # another agent of the site was faster
             self._path.rename(self._path.with_name(f"{stem}-{secrets.token_hex(4)}{self._path.suffix}"))
         for old in _full(self._path)[: -self._kept]:

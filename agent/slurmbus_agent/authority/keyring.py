@@ -78,9 +78,10 @@ class Keyring:
         """What has to be kept because no login has said it: keys that came over the bus, and ends."""
         return tuple(key for key in self.keys if key.by or key.revoked or key.retires_at is not None)
 
-    def accepted(self, now: float) -> TrustedKeys:
-        """Give the keys that count at this moment."""
-        return TrustedKeys(key.key for key in self.keys if _counts(key, now))
+    @property
+    def signers_of_grants(self) -> TrustedKeys:
+        """The keys whose grants count: a key that was replaced ends, but not what it has granted."""
+        return self._trusted
 
     def verify(self, subject: str, body: bytes, headers: Mapping[str, str] | None, now: float) -> str:
         """Return the public key that signed this; BadSignature when it doesn't count (any more)."""

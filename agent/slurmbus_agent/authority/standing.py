@@ -139,7 +139,7 @@ class Authority:
         content = read_private(self.files.grant)
         if content is not None:
             try:
-                grant = grants.read(content, self._config.site, ring.accepted(now), now)
+                grant = grants.read(content, self._config.site, ring.signers_of_grants, now)
             except NotAllowed as error:
                 return 0.0, error.message
             begin, end = grant.issued_at, grant.expires_at
