@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -137,3 +138,11 @@ def test_the_agents_own_report() -> None:
         ("there: bus", Grade.BROKEN),
     ]
     assert found[2].hint == "is it there?"
+
+
+def test_the_headers_before_a_newer_slurms_are_those_of_the_clusters_image() -> None:
+    """The image is built with them, so they are known to work."""
+    root = Path(__file__).parents[2]
+    image = sorted((root / "containers" / "slurm-compat" / "slurm").iterdir())
+    taken = sorted((root / "orchestrator_plugin" / "slurmbus" / "bootstrap" / "compat" / "slurm").iterdir())
+    assert [(path.name, path.read_bytes()) for path in taken] == [(path.name, path.read_bytes()) for path in image]

@@ -72,8 +72,25 @@ def is_complete(remote: Remote, layout: Layout, name: str) -> bool:
     return bool(remote.call("look", path=f"{layout.version(name)}/complete")["kind"])
 
 
-def install(remote: Remote, layout: Layout, name: str, wheels: Mapping[str, Path], plan: Plan, tell: Tell) -> None:
+def install(
+    remote: Remote,
+    layout: Layout,
+    name: str,
+    wheels: Mapping[str, Path],
+    plan: Plan,
+    tell: Tell,
+    more: Callable[[str], None] = lambda _target: None,
+) -> None:
     """Put a version there. It is visible when it is whole; when it can't be finished, nothing of it stays.
+
+    Args:
+        remote: the session.
+        layout: where.
+        name: of the version.
+        wheels: what it is made of.
+        plan: with the Python.
+        tell: hears how far it is.
+        more: called with the version's folder, to put in what else belongs there.
 
     Raises:
         SiteUnfit: there is no room, or it doesn't start; the message says why.
@@ -86,6 +103,7 @@ def install(remote: Remote, layout: Layout, name: str, wheels: Mapping[str, Path
         remote.call("folder", path=target, new=True)
         _make_environment(remote, target, plan.python)
         _bring(remote, target, wheels, plan.python, tell)
+        more(target)
         _try(remote, target)
         remote.write(f"{target}/complete", f"{name}\n".encode(), 0o600)
         remote.call("keep", path=target)

@@ -15,8 +15,8 @@ OWN_FOLDER = ".slurmbus/.agent"
 NEEDED = 96 * 1024 * 1024
 """Bytes that an installation takes at most while it is made: about 30 MB of wheels, unpacked and with bytecode."""
 NEEDED_FILES = 3000
-PYSLURM_SERIES = ("23.11", "24.05", "24.11", "25.05", "25.11")
-"""Of Slurm, of which there is a pyslurm. Source: pypi.org/project/pyslurm."""
+PYSLURM = {"25.11": "25.11.2", "26.05": "25.11.2"}
+"""The version of pyslurm for a series of Slurm; for others there is none in the package index."""
 ORDER = ("systemd", "cron", "scrontab")
 """A crontab keeps the agent on the login node; an entry of scrontab is a job of its own, which costs the account."""
 
@@ -199,7 +199,7 @@ def choose_pyslurm(probe: Probe, login: Login, python: Python | None, scheduler:
     if slurm is None or not slurm.version:
         return Choice("none", "there is no Slurm")
     series = ".".join(slurm.version.split(".")[:2])
-    if series not in PYSLURM_SERIES:
+    if series not in PYSLURM:
         return Choice("none", f"there is no pyslurm of Slurm {series}")
     if not slurm.headers:
         return Choice("none", "Slurm's headers (slurm/slurm.h) aren't installed there")

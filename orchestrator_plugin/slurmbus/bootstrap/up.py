@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import msgspec
 
 from slurmbus import authority
-from slurmbus.bootstrap import account, checking, installing, journal, plan, probe, pythons, ways
+from slurmbus.bootstrap import account, checking, compiling, installing, journal, plan, probe, pythons, ways
 from slurmbus.bootstrap import wheels as agent_wheels
 from slurmbus.bootstrap.bus_process import bus_of
 from slurmbus.bootstrap.entering import enter, master_of
@@ -32,7 +33,7 @@ from slurmbus.connection import Connection
 from slurmbus.errors import SiteUnfit
 from slurmbus.home import EMBEDDED, Home, SiteProfile
 from slurmbus.settings import ConnectionSettings
-from slurmbus_protocol.errors import BusUnreachable, SiteUnreachable
+from slurmbus_protocol.errors import BusUnreachable, EnvironmentUnusable, SiteUnreachable
 from slurmbus_protocol.messages import Heartbeat
 
 STANDING_PATIENCE = 10.0
@@ -228,7 +229,9 @@ class Up:
         assert chosen.python is not None  # noqa: S101 - it was brought
         there = msgspec.structs.replace(found.platform, pythons=(chosen.python.for_wheels,))
         wheels = agent_wheels.collect(there, chosen.python.path, self._tell.progress)
-        name = installing.version_name(wheels, chosen.python)
+        compiled = chosen.pyslurm.what == "build" and found.slurm is not None
+        extra = f"pyslurm of {found.slurm.version}" if compiled and found.slurm else ""
+        name = installing.version_name(wheels, chosen.python, extra)
         old = installing.pointed(remote, layout)
         if old and old != name and installing.is_complete(remote, layout, old) and not self._wishes.upgrade:
             self._outcome.older = self._outcome.version = old
@@ -237,13 +240,29 @@ class Up:
         if installing.is_complete(remote, layout, name):
             self._tell.step("agent", f"{name} is installed")
         else:
-            installing.install(remote, layout, name, wheels, chosen, self._tell.progress)
+            more = self._compiling(remote, chosen.python, found) if compiled else _nothing
+            installing.install(remote, layout, name, wheels, chosen, self._tell.progress, more)
             self._outcome.changes.append(f"the agent {name} was installed")
             self._tell.step("agent", f"{name} installed in {layout.version(name)}")
         if installing.point(remote, layout, name, installing.command_script(layout, found)):
             self._outcome.changes.append("the agent's command was set up")
         self._outcome.version = name
         return name
+
+    def _compiling(self, remote: Remote, python: Python, found: Probe) -> Callable[[str], None]:
+        """Give what compiles pyslurm into a version; where that fails, Slurm's commands do, and a person is told."""
+
+        def compile_it(target: str) -> None:
+            assert found.slurm is not None  # noqa: S101 - it was chosen by that
+            try:
+                ingredients = compiling.gather(found.platform, python, found.slurm, self._tell.progress)
+                version = compiling.compile_into(remote, target, python, found.slurm, ingredients, self._tell.progress)
+            except (SiteUnfit, EnvironmentUnusable) as error:
+                self._tell.note(f"no pyslurm: {error.message}; the agent uses Slurm's commands")
+            else:
+                self._tell.step("pyslurm", f"{version}, compiled against Slurm {found.slurm.version}")
+
+        return compile_it
 
     def _find_way(self, remote: Remote, found: Probe) -> ways.Route:
         route = ways.find(remote, self.home, self._profile, found, self._login.way, here=_is_here(found))
@@ -344,6 +363,10 @@ class Up:
         self._tell.step(
             "ping", f"{heartbeat.host}, process {heartbeat.pid}: {seconds * 1000:.0f} ms there and back; {slurm}"
         )
+
+
+def _nothing(_target: str) -> None:
+    """Put nothing else into a version."""
 
 
 def _source(python: Python) -> str:

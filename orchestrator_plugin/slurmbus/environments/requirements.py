@@ -198,12 +198,7 @@ class Requirements(_Packages):
     def _lock(self, platform: Platform, python: SitePython) -> tuple[dict[str, Any], Path]:
         if self._file.suffix == ".toml":
             return _toml(self._file), self._file.parent
-        words = ["--format", "pylock.toml", "--python-version", ".".join(python.version.split(".")[:2])]
-        words += ["--python-platform", _uv_platform(platform), "--quiet", "--no-header"]
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "pylock.toml"
-            run([find_uv(), "pip", "compile", self._file, *words, "--output-file", target], cwd=self._file.parent)
-            return _toml(target), self._file.parent
+        return lock(self._file, platform, python), self._file.parent
 
     def _exported(self) -> str:
         if self._file.suffix == ".toml":
@@ -211,6 +206,20 @@ class Requirements(_Packages):
                 "environment: a pylock.toml isn't resolved by the site; give its requirements.txt, or leave resolve out"
             )
         return self._file.read_text()
+
+
+def lock(requirements: Path, platform: Platform, python: SitePython) -> dict[str, Any]:
+    """Find out what a file of requirements comes to on a site, as the content of a pylock.toml.
+
+    Raises:
+        EnvironmentUnusable: it can't be found out; the message has uv's own words.
+    """
+    words = ["--format", "pylock.toml", "--python-version", ".".join(python.version.split(".")[:2])]
+    words += ["--python-platform", _uv_platform(platform), "--quiet", "--no-header"]
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "pylock.toml"
+        run([find_uv(), "pip", "compile", requirements, *words, "--output-file", target], cwd=requirements.parent)
+        return _toml(target)
 
 
 def _state_of(project: Path) -> Iterator[str]:

@@ -225,14 +225,23 @@ class Depot:
             _fetch(wheel.url, path, wheel.sha256, wheel.name)
         return path
 
+    def source(self, source: Source) -> Path:
+        """Give the file of a package's source, fetching it when it isn't here.
+
+        Raises:
+            EnvironmentUnusable: it can't be fetched.
+        """
+        path = self._folder / source.sha256 / source.url.rpartition("/")[2]
+        if not path.exists():
+            _fetch(source.url, path, source.sha256, source.package)
+        return path
+
     def _build(self, source: Source) -> Path:
         """Build a wheel of a pure package. One with compiled parts would be for this machine, not for the site."""
         target = self._folder / "built" / secrets.token_hex(8)
         target.mkdir(parents=True)
 
-        path = source.folder or self._folder / source.sha256 / source.url.rpartition("/")[2]
-        if source.folder is None and not path.exists():
-            _fetch(source.url, path, source.sha256, source.package)
+        path = source.folder or self.source(source)
         run([find_uv(), "build", "--quiet", "--wheel", "--out-dir", target, path], env={"SOURCE_DATE_EPOCH": _EPOCH})
         built: Path = next(target.glob("*.whl"))
         if not built.name.endswith("-none-any.whl"):
