@@ -80,8 +80,7 @@ def test_a_session_goes_over_the_master_only() -> None:
     assert command[-4:] == ["-T", "--", "alice@login.example.org", "exec sh"]
     assert "ProxyCommand=false" in command
     assert "-tt" in ssh.session_command(FULL, SOCKET, None)
-    forced = Login(host="a", force_tty=True)
-    assert "-tt" in ssh.session_command(forced, SOCKET, "exec sh")
+    assert "-tt" in ssh.session_command(FULL, SOCKET, "exec sh", terminal=True)
 
 
 @pytest.mark.parametrize(

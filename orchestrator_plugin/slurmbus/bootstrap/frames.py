@@ -12,6 +12,8 @@ import secrets
 from typing import Any
 
 SIGN = "@@"
+BYE = b"bye\n"
+"""The last line towards the helper."""
 LONGEST_TYPED = 2000
 """Bytes of what is typed into a terminal: canonical input takes 4095. Source: termios(3)."""
 PYTHONS = (

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import queue
+import re
 import shlex
 import subprocess
 import threading
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from slurmbus.bootstrap.frames import LONGEST_TYPED, Scanner, new_nonce, program, request, starter
+from slurmbus.bootstrap.frames import BYE, LONGEST_TYPED, Scanner, new_nonce, program, request, starter
 from slurmbus.bootstrap.login import COMMAND
 from slurmbus.bootstrap.ssh import Master
 from slurmbus.errors import LoginFailed, SiteUnfit
@@ -31,6 +32,7 @@ may have thrown away what was typed ahead."""
 CALL_PATIENCE = 120.0
 END_PATIENCE = 20.0
 PIECE = 48 * 1024
+_WANTS_TERMINAL = re.compile(r"\b(tty|pty|terminal)\b", re.IGNORECASE)
 NO_ROOM = {errno.ENOSPC: "is full", errno.EDQUOT: "has no room left in your quota"}
 
 Told = Callable[[str], None]
@@ -71,7 +73,6 @@ class Remote:
         self._python = python
         self._frames: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._number = 0
-        self._starting = threading.Event()
 
     def __enter__(self) -> Self:
         """Start the helper.
@@ -80,8 +81,18 @@ class Remote:
             LoginFailed: the session doesn't come up.
             SiteUnfit: there is no Python at all.
         """
+        try:
+            self._open(terminal=self._master.login.force_tty)
+        except LoginFailed:
+            if self._master.login.force_tty or not _WANTS_TERMINAL.search(self._said()):
+                raise
+            self._open(terminal=True)
+        return self
+
+    def _open(self, *, terminal: bool) -> None:
         nonce = new_nonce()
         self._scanner = Scanner(nonce)
+        self._frames = queue.Queue()
         start, after = starter(nonce, self._python), self._master.login.post_login_command
         typed: list[str] = []
         command: str | None = start
@@ -89,7 +100,7 @@ class Remote:
             command = after.replace(COMMAND, shlex.quote(start))
         elif after:
             command, typed = None, [after, start]
-        self._process = self._master.session(command)
+        self._process = self._master.session(command, terminal=terminal)
         self._errors: list[bytes] = []
         self._threads = [
             threading.Thread(target=self._read_frames, daemon=True),
@@ -102,7 +113,6 @@ class Remote:
         except BaseException:
             self.close()
             raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -114,6 +124,7 @@ class Remote:
         """Let the helper tidy up, and end."""
         if self._process.stdin is not None and not self._process.stdin.closed:
             with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.write(BYE)  # a terminal passes no end of the input on
                 self._process.stdin.close()
         try:
             self._process.wait(END_PATIENCE)
@@ -256,10 +267,14 @@ class Remote:
         return frame
 
     def _broken(self, words: str) -> LoginFailed:
-        said = b"".join(self._errors).decode(errors="replace").strip() or self._scanner.words
+        said = self._said()
         tail = " / ".join(line.strip() for line in said.splitlines()[-5:] if line.strip())
         hint = f"the login node said: {tail}" if tail else "run it again; 'ssh' by hand may say more"
         return LoginFailed(f"{self._master.login.host}: {words}", hint=hint)
+
+    def _said(self) -> str:
+        """Give what came that was no frame."""
+        return b"".join(self._errors).decode(errors="replace").strip() or self._scanner.words
 
     def _read_frames(self) -> None:
         pipe = self._process.stdout

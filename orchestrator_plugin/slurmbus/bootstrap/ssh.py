@@ -133,14 +133,14 @@ def master_command(login: Login, socket: Path, log: Path, *, batch: bool = False
     ]
 
 
-def session_command(login: Login, socket: Path, command: str | None) -> list[str]:
+def session_command(login: Login, socket: Path, command: str | None, *, terminal: bool = False) -> list[str]:
     """Give the command that opens a session over the master; without ``command`` it is a login shell on a terminal."""
-    terminal = login.force_tty or command is None
+    terminal = terminal or command is None
     return [
         *base_command(login),
         *("-S", str(socket), "-o", "ControlMaster=no", "-o", "RemoteCommand=none", "-o", "LogLevel=ERROR"),
         *("-o", "BatchMode=yes", "-o", "ProxyCommand=false"),  # only ever over the master
-        "-tt" if terminal else "-T",
+        *(("-tt", "-e", "none") if terminal else ("-T",)),
         "--",
         login.destination,
         *((command,) if command is not None else ()),
@@ -216,10 +216,10 @@ class Master:
             self.socket.unlink(missing_ok=True)
             raise explain(self.log.read_text(errors="replace"), self.login)
 
-    def session(self, command: str | None) -> subprocess.Popen[bytes]:
+    def session(self, command: str | None, *, terminal: bool) -> subprocess.Popen[bytes]:
         """Open a session over it; a login shell on a terminal without ``command``."""
         return subprocess.Popen(
-            session_command(self.login, self.socket, command),
+            session_command(self.login, self.socket, command, terminal=terminal),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

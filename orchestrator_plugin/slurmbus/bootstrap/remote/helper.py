@@ -355,17 +355,19 @@ def serve(lines: "queue.Queue[Optional[str]]") -> None:
 def listen(lines: "queue.Queue[Optional[str]]") -> None:
     """Pass on the lines of the input; at its end kill what runs."""
     rest = b""
-    while True:
+    over = False
+    while not over:
         try:
             data = os.read(0, PIECE)
         except OSError:  # a terminal that is gone
             data = b""
-        if not data:
-            break
+        over = not data
         rest += data
         while b"\n" in rest:
             line, rest = rest.split(b"\n", 1)
-            if line.strip():
+            if line.strip() == b"bye":  # a terminal passes no end of the input on
+                over = True
+            elif line.strip():
                 lines.put(line.decode("ascii"))
     for child in list(running):
         kill_group(child)
