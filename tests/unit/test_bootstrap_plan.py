@@ -163,6 +163,14 @@ def test_why_pyslurm_isnt_built(change: dict[str, Any], words: str) -> None:
     assert plan.choose_scheduler(lacking, "auto", choice).what == "commands"
 
 
+def test_nothing_is_compiled_where_nobody_agrees() -> None:
+    made = plan.make(replace(SITE, slurm=BUILDABLE), LOGIN, "auto")
+    assert (made.pyslurm.what, made.scheduler.what) == ("build", "native")
+    left = plan.without_pyslurm(made, replace(SITE, slurm=BUILDABLE))
+    assert (left.pyslurm.what, left.scheduler.what) == ("none", "commands")
+    assert "--pyslurm" in left.scheduler.why
+
+
 # ---------------------------------------------------------------------- the way to the bus
 
 BUS = ["tls://10.0.0.5:4222", "wss://10.0.0.5:443"]

@@ -53,8 +53,9 @@ class Login(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     """The Python on the site (3.11 or newer) on which the agent runs."""
     python_archive: str | None = None
     """A Python for the site as an archive of this machine (python-build-standalone, ``install_only``)."""
-    pyslurm: bool = True
-    """Build pyslurm on the site where it fits the site's Slurm."""
+    pyslurm: bool | None = None
+    """Compile pyslurm on the site where it fits the site's Slurm; None asks whoever is at the terminal, since it takes
+    minutes of the login node's CPU, and leaves it where nobody is."""
 
     @property
     def destination(self) -> str:

@@ -19,3 +19,7 @@ class Teller(Protocol):
     def progress(self, doing: str, done: int, total: int) -> None:
         """Show how much of something is done; a total of 0 isn't known."""
         ...
+
+    def agree(self, question: str) -> bool | None:
+        """Ask a person; None where nobody is there."""
+        ...

@@ -161,7 +161,7 @@ class Up:
 
     def _set_up(self, remote: Remote, before: Journal | None) -> None:
         found = self._look(remote)
-        chosen = plan.make(found, self._login, self._profile.scheduler)
+        chosen = self._agreed(plan.make(found, self._login, self._profile.scheduler), found)
         self._say_plan(chosen)
         layout = Layout(chosen.install_folder, self.site)
         chosen = self._with_python(remote, chosen, found)
@@ -208,6 +208,16 @@ class Up:
             words += f"; {found.crowd} other people are there"
         self._tell.step("site", words.replace("Slurm no Slurm", "no Slurm"))
         return found
+
+    def _agreed(self, chosen: Plan, found: Probe) -> Plan:
+        """Ask before something is compiled on somebody else's machine, once."""
+        if chosen.pyslurm.what != "build" or self._login.pyslurm is not None:
+            return chosen
+        said = self._tell.agree("Compile pyslurm there? It takes some minutes of the login node's CPU, once.")
+        if said is not None:
+            self._login = msgspec.structs.replace(self._login, pyslurm=said)
+            self.home.change_site(self.site, login=self._login)
+        return chosen if said else plan.without_pyslurm(chosen, found)
 
     def _say_plan(self, chosen: Plan) -> None:
         self._tell.step("scheduler", f"{chosen.scheduler.what}: {chosen.scheduler.why}")
@@ -359,7 +369,7 @@ class Up:
     def _say_agent(self, heartbeat: Heartbeat) -> None:
         seconds = checking.round_trip(self._client)
         health = heartbeat.scheduler
-        slurm = f"{health.kind} answers" if health.responding else f"{health.kind}: {health.error}"
+        slurm = f"{health.kind} answers" if health.responding else f"{health.kind}, {health.error}"
         self._tell.step(
             "ping", f"{heartbeat.host}, process {heartbeat.pid}: {seconds * 1000:.0f} ms there and back; {slurm}"
         )

@@ -26,7 +26,8 @@ _BUS_SETTINGS = ("urls", "agent_urls", "credentials", "ca_file", "tls_name")
 class Console:
     """Shows how far it is, on stderr: a line a step, and on a terminal what is going on at the moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ask: bool = False) -> None:
+        self._ask = ask
         self._live = sys.stderr.isatty()
         self._shown = 0.0
 
@@ -48,6 +49,13 @@ class Console:
         amount = f" {100 * done // total} %" if total else ""
         self.clear()
         click.echo(f"  … {doing}{amount}", nl=False, err=True)
+
+    def agree(self, question: str) -> bool | None:
+        """Ask whoever is at the terminal."""
+        if not self._ask:
+            return None
+        self.clear()
+        return click.confirm(f"  {question}", default=True, err=True)
 
     def clear(self) -> None:
         """Take away what was going on."""
@@ -99,10 +107,11 @@ def command(site: str, *, upgrade: bool, log_in: bool, no_trial: bool, no_input:
     Example: slurmbus up leonardo --host login.leonardo.example.org --user alice
     """
     home = Home.default()
-    _keep(home, site, given, ask=not no_input and sys.stdin.isatty())
+    ask = not no_input and sys.stdin.isatty()
+    _keep(home, site, given, ask=ask)
     note(f"slurmbus up {site}", bold=True)
     wishes = Wishes(upgrade=upgrade, login=log_in, trial=not no_trial, batch=no_input)
-    console = Console()
+    console = Console(ask=ask)
     outcome = Up(home, site, wishes, console).run()
     return _report(site, outcome)
 
