@@ -39,6 +39,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: Choice
     pyslurm: Choice
     """``build`` or ``none``."""
+    home_is_full: bool = False
+    """Nothing more fits into the home: keys and spool go beside the agent."""
     notes: tuple[str, ...] = ()
 
 
@@ -63,6 +65,7 @@ def make(probe: Probe, login: Login, scheduler: str) -> Plan:
         supervisor=choose_supervisor(probe.supervisors or Supervisors(), login.supervisor),
         scheduler=choose_scheduler(probe, scheduler, pyslurm),
         pyslurm=pyslurm,
+        home_is_full=any(one.kind == "home" and not _has_room(one) for one in probe.places or ()),
         notes=tuple(notes(probe, place)),
     )
 

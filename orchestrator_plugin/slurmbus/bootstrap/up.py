@@ -168,7 +168,7 @@ class Up:
         version = self._install(remote, layout, chosen, found)
         way = self._find_way(remote, found)
         supervisor = plan.supervisor_for_way(chosen.supervisor, way.way.what, self._login.supervisor).what
-        config = self._exchange_keys(remote, found)
+        config = self._exchange_keys(remote, self._beside_a_full_home(layout, chosen, found))
         supervised = KINDS[supervisor](layout, config, found.environment)
         self._start(remote, supervised, version, found, before)
         if found.slurm and found.slurm.version:
@@ -303,8 +303,18 @@ class Up:
         url = self.home.bus_url() if self._profile.bus == EMBEDDED else self._profile.bus[0]
         return urlsplit(url).scheme
 
-    def _exchange_keys(self, remote: Remote, found: Probe) -> str:
-        folder = f"{found.home}/{authority.REMOTE_FOLDER}"
+    def _beside_a_full_home(self, layout: Layout, chosen: Plan, found: Probe) -> str:
+        """Give the folder for the keys; a spool that nobody has put elsewhere goes beside it, too."""
+        if not chosen.home_is_full:
+            return f"{found.home}/{authority.REMOTE_FOLDER}"
+        if self._profile.spool is None:
+            self.home.change_site(self.site, spool=f"{layout.folder}/spool/{self.site}")
+        self._tell.note(
+            f"the home is full, so keys and spool go to {layout.folder}; compute nodes have to see that folder"
+        )
+        return f"{layout.own}/config"
+
+    def _exchange_keys(self, remote: Remote, folder: str) -> str:
         remote.call("folder", path=folder)
         changed = []
         for name, data in authority.login_files(self.home, self.site).items():
