@@ -283,6 +283,37 @@ def test_over_websocket(home: Home) -> None:
     assert home.set_bus_address().websocket == port
 
 
+def test_a_websocket_through_the_environments_proxy(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port("127.0.0.1")
+    asked = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        there, away = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        await asyncio.gather(copy(reader, away), copy(there, writer))
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    async def scenario(settings: BusSettings) -> None:
+        async with asyncio.timeout(30), await asyncio.start_server(proxy, "127.0.0.1", 0) as server:
+            monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            async with Bus(settings) as bus:
+                await bus.api("INFO")
+
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with ServerOwner(home, websocket=port):
+        asyncio.run(scenario(replace(settings_of(home), servers=(f"wss://127.0.0.1:{port}",))))
+    assert asked[0].startswith(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n".encode())
+
+
 def test_a_plain_websocket(tmp_path: Path) -> None:
     """Of somebody's own server behind somebody's own proxy."""
     seed = new_user_seed()
