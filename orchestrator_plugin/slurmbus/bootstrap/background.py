@@ -18,7 +18,6 @@ from slurmbus.local import open_lock
 START_PATIENCE = 20.0
 STOP_PATIENCE = 20.0
 LOOK_INTERVAL = 0.05
-_TAIL = 5
 _READY = b"ready"
 
 
@@ -74,8 +73,8 @@ class Background:
             os.close(write)
             if told.read() != _READY:  # the other end is closed when it ends, too
                 started.wait(START_PATIENCE)
-                tail = self.log.read_text(errors="replace").splitlines()[-_TAIL:]
-                raise LocalNotStarted(f"it doesn't come up: {' / '.join(tail)}")
+                last = (self.log.read_text(errors="replace").splitlines() or ["it said nothing"])[-1]
+                raise LocalNotStarted(f"{self.log.stem} doesn't come up: {last}", hint=f"its log is {self.log}")
         started.returncode = 0  # it outlives us, which is no mistake to be warned of
         return started.pid
 

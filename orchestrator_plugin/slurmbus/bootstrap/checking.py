@@ -19,6 +19,7 @@ from slurmbus_protocol.subjects import Stream
 JOB_PATIENCE = 180.0
 """Seconds that the trial job may wait in the queue and run; a busy cluster isn't broken."""
 ASK_AGAIN = 0.3
+BUS_PATIENCE = 15.0
 _MARK = "slurmbus-trial "
 _TRIAL = """\
 import json, os, platform, socket
@@ -154,4 +155,14 @@ def is_reachable(client: SiteClient) -> bool:
         client.heartbeats()
     except BusUnreachable:
         return False
+    return True
+
+
+def becomes_reachable(client: SiteClient, patience: float = BUS_PATIENCE) -> bool:
+    """Wait a little for a bus that was just started, or is busy."""
+    deadline = time.monotonic() + patience
+    while not is_reachable(client):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(ASK_AGAIN)
     return True

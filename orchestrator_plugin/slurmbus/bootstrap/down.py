@@ -60,7 +60,7 @@ class Down:
             done.append(f"the agent has ended, and {supervised.kind} doesn't start it again")
         if purge:
             remote.call("remove", path=layout.own)
-            removed = installing.tidy(remote, layout)
+            removed = installing.tidy(remote, layout, before.version)
             folder = before.config.rpartition("/")[0]
             for name in authority.login_files(self.home, self.site):
                 remote.call("remove", path=f"{folder}/{name}")

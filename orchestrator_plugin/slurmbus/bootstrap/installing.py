@@ -26,6 +26,9 @@ Tell = Callable[[str, int, int], None]
 CHECK_PATIENCE = 120.0
 """Seconds for the first start of a new Python installation: nothing of it is in any cache yet."""
 
+SETTLED = 3600.0
+"""Seconds after which a version that no site uses isn't waited for by any set-up."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -186,13 +189,26 @@ def pointed(remote: Remote, layout: Layout) -> str:
     return PurePosixPath(remote.call("look", path=layout.current)["target"]).name
 
 
-def tidy(remote: Remote, layout: Layout) -> list[str]:
-    """Remove the versions that no site of this folder uses, and give their names."""
+def tidy(remote: Remote, layout: Layout, *also: str) -> list[str]:
+    """Remove the versions that no site of this folder uses, and give their names.
+
+    One that isn't whole, or hasn't been for long, may be what another site's set-up is about to use.
+
+    Args:
+        remote: the session.
+        layout: whose folder.
+        also: versions that are known not to be used by another set-up.
+    """
     used = {
         PurePosixPath(remote.call("look", path=f"{layout.folder}/sites/{site}/current")["target"]).name
         for site in remote.call("names", path=f"{layout.folder}/sites")
     }
-    unused = [name for name in remote.call("names", path=f"{layout.folder}/versions") if name not in used]
-    for name in unused:
-        remote.call("remove", path=layout.version(name))
-    return unused
+    removed = []
+    for name in remote.call("names", path=f"{layout.folder}/versions"):
+        if name in used:
+            continue
+        whole = remote.call("look", path=f"{layout.version(name)}/complete")
+        if name in also or (whole["kind"] and whole["age"] > SETTLED):
+            remote.call("remove", path=layout.version(name))
+            removed.append(name)
+    return removed

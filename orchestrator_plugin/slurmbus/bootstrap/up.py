@@ -18,6 +18,7 @@ import msgspec
 from slurmbus import authority
 from slurmbus.bootstrap import account, checking, compiling, installing, journal, plan, probe, pythons, ways
 from slurmbus.bootstrap import wheels as agent_wheels
+from slurmbus.bootstrap.background import Background
 from slurmbus.bootstrap.bus_process import bus_of
 from slurmbus.bootstrap.entering import enter, master_of
 from slurmbus.bootstrap.installing import Layout
@@ -30,7 +31,7 @@ from slurmbus.bootstrap.supervising import KINDS, Supervised
 from slurmbus.bootstrap.telling import Teller
 from slurmbus.client import SiteClient
 from slurmbus.connection import Connection
-from slurmbus.errors import SiteUnfit
+from slurmbus.errors import LocalNotStarted, SiteUnfit
 from slurmbus.home import EMBEDDED, Home, SiteProfile
 from slurmbus.settings import ConnectionSettings
 from slurmbus_protocol.errors import BusUnreachable, EnvironmentUnusable, SiteUnreachable
@@ -126,12 +127,27 @@ class Up:
                 f"the bus {', '.join(self._profile.bus)} can't be reached from here",
                 hint="does it run? does this machine reach it?",
             )
+        running = bus_of(self.home)
+        process = running.process
+        if process is None:
+            self._start_bus(running)
+        elif not checking.becomes_reachable(self._client):
+            raise BusUnreachable(
+                f"the bus of this machine (process {process}) doesn't answer", hint=f"its log is {running.log}"
+            )
+
+    def _start_bus(self, background: Background) -> None:
         self.home.make()
-        process = bus_of(self.home).start()
+        try:
+            process = background.start()
+        except LocalNotStarted:
+            if checking.becomes_reachable(self._client):  # somebody else runs it, and was busy
+                return
+            raise
         self._outcome.changes.append("the bus of this machine was started")
         url = self.home.bus_url()
         self._tell.step("bus", f"{url}, started in the background (process {process})")
-        if not checking.is_reachable(self._client):
+        if not checking.becomes_reachable(self._client):
             raise BusUnreachable(f"the bus at {url} was started and can't be reached")
 
     def _stands(self, before: Journal) -> bool:

@@ -112,7 +112,12 @@ def command(site: str, *, upgrade: bool, log_in: bool, no_trial: bool, no_input:
     note(f"slurmbus up {site}", bold=True)
     wishes = Wishes(upgrade=upgrade, login=log_in, trial=not no_trial, batch=no_input)
     console = Console(ask=ask)
-    outcome = Up(home, site, wishes, console).run()
+    try:
+        outcome = Up(home, site, wishes, console).run()
+    except KeyboardInterrupt:
+        console.clear()
+        note(f"interrupted; nothing is left half done at {site}", colour="yellow")
+        raise
     return _report(site, outcome)
 
 

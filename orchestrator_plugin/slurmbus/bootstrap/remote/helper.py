@@ -151,11 +151,12 @@ def look(path: str) -> Dict[str, Any]:
     try:
         status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return {"kind": "", "size": 0, "mode": 0, "target": ""}
+        return {"kind": "", "size": 0, "mode": 0, "target": "", "age": 0.0}
     kinds = ((stat.S_ISLNK, "link"), (stat.S_ISDIR, "folder"), (stat.S_ISREG, "file"), (stat.S_ISSOCK, "socket"))
     kind = next((name for is_it, name in kinds if is_it(status.st_mode)), "other")
     target = os.readlink(path) if kind == "link" else ""
-    return {"kind": kind, "size": status.st_size, "mode": stat.S_IMODE(status.st_mode), "target": target}
+    age = time.time() - status.st_mtime
+    return {"kind": kind, "size": status.st_size, "mode": stat.S_IMODE(status.st_mode), "target": target, "age": age}
 
 
 @op
