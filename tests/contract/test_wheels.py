@@ -60,6 +60,8 @@ def test_the_commands_are_installed_and_answer(wheels: Path, tmp_path: Path) -> 
         done = subprocess.run([environment / "bin" / command, "--help"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert "slurmbus" in done.stdout.lower()
+    page = "from slurmbus.dashboard.app import STATIC; assert (STATIC / 'vendor/uplot/uPlot.esm.js').is_file()"
+    subprocess.run([python, "-c", page], check=True)
     imported = "import sys, slurmbus.cli; print([name for name in sys.modules if name.split('.')[0] == 'dagster'])"
     done = subprocess.run([python, "-c", imported], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
