@@ -61,6 +61,8 @@ class Down:
         if purge:
             remote.call("remove", path=layout.own)
             removed = installing.tidy(remote, layout, before.version)
+            if not remote.call("names", path=f"{layout.folder}/versions"):
+                remote.call("remove", path=layout.folder)
             folder = before.config.rpartition("/")[0]
             for name in authority.login_files(self.home, self.site):
                 remote.call("remove", path=f"{folder}/{name}")

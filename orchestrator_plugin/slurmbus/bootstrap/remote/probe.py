@@ -1,5 +1,6 @@
 """What a login node is like; loaded into the helper (see ``helper.py``): Python 3.6 and the standard library only."""
 
+import errno
 import glob
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import resource
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
@@ -19,6 +21,7 @@ Found = Dict[str, Any]
 Ask = Callable[..., Found]
 
 PATIENCE = 10.0
+BUSY = os.strerror(errno.ETXTBSY)
 SERIES = (14, 13, 12, 11)
 PLACES = ("/usr/bin", "/usr/local/bin", "/opt/python/*/bin", "/opt/slurmbus/bin")
 LOGIN_VARIABLES = re.compile(r"(PATH|LD_LIBRARY_PATH|MODULEPATH|MODULESHOME|LMOD_.*|SLURM_CONF|LANG|LC_ALL|TZ)$")
@@ -418,11 +421,16 @@ def mounted(path: str) -> Tuple[str, str, str]:
 def runs_programs(path: str) -> bool:
     """Try whether a program in a folder may be started; True when nothing can be written there to try it."""
     name = os.path.join(path, ".slurmbus-probe.%d" % os.getpid())
+    deadline = time.monotonic() + PATIENCE
     try:
         with open(name, "w") as file:
             file.write("#!/bin/sh\nexit 0\n")
         os.chmod(name, 0o700)
-        return bool(run([name], timeout=PATIENCE)["code"] == 0)
+        said = run([name], timeout=PATIENCE)
+        while said["err"] == BUSY and time.monotonic() < deadline:
+            time.sleep(0.05)  # a program that another thread has just started has our file open until its own exec
+            said = run([name], timeout=PATIENCE)
+        return bool(said["code"] == 0)
     except OSError:
         return True
     finally:
