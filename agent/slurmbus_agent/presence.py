@@ -104,7 +104,8 @@ class Places:
 
     def _write(self, presence: Presence) -> None:
         new = self.presence.with_suffix(f".{os.getpid()}")
-        new.write_bytes(msgspec.json.encode(presence))
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(presence))
         new.replace(self.presence)
 
 
