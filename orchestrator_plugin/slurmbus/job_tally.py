@@ -12,6 +12,7 @@ from slurmbus.board import Board
 from slurmbus.history import ended_at, started_at
 from slurmbus.picture import JobName
 from slurmbus_protocol.messages import Record
+from slurmbus_protocol.states import FINAL
 
 BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 86400.0, 3 * 86400.0, 7 * 86400.0)
 """Seconds: from a test's second to a week in a queue."""
@@ -79,5 +80,10 @@ class JobTally:
             self._waited.labels(name.site).observe(max(0.0, start - submitted))
 
     def collect(self) -> Iterator[Metric]:
-        """Give what was counted."""
+        """Give what was counted, for each known site from 0: Prometheus sees no increase in what begins at 1."""
+        for site in self._board.picture.sites():
+            for state in FINAL:
+                self._ended.labels(site, state.value)
+            self._waited.labels(site)
+            self._ran.labels(site)
         return iter(list(self._registry.collect()))

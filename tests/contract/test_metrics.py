@@ -90,7 +90,7 @@ def test_a_scrape_shows_the_agent_and_counts_jobs_that_end(site: BusSite, tmp_pa
         page = scrape(url)
         assert value(page, "bus_up") == 1
         assert value(page, "agent_up", site=SITE, agent="scripted") == 1
-        assert value(page, "jobs_ended_total") is None
+        assert value(page, "jobs_ended_total", site=SITE, state="COMPLETED") == 0
         site.play(end)
         wait_until(lambda: value(scrape(url), "jobs_ended_total", site=SITE, state="COMPLETED") == 1, "its end")
 
