@@ -355,7 +355,7 @@ class Agent:
         return Measuring(
             self._limits,
             footprint=lambda: scheduler.footprint,
-            calls=lambda: controller_calls(scheduler.health),
+            calls=lambda: controller_calls(scheduler.health, self._limits),
             stat_calls=lambda: self.spool.metadata_calls,
             pace=self._pace,
             judged=self._succession.judged,

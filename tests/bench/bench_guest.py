@@ -83,7 +83,8 @@ def show_costs(costs: list[Cost]) -> None:
 
 
 def test_idle(cluster: Cluster, alice_agent: AgentProcess, alice: SiteClient) -> None:
-    run(alice, "true")  # so that Slurm has been asked
+    run(alice, "true")  # so that Slurm has been asked, and accounting, which comes later
+    wait_until(lambda: heartbeat(alice).scheduler.calls.get("accounting", 0) > 0, "accounting's figures", 180.0)
     wait_until(
         lambda: not vitals(alice).jobs and not vitals(alice).scheduler_pid, "the scheduler's process to go", 180.0
     )

@@ -21,6 +21,7 @@ def leader(client: SiteClient) -> Heartbeat | None:
 def test_a_job_outlives_the_process_that_submitted_it(
     cluster: Cluster, alice_agent: AgentProcess, alice: SiteClient
 ) -> None:
+    wait_until(lambda: leader(alice) is not None, "the agent", 60.0)
     beat = leader(alice)
     assert beat is not None
     handovers = beat.vitals.handovers

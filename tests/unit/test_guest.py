@@ -19,8 +19,10 @@ from slurmbus_agent.guest import processes
 from slurmbus_agent.guest.beats import Beats
 from slurmbus_agent.guest.judging import Use, judge
 from slurmbus_agent.guest.limits import HostLimits, Limits, in_force
+from slurmbus_agent.guest.measuring import controller_calls
 from slurmbus_agent.scheduler.limits import CallBudget, TokenBucket
 from slurmbus_protocol.errors import InvalidSetting
+from slurmbus_protocol.messages import SchedulerHealth
 
 MIB = 1024 * 1024
 LIMITS = Limits(cpu_seconds=1200.0, memory=100.0 * MIB, calls_per_second=0.2)
@@ -170,3 +172,11 @@ def test_work_that_can_wait_comes_with_a_heartbeat_or_at_the_latest() -> None:
     order = asyncio.run(test())
     assert order[0] == "with the first heartbeat"
     assert set(order[1:]) == {"without one", "with a later one"}
+
+
+def test_submits_count_only_where_somebody_has_set_a_limit() -> None:
+    health = SchedulerHealth(
+        kind="native", responding=True, since=0.0, calls={"submit": 1000, "jobs": 6, "ping": 5, "accounting": 40}
+    )
+    assert controller_calls(health, in_force(HostLimits())) == 11
+    assert controller_calls(health, in_force(HostLimits(calls_per_second=0.5))) == 1011

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import ClassVar
@@ -52,12 +51,13 @@ class Guard:
         return StoppedByFile(f"the agent is {self.words}", hint="remove the file, then start the agent")
 
     async def look(self) -> None:
-        """Look for a stop file.
+        """Look at all files.
 
         Raises:
-            StoppedByFile: there is one.
+            StoppedByFile: one of them is a stop file.
         """
-        stop = await asyncio.to_thread(self._authority.files.stopped_by)
+        await self._authority.refresh()
+        stop = self._authority.stop_file
         if stop is not None:
             self.words = f"stopped by the file {stop}; jobs go on"
             self._audit.write("stopped", file=stop)
@@ -72,7 +72,6 @@ class Guard:
                 log.warning("%s", stopped)
                 self._end()
                 return
-            await self._authority.refresh()
             if self._authority.bundle_changed:
                 self._audit.write("bundle changed")
                 self._begin_anew(f"its bundle {self._authority.files.bundle} has changed")

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -70,6 +71,8 @@ class Authority:
         """Why nothing new is allowed although there is authority: a file can't be used."""
         self.expires_at: float | None = None
         """Until when new jobs are taken; None: without an end."""
+        self.stop_file: Path | None = None
+        """The stop file that was there at the last look."""
         self.limits: tuple[HostLimits, ...] = ()
         """Of the policies, when the agent began."""
         self.limits_changed = False
@@ -103,7 +106,7 @@ class Authority:
             await self.refresh()
 
     async def refresh(self) -> None:
-        """Read again what has changed; something broken stops new jobs until it is mended."""
+        """Look for a stop file, and read again what has changed; something broken stops new jobs until it is mended."""
         self._looked = time.monotonic()
         try:
             await asyncio.to_thread(self._refresh)
@@ -114,6 +117,7 @@ class Authority:
             self.problem = str(error)
 
     def _refresh(self) -> None:
+        self.stop_file = self.files.stopped_by()
         if self.problem is None and self.files.state() == self._state:
             return
         self.load()

@@ -12,13 +12,18 @@ from slurmbus_agent.guest import processes
 from slurmbus_agent.guest.judging import Judgement, Use, judge
 from slurmbus_agent.guest.limits import Limits
 from slurmbus_agent.guest.pace import Pace
-from slurmbus_agent.scheduler.base import Footprint
+from slurmbus_agent.scheduler.base import CONTROLS, Footprint
 from slurmbus_protocol.messages import SchedulerHealth
 
 
-def controller_calls(health: SchedulerHealth) -> int:
-    """Give how often the controller was called: all but the questions to accounting, which another daemon answers."""
-    return sum(number for kind, number in health.calls.items() if kind != "accounting")
+def controller_calls(health: SchedulerHealth, limits: Limits) -> int:
+    """Give how many calls to the controller count against the limit.
+
+    Not those to accounting, which another daemon answers; and submits and cancels only where somebody has set a limit:
+    else they are up to the user, as with ``sbatch``, and no reason to look after the jobs less often.
+    """
+    left_out = {"accounting"} if limits.calls_are_limited else {"accounting", *CONTROLS}
+    return sum(number for kind, number in health.calls.items() if kind not in left_out)
 
 
 class Measuring:

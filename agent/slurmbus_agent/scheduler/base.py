@@ -49,6 +49,8 @@ class NoAccounting(SchedulerError):
     code: ClassVar[str] = "no-accounting"
 
 
+CONTROLS = frozenset({"submit", "cancel"})
+"""The calls that change something."""
 ANY_ID = 0
 """In questions to accounting: whatever id the job of this name has. Slurm's ids begin at 1."""
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from slurmbus_agent.guest import processes
 from slurmbus_agent.scheduler.base import (
+    CONTROLS,
     AccountingRow,
     BatchJob,
     Footprint,
@@ -32,7 +33,6 @@ from slurmbus_agent.scheduler.channel import Channel, ChildGone
 from slurmbus_agent.scheduler.limits import CallBudget, CallLimits, TokenBucket
 from slurmbus_protocol.messages import Partition, SchedulerHealth
 
-_CONTROLS = frozenset({"submit", "cancel"})
 _NEVER = -float("inf")
 
 
@@ -227,13 +227,13 @@ class ChildScheduler:
             raise Unavailable("accounting couldn't be asked a moment ago")
 
     def _patience(self, kind: str) -> float:
-        return self._limits.control if kind in _CONTROLS else self._limits.read
+        return self._limits.control if kind in CONTROLS else self._limits.read
 
     async def _pay(self, kind: str) -> None:
         """Take a token, and wait until it is there."""
         now = time.monotonic()
         wait = self._tokens.wait(now)
-        if kind in _CONTROLS:
+        if kind in CONTROLS:
             wait = min(wait, self._budget.control_wait)
         elif kind == "ping":
             wait = 0.0
@@ -317,7 +317,7 @@ class ChildScheduler:
 
     def _not_after(self, kind: str) -> float | None:
         """Give the end of the lease for a call that changes something."""
-        if kind not in _CONTROLS or self.lease_deadline is None:
+        if kind not in CONTROLS or self.lease_deadline is None:
             return None
         deadline = self.lease_deadline()
         if deadline is None:
@@ -434,4 +434,4 @@ class ChildScheduler:
 
 def _without_answer(kind: str) -> type[SchedulerError]:
     """What it means that a call was sent and no answer came."""
-    return OutcomeUnknown if kind in _CONTROLS else Unavailable
+    return OutcomeUnknown if kind in CONTROLS else Unavailable
