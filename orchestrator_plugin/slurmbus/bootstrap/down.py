@@ -11,7 +11,11 @@ from slurmbus.bootstrap.keeper import keeper_of
 from slurmbus.bootstrap.session import Remote
 from slurmbus.bootstrap.supervising import KINDS
 from slurmbus.bootstrap.telling import Teller
+from slurmbus.client import SiteClient
+from slurmbus.connection import Connection
 from slurmbus.home import Home
+from slurmbus.settings import ConnectionSettings
+from slurmbus_protocol.errors import BusUnreachable
 
 
 class Down:
@@ -48,7 +52,20 @@ class Down:
             done = self._undo(remote, before, purge=purge)
         master.close()
         journal.forget(self.home, self.site)
+        self._look_for_others(before)
         return done
+
+    def _look_for_others(self, before: Journal) -> None:
+        """Name the agents on further login nodes: this login has ended the one of its own node."""
+        client = SiteClient(Connection.get(ConnectionSettings.of_site(self.home, self.site)), self.site)
+        try:
+            found = client.heartbeats()
+        except BusUnreachable:
+            return
+        for host in sorted({one.heartbeat.host for one in found if one.alive} - {before.host}):
+            self._tell.note(
+                f"another agent of {self.site} runs on {host}: 'slurmbus-agent stop --site {self.site}' there"
+            )
 
     def _undo(self, remote: Remote, before: Journal, *, purge: bool) -> list[str]:
         layout = Layout(before.install_folder, self.site)

@@ -7,6 +7,7 @@ the helper on the site when the session ends.
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from slurmbus.settings import ConnectionSettings
 from slurmbus_protocol.errors import BusUnreachable, EnvironmentUnusable, SiteUnreachable
 from slurmbus_protocol.messages import Heartbeat
 
+_INDEXES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
 STANDING_PATIENCE = 10.0
 """Seconds in which an agent whose heart beats answers."""
 
@@ -217,11 +219,14 @@ class Up:
     def _look(self, remote: Remote) -> Probe:
         self._tell.progress("looking around", 0, 0)
         folders = [self._login.install_folder] if self._login.install_folder else []
-        found = probe.look(remote, python=self._login.agent_python, folders=folders)
+        index = next((os.environ[name] for name in _INDEXES if os.environ.get(name)), "")
+        found = probe.look(remote, index=index, python=self._login.agent_python, folders=folders)
         slurm = found.slurm.version if found.slurm and found.slurm.version else "no Slurm"
         words = f"{found.host}: {found.system} {found.machine}, {found.libc[0]} {found.libc[1]}; Slurm {slurm}"
         if found.crowd:
             words += f"; {found.crowd} other people are there"
+        if index:
+            words += "; reaches your package index" if found.index else "; doesn't reach your package index"
         self._tell.step("site", words.replace("Slurm no Slurm", "no Slurm"))
         return found
 
@@ -395,7 +400,7 @@ class Up:
     def _say_agent(self, heartbeat: Heartbeat) -> None:
         seconds = checking.round_trip(self._client)
         health = heartbeat.scheduler
-        slurm = f"{health.kind} answers" if health.responding else f"{health.kind}, {health.error}"
+        slurm = f"{health.kind} answers" if health.responding else f"{health.kind} ({health.error})"
         self._tell.step(
             "ping", f"{heartbeat.host}, process {heartbeat.pid}: {seconds * 1000:.0f} ms there and back; {slurm}"
         )
