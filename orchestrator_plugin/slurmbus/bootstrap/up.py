@@ -299,7 +299,9 @@ class Up:
         route = ways.find(remote, self.home, self._profile, found, self._login.way, here=_is_here(found))
         if route.way.what == "tunnel":
             scheme = self._scheme()
-            server = ways.open_tunnel(self.master, remote, self.site, found, route.target, scheme, self._tell.note)
+            server, new = ways.open_tunnel(self.master, remote, self.site, found, route.target, scheme, self._tell.note)
+            if new:
+                self._outcome.changes.append("the tunnel was opened")
             route = msgspec.structs.replace(route, servers=(server,))
         if self._profile.agent_servers != route.servers:
             self.home.change_site(self.site, agent_servers=route.servers)

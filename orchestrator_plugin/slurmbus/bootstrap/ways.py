@@ -140,8 +140,8 @@ def _is_tunnel(profile: SiteProfile) -> bool:
 
 def open_tunnel(
     master: Master, remote: Remote, site: str, probe: Probe, target: str, scheme: str, note: Callable[[str], None]
-) -> str:
-    """Let the site reach the bus through the connection, and give the address for the agent.
+) -> tuple[str, bool]:
+    """Let the site reach the bus through the connection; give the address for the agent, and whether it is new.
 
     A Unix socket in a folder of the user's own, or, where the site doesn't allow that, a port on the loopback, which
     the other users of the login node could open, too: TLS and keys stand before the bus in either case.
@@ -150,14 +150,15 @@ def open_tunnel(
         LoginFailed: the site allows neither.
     """
     socket = f"{_socket_folder(remote, probe)}/{site}.sock"
+    if remote.call("hang_up", path=socket):
+        return f"nats+unix://{socket}", False
+    try:
+        master.forward(socket, target)
+    except LoginFailed as error:
+        note(f"no Unix socket: {error.message}")
     if not remote.call("hang_up", path=socket):
-        try:
-            master.forward(socket, target)
-        except LoginFailed as error:
-            note(f"no Unix socket: {error.message}")
-        if not remote.call("hang_up", path=socket):
-            return _open_port(master, remote, target, scheme)
-    return f"nats+unix://{socket}"
+        return _open_port(master, remote, target, scheme), True
+    return f"nats+unix://{socket}", True
 
 
 def open_again(master: Master, remote: Remote, server: str, target: str) -> None:
