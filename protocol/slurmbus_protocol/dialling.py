@@ -22,6 +22,8 @@ SCHEMES = ("nats", "tls", "ws", "wss", "nats+unix")
 _ENCRYPTED = {"tls", "wss"}
 _WEB = {"ws": 80, "wss": 443}
 _PORT = 4222
+CLOSE_WITHIN = 0.3
+"""Seconds for the other side to say goodbye."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +165,12 @@ class StreamTransport(Transport):
         await self._writer.drain()
 
     async def wait_closed(self) -> None:
-        """Wait until it is closed."""
-        await self._writer.wait_closed()
+        """Wait until it is closed; TLS asks the other side to agree, which one that is gone never does."""
+        try:
+            async with asyncio.timeout(CLOSE_WITHIN):
+                await self._writer.wait_closed()
+        finally:
+            self._writer.transport.abort()
 
     def close(self) -> None:
         """Close it."""

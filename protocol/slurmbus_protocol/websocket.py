@@ -15,10 +15,8 @@ from nats.aio.transport import Transport
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from slurmbus_protocol.dialling import Address, Tls
+from slurmbus_protocol.dialling import CLOSE_WITHIN, Address, Tls
 from slurmbus_protocol.errors import InvalidSetting
-
-_CLOSE_WITHIN = 1.0
 
 
 async def dial(address: Address, tls: Tls | None) -> Transport:
@@ -48,7 +46,7 @@ async def _connect(url: str, context: SSLContext | None = None, name: str | None
             max_size=None,  # the server has a limit of its own
             max_queue=1,
             ping_interval=None,  # NATS has its own
-            close_timeout=_CLOSE_WITHIN,
+            close_timeout=CLOSE_WITHIN,
             **encryption,
         )
     except SSLError:
