@@ -154,19 +154,21 @@ BUILDABLE = SlurmFound(
     ],
 )
 def test_why_pyslurm_isnt_built(change: dict[str, Any], words: str) -> None:
-    site = replace(SITE, slurm=BUILDABLE)
-    assert plan.choose_pyslurm(site, LOGIN, NEW, "auto").what == "build"
+    assert (
+        plan.choose_pyslurm(replace(SITE, slurm=BUILDABLE), replace(LOGIN, pyslurm=True), NEW, "auto").what == "build"
+    )
     lacking = replace(SITE, slurm=replace(BUILDABLE, **change))
-    choice = plan.choose_pyslurm(lacking, LOGIN, NEW, "auto")
+    choice = plan.choose_pyslurm(lacking, replace(LOGIN, pyslurm=True), NEW, "auto")
     assert choice.what == "none"
     assert words in choice.why
     assert plan.choose_scheduler(lacking, "auto", choice).what == "commands"
 
 
-def test_nothing_is_compiled_where_nobody_agrees() -> None:
-    made = plan.make(replace(SITE, slurm=BUILDABLE), LOGIN, "auto")
-    assert (made.pyslurm.what, made.scheduler.what) == ("build", "native")
-    left = plan.without_pyslurm(made, replace(SITE, slurm=BUILDABLE))
+def test_nothing_is_compiled_unasked() -> None:
+    site = replace(SITE, slurm=BUILDABLE)
+    asked = plan.make(site, replace(LOGIN, pyslurm=True), "auto")
+    assert (asked.pyslurm.what, asked.scheduler.what) == ("build", "native")
+    left = plan.make(site, LOGIN, "auto")
     assert (left.pyslurm.what, left.scheduler.what) == ("none", "commands")
     assert "--pyslurm" in left.scheduler.why
 

@@ -45,10 +45,6 @@ class Quiet:
     def progress(self, doing: str, done: int, total: int) -> None:
         """Show nothing."""
 
-    def agree(self, question: str) -> bool | None:  # noqa: ARG002
-        """Nobody is there."""
-        return None
-
 
 def keep(home: Home, site: str, stop: threading.Event) -> None:
     """Look after the tunnel until ``stop`` is set, or there is none to look after."""

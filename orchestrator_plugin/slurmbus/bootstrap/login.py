@@ -54,8 +54,8 @@ class Login(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     python_archive: str | None = None
     """A Python for the site as an archive of this machine (python-build-standalone, ``install_only``)."""
     pyslurm: bool | None = None
-    """Compile pyslurm on the site where it fits the site's Slurm; None asks whoever is at the terminal, since it takes
-    minutes of the login node's CPU, and leaves it where nobody is."""
+    """Compile pyslurm on the site where it fits the site's Slurm; that takes minutes of the login node's CPU, so nobody
+    does it unasked, and ``up`` says where it could be done."""
 
     @property
     def destination(self) -> str:

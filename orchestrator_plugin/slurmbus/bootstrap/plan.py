@@ -198,7 +198,7 @@ def choose_pyslurm(probe: Probe, login: Login, python: Python | None, scheduler:
     """Say whether pyslurm is built there, or why not."""
     slurm = probe.slurm
     if scheduler in {"commands", "local"} or login.pyslurm is False:
-        return Choice("none", "it isn't asked for")
+        return Choice("none", "pyslurm isn't asked for")
     if slurm is None or not slurm.version:
         return Choice("none", "there is no Slurm")
     series = ".".join(slurm.version.split(".")[:2])
@@ -214,14 +214,11 @@ def choose_pyslurm(probe: Probe, login: Login, python: Python | None, scheduler:
         return Choice("none", "there is no C compiler")
     if python is None or not python.headers:
         return Choice("none", "the Python there has no headers (Python.h)")
+    if not login.pyslurm:
+        return Choice(
+            "none", "compiling pyslurm takes minutes of the login node's CPU; it would fit: --pyslurm does it"
+        )
     return Choice("build", f"Slurm {slurm.version}, its headers and a compiler are there")
-
-
-def without_pyslurm(made: Plan, probe: Probe) -> Plan:
-    """Give the same plan for somebody who doesn't want pyslurm compiled now."""
-    choice = Choice("none", "compiling pyslurm takes minutes of the login node's CPU: --pyslurm does it")
-    scheduler = choose_scheduler(probe, "auto", choice) if made.scheduler.what == "native" else made.scheduler
-    return msgspec.structs.replace(made, pyslurm=choice, scheduler=scheduler)
 
 
 def choose_scheduler(probe: Probe, wanted: str, pyslurm: Choice) -> Choice:

@@ -19,7 +19,3 @@ class Teller(Protocol):
     def progress(self, doing: str, done: int, total: int) -> None:
         """Show how much of something is done; a total of 0 isn't known."""
         ...
-
-    def agree(self, question: str) -> bool | None:
-        """Ask a person; None where nobody is there."""
-        ...

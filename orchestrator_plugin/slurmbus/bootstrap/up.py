@@ -179,7 +179,7 @@ class Up:
 
     def _set_up(self, remote: Remote, before: Journal | None) -> None:
         found = self._look(remote)
-        chosen = self._agreed(plan.make(found, self._login, self._profile.scheduler), found)
+        chosen = plan.make(found, self._login, self._profile.scheduler)
         self._say_plan(chosen)
         layout = Layout(chosen.install_folder, self.site)
         chosen = self._with_python(remote, chosen, found)
@@ -229,16 +229,6 @@ class Up:
             words += "; reaches your package index" if found.index else "; doesn't reach your package index"
         self._tell.step("site", words.replace("Slurm no Slurm", "no Slurm"))
         return found
-
-    def _agreed(self, chosen: Plan, found: Probe) -> Plan:
-        """Ask before something is compiled on somebody else's machine, once."""
-        if chosen.pyslurm.what != "build" or self._login.pyslurm is not None:
-            return chosen
-        said = self._tell.agree("Compile pyslurm there? It takes some minutes of the login node's CPU, once.")
-        if said is not None:
-            self._login = msgspec.structs.replace(self._login, pyslurm=said)
-            self.home.change_site(self.site, login=self._login)
-        return chosen if said else plan.without_pyslurm(chosen, found)
 
     def _say_plan(self, chosen: Plan) -> None:
         self._tell.step("scheduler", f"{chosen.scheduler.what}: {chosen.scheduler.why}")

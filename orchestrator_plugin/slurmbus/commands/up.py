@@ -26,8 +26,7 @@ _BUS_SETTINGS = ("urls", "agent_urls", "credentials", "ca_file", "tls_name")
 class Console:
     """Shows how far it is, on stderr: a line a step, and on a terminal what is going on at the moment."""
 
-    def __init__(self, *, ask: bool = False) -> None:
-        self._ask = ask
+    def __init__(self) -> None:
         self._live = sys.stderr.isatty()
         self._shown = 0.0
 
@@ -49,13 +48,6 @@ class Console:
         amount = f" {100 * done // total} %" if total else ""
         self.clear()
         click.echo(f"  … {doing}{amount}", nl=False, err=True)
-
-    def agree(self, question: str) -> bool | None:
-        """Ask whoever is at the terminal."""
-        if not self._ask:
-            return None
-        self.clear()
-        return click.confirm(f"  {question}", default=True, err=True)
 
     def clear(self) -> None:
         """Take away what was going on."""
@@ -107,11 +99,10 @@ def command(site: str, *, upgrade: bool, log_in: bool, no_trial: bool, no_input:
     Example: slurmbus up leonardo --host login.leonardo.example.org --user alice
     """
     home = Home.default()
-    ask = not no_input and sys.stdin.isatty()
-    _keep(home, site, given, ask=ask)
+    _keep(home, site, given, ask=not no_input and sys.stdin.isatty())
     note(f"slurmbus up {site}", bold=True)
     wishes = Wishes(upgrade=upgrade, login=log_in, trial=not no_trial, batch=no_input)
-    console = Console(ask=ask)
+    console = Console()
     try:
         outcome = Up(home, site, wishes, console).run()
     except KeyboardInterrupt:
