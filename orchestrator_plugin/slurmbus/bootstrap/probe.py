@@ -127,7 +127,6 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str = ""
     pythons: tuple[Python, ...] | None = ()
     slurm: SlurmFound | None = SlurmFound()
-    reachable: tuple[Dialled, ...] | None = ()
     index: bool | None = False
     supervisors: Supervisors | None = Supervisors()
     places: tuple[Place, ...] | None = ()
@@ -147,15 +146,10 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
             pythons=tuple(python.for_wheels for python in self.pythons or ()),
         )
 
-    def opens(self, host: str, port: int) -> bool:
-        """Whether a connection from there got through."""
-        return any(one.open and (one.host, one.port) == (host, port) for one in self.reachable or ())
-
 
 def look(
     remote: Remote,
     *,
-    addresses: Sequence[tuple[str, int]] = (),
     index: str = "",
     python: str | None = None,
     folders: Sequence[str] = (),
@@ -164,7 +158,6 @@ def look(
 
     Args:
         remote: the session.
-        addresses: of the bus, to be tried from there.
         index: a page of a package index, to be tried from there.
         python: looked at before all others.
         folders: looked at besides those that it finds.
@@ -177,7 +170,6 @@ def look(
     answer = remote.call(
         "probe",
         patience=PATIENCE,
-        addresses=[list(one) for one in addresses],
         index=index,
         wanted=python or "",
         folders=list(folders),

@@ -40,11 +40,11 @@ ASK_PYTHON = (
 
 
 @op
-def probe(addresses: List[Any], index: str, wanted: str, folders: List[str]) -> Found:
+def probe(index: str, wanted: str, folders: List[str]) -> Found:
     """Look at everything at once, the slow questions beside each other.
 
-    ``addresses`` are ``[host, port]`` of the bus, ``index`` a URL of packages, ``wanted`` a Python that was named,
-    ``folders`` places where the agent may be installed, after those that are found here.
+    ``index`` is a URL of packages, ``wanted`` a Python that was named, ``folders`` places where the agent may be
+    installed, besides those that are found here.
     """
     user = pwd.getpwuid(os.getuid())
     environment = login_environment(user.pw_shell)
@@ -55,7 +55,6 @@ def probe(addresses: List[Any], index: str, wanted: str, folders: List[str]) -> 
     tasks = {
         "pythons": lambda: pythons(ask, wanted),
         "slurm": lambda: slurm(ask),
-        "reachable": lambda: [dial(host, port) for host, port in addresses],
         "index": lambda: reaches(index),
         "supervisors": lambda: supervisors(ask, user.pw_name),
         "places": lambda: places(user, folders),
