@@ -27,6 +27,9 @@ CONTROL_PATIENCE = 20.0
 ALIVE_INTERVAL, ALIVE_COUNT = 15, 4
 """A connection that has been silent for a minute is given up: a laptop that slept longer logs in again."""
 _TAIL = 12
+_OUTLIVING = ("/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh")
+"""The master leaves the terminal, but the process that goes through a jump host for it doesn't: without this, closing
+the window would end the connection."""
 _LONGEST_SOCKET = 85
 """Bytes of the socket's path: 107 less what ssh adds while it makes it. Source: unix(7)."""
 
@@ -205,7 +208,7 @@ class Master:
         at_terminal = sys.stderr.isatty()  # e.g. "touch your key"; elsewhere the master would keep a pipe open
         with self.log.open("ab") as log:
             done = subprocess.run(
-                master_command(self.login, self.socket, self.log, batch=batch),
+                [*_OUTLIVING, *master_command(self.login, self.socket, self.log, batch=batch)],
                 env={**os.environ, **(environment or {})},
                 stdin=None if sys.stdin.isatty() else subprocess.DEVNULL,
                 stdout=log,
