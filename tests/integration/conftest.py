@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from integration.buses import running_home
+from integration.laptops import Laptop
 from integration.logins import Logins
 from slurmbus.client import SiteClient
 from slurmbus.connection import Connection, ConnectionSettings
@@ -67,6 +69,25 @@ def bob(bob_agent: AgentProcess, home: Home) -> Iterator[SiteClient]:
 def logins(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Logins:
     """The ways to log in on the cluster's hosts."""
     return Logins(cluster, tmp_path_factory.mktemp("logins"))
+
+
+@pytest.fixture(scope="session")
+def make_laptop(logins: Logins, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Laptop]:
+    """Makes machines from which sites are set up; what they bring along is got and kept once."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def make(name: str, **how: Any) -> Laptop:
+        return Laptop(tmp_path_factory.mktemp(name), logins, cache, **how)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def laptop(make_laptop: Callable[..., Laptop]) -> Iterator[Laptop]:
+    """A machine that nobody reaches: agents come back to its bus through the connection of the login."""
+    laptop = make_laptop("laptop")
+    yield laptop
+    laptop.close()
 
 
 @pytest.fixture(autouse=True)

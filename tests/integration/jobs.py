@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from contract.bus_site import wait_until
 from slurmbus.client import SiteClient
 from slurmbus.events import Event, Finished, Gap, Output, StateChanged, Waiting
 from slurmbus_protocol.messages import CommandPlan, JobOptions, JobSpec, Record
@@ -66,3 +67,16 @@ def follow(client: SiteClient, key: str) -> Story:
 def run(client: SiteClient, *argv: str, **fields: Any) -> Story:
     """Run a job to its end."""
     return follow(client, client.submit(spec(*argv, **fields)))
+
+
+def wait_until_it_runs(client: SiteClient, key: str) -> Record:
+    """Wait until a job runs, and give its record."""
+    records: list[Record] = []
+
+    def runs() -> bool:
+        record = client.record(key)
+        records[:] = [record] if record is not None else []
+        return record is not None and record.state is JobState.RUNNING
+
+    wait_until(runs, f"job {key} runs")
+    return records[0]

@@ -6,10 +6,12 @@ import hashlib
 import hmac
 import itertools
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -107,14 +109,19 @@ class Logins:
 
     def askpass(self, password: str, codes: Sequence[str] = ()) -> dict[str, str]:
         """Return the environment in which OpenSSH asks a program, which gives these answers."""
-        answers = self.folder / f"answers-{password}"
-        answers.mkdir(exist_ok=True)
+        answers = Path(tempfile.mkdtemp(prefix="answers-", dir=self.folder))
         (answers / "password").write_text(password)
         (answers / "codes").write_text("\n".join(codes))
         program = answers / "askpass"
         program.write_text(ASKPASS.format(python=sys.executable, folder=str(answers)))
         program.chmod(0o700)
         return {"SSH_ASKPASS": str(program), "SSH_ASKPASS_REQUIRE": "force"}
+
+    def accepted(self, host: str, user: str) -> int:
+        """Count the logins of a user that a host let in."""
+        return len(
+            re.findall(rf"^Accepted .* for {user} ", self.cluster.daemon("log", "sshd", host=host), re.MULTILINE)
+        )
 
     @contextmanager
     def only_through(self, *jumps: str) -> Iterator[None]:
