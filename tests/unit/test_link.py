@@ -209,6 +209,7 @@ def test_strangers_are_dropped_and_counted(sent: bytes, reason: str) -> None:
         (b"\x16\x03\x01", "silent"),
         (b"", "silent"),
     ],
+    ids=["plain", "HTTP", "a huge record", "half a record", "nothing"],
 )
 def test_who_doesnt_encrypt_is_dropped(sent: bytes, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "GREETING_WITHIN", 0.3)
