@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from slurmbus.commands.keys import _KEY, _NAMES
+from slurmbus.commands.keyboard import _KEY, _NAMES
 from slurmbus.commands.top_frame import BEATS, Frame, heartbeat_line, milliseconds, size
 from slurmbus.picture import AgentName, Picture
 from slurmbus_protocol.messages import SchedulerHealth
