@@ -107,7 +107,13 @@ class TestPreparing:
         for port in (1, 2):
             spool.write_link(LinkAddress(hosts=("10.0.0.1",), port=port, server="ab", epoch=7))
             written = json.loads(spool.link.read_text())
-            assert written == {"hosts": ["10.0.0.1"], "port": port, "server": "ab", "epoch": 7}
+            assert written == {
+                "hosts": ["10.0.0.1"],
+                "port": port,
+                "server": "ab",
+                "epoch": 7,
+                "fingerprint": "",
+            }
         assert len([path for path in spool.root.iterdir() if path.is_file()]) == 2  # the runner and this
 
 
