@@ -130,9 +130,8 @@ def test_every_option_reaches_slurm(alice: NativeSite) -> None:
                 mem_per_cpu_mib=100,
                 gpus_per_node="1",
                 exclusive=True,
-                comment="for people",
             )
-            job_id = await scheduler.submit(job)
+            job_id = await scheduler.submit(msgspec.structs.replace(job, comment="for people"))
             running = await observe(scheduler, job_id, lambda job: job.state == "RUNNING")
             shown = alice.cluster.job(job_id)
             await scheduler.cancel(job_id, name)
