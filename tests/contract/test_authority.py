@@ -79,6 +79,12 @@ def test_jobs_at_once_are_limited(guarded: Guarded, go: Path) -> None:
         guarded.wait_for_state(one, JobState.COMPLETED)
         wait_until(lambda: guarded.run().state is JobState.COMPLETED, "room for another one")
 
+    def forgotten() -> bool:
+        guarded.run()  # a request has the agent look
+        return [line["policies"] for line in guarded.audit() if line["what"] == "policy"][-1] == []
+
+    wait_until(forgotten, "the policy to be forgotten")
+
 
 # ---------------------------------------------------------------------- authority that ends
 
