@@ -95,6 +95,8 @@ def test_a_full_home(laptop: Laptop, cluster: Cluster) -> None:
     assert not ssh_processes([str(laptop.logins.config)])
     there = cluster.exec("login", ["find", "/home/grace"]).stdout.split()
     assert there == ["/home/grace", "/home/grace/results.dat"]
+    with laptop.up("grace", "login", "--install-folder", "/scratch/grace/agent") as (site, _):
+        assert laptop.run_job(site, "id", "-un").out == "grace\n"
 
 
 def test_a_python_that_is_too_old(laptop: Laptop, logins: Logins, tmp_path: Path) -> None:

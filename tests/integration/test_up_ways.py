@@ -58,6 +58,14 @@ def test_back_through_a_socket_that_others_cannot_open(laptop: Laptop, cluster: 
         assert "PermissionError" in refused.stderr
 
 
+def test_back_through_a_port_where_nothing_else_goes(open_laptop: Laptop, cluster: Cluster) -> None:
+    """Neither does the login node reach the bus, nor does its sshd forward sockets."""
+    with open_laptop.up("ivan") as (site, said):
+        assert "way to bus  tunnel, tls://127.0.0.1:" in said.err
+        assert "no Unix socket: " in said.err
+        assert open_laptop.run_job(site, "id", "-un").out == "ivan\n"
+
+
 def test_jobs_outlive_the_tunnel_and_one_login_brings_it_back(laptop: Laptop, logins: Logins, cluster: Cluster) -> None:
     with laptop.up("alice") as (site, _), laptop.client(site) as client:
         key = client.submit(spec("sh", "-c", "echo before; until [ -e ~/go ]; do sleep 0.1; done; echo after"))
