@@ -114,9 +114,8 @@ class Agent:
             raise self._guard.stopped()
 
     async def _next_look(self) -> None:
-        idle = self._pulse is not None and self._pulse.interval == budgets.HEARTBEAT_IDLE
-        least = budgets.AUTHORITY_LOOK_IDLE if idle else budgets.AUTHORITY_LOOK
-        await self._beats.after(least, 2 * least)
+        interval = self._pulse.interval if self._pulse else 0.0
+        await self._beats.after(budgets.AUTHORITY_LOOK, interval + budgets.AUTHORITY_LOOK)
 
     async def _run(self, stop: asyncio.Event) -> None:
         self._roster = Roster(self.spool, self._audit, self._beats, self.config.array_size)

@@ -35,6 +35,10 @@ MEASURE_IDLE = 60.0
 MEASURE_MEMORY = 10.0
 """Seconds between two looks at memory and open files while there are jobs."""
 
+PARENT_LOOK = 60.0
+"""Seconds between two looks of a later agent whether the first process is still there, when the bus is away and there
+are no heartbeats."""
+
 # ---- the lease, heartbeat and connection probe (one message does all three)
 HEARTBEAT_IDLE = 18.0
 """Each heartbeat costs 0.5 ms of CPU time on a quiet host, and three times as much on one whose caches are full of
@@ -182,9 +186,6 @@ FULL_RETRY = 5.0
 AUTHORITY_LOOK = 5.0
 """Between two looks at grant, policies, keys and stop files, and never more often than the heartbeat: eight stat calls,
 which an NFS client answers from its cache."""
-
-AUTHORITY_LOOK_IDLE = 20.0
-"""The same without jobs, where each look is a tenth of what the agent costs; requests are judged by fresh files."""
 
 AUTHORITY_FRESH = 1.0
 """A request is judged by files that were looked at within this: a flood of requests shares one look."""

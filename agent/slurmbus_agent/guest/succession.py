@@ -84,6 +84,7 @@ class Succession:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {HAND_OVER, READY})
         if self.heritage.parent:
             loop.call_later(budgets.HAND_OVER_PATIENCE, self._expire)
+            self._watch_parent()
 
     def end(self) -> None:
         """End this process, and a successor with it: somebody stops the agent."""
@@ -109,12 +110,20 @@ class Succession:
     def judged(self, judgement: Judgement) -> None:
         """Hear at each heartbeat how much is used; and see whether somebody still looks after this process."""
         self._serves = True
-        if self.heritage.parent and os.getppid() != self.heritage.parent:
-            # Whoever looks after the agent takes it for ended, and starts another one.
-            log.warning("process %d that looked after this agent is gone; ending", self.heritage.parent)
-            self.stop.set()
-        elif judgement.hand_over:
+        if not self._ends_with_parent() and judgement.hand_over:
             self.want(judgement.hand_over)
+
+    def _ends_with_parent(self) -> bool:
+        if not self.heritage.parent or os.getppid() == self.heritage.parent:
+            return False
+        # Whoever looks after the agent takes it for ended, and starts another one.
+        log.warning("process %d that looked after this agent is gone; ending", self.heritage.parent)
+        self.stop.set()
+        return True
+
+    def _watch_parent(self) -> None:
+        if not self._ends_with_parent():
+            asyncio.get_running_loop().call_later(budgets.PARENT_LOOK, self._watch_parent)
 
     def _expire(self) -> None:
         """End a successor that hasn't come so far as to stand by."""
