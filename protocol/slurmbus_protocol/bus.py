@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -349,7 +349,8 @@ class Bus:
         """Ask and wait for one answer; BusUnreachable when none comes in ``timeout`` seconds."""
         client = self._connected_client()
         try:
-            return await client.request(subject, data, timeout=timeout, headers=headers)
+            with _cancellable():
+                return await client.request(subject, data, timeout=timeout, headers=headers)
         except nats.errors.NoRespondersError as error:
             raise BusUnreachable(f"nobody answers on {subject}", hint="") from error
         except (TimeoutError, OSError, nats.errors.Error) as error:
@@ -462,7 +463,8 @@ class Bus:
         """Publish without an acknowledgement; BusUnreachable when not connected."""
         client = self._connected_client()
         try:
-            await client.publish(subject, data, reply=reply)
+            with _cancellable():
+                await client.publish(subject, data, reply=reply)
         except (OSError, nats.errors.Error) as error:
             raise BusUnreachable(f"can't publish on {subject}: {error}") from error
 
@@ -500,6 +502,21 @@ async def _end(task: asyncio.Task[None]) -> None:
         await asyncio.wait({task}, timeout=0.1)
     if not task.cancelled():
         task.exception()  # seen
+
+
+@contextlib.contextmanager
+def _cancellable() -> Iterator[None]:
+    """Let a cancellation through that nats-py swallows while it waits for a message to be flushed.
+
+    Whoever cancels a task that renews a lease, say, would else wait for its end for ever.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        yield
+    finally:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 def _kind(subject: str) -> str:

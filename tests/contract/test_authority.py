@@ -117,7 +117,8 @@ def test_authority_ends_is_renewed_and_never_touches_what_runs(guarded: Guarded,
         assert any(line["what"] == "authority" for line in guarded.audit())
     finally:
         path.unlink(missing_ok=True)
-    wait_until(lambda: guarded.heartbeat().authority_expires_at is None, "the grant to be forgotten")
+    # An idle agent looks, and tells what it saw, with its heartbeats.
+    wait_until(lambda: guarded.heartbeat().authority_expires_at is None, "the grant to be forgotten", 60.0)
 
 
 # ---------------------------------------------------------------------- whose job it is

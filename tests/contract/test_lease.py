@@ -342,6 +342,29 @@ def test_a_zombies_write_costs_a_healthy_leader_nothing(server: Server) -> None:
     server.run(test)
 
 
+def test_a_renewal_can_be_cancelled_at_any_moment(server: Server) -> None:
+    """nats-py swallows a cancellation while it flushes; an agent that is stopped just then would never end."""
+
+    async def test(bus: Bus) -> None:
+        lease = lease_of(bus, "lease-i", "one")
+        await lease.acquire()
+
+        async def renew_for_ever() -> None:
+            while True:
+                await lease.renew()
+
+        for steps in range(40):
+            renewing = asyncio.create_task(renew_for_ever())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            renewing.cancel()
+            done, _ = await asyncio.wait({renewing}, timeout=10)
+            assert done, f"cancelled after {steps} steps of the loop"
+            assert renewing.cancelled()
+
+    server.run(test)
+
+
 def test_a_bus_that_goes_away_in_a_look_at_the_lease_is_no_error(server: Server) -> None:
     async def test(bus: Bus) -> None:
         class GoneAfterPublish:
