@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from slurmbus_agent.scheduler.base import AccountingRow, Observation
-from slurmbus_protocol.messages import CancelAsked, ControlRefused, FileRef, Live, Start, Usage
+from slurmbus_protocol.messages import CancelAsked, ControlRefused, FileRef, Live, RequeueAsked, Start, Usage
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,6 +176,23 @@ class ControlWasRefused(Event, frozen=True, kw_only=True):
     refused: ControlRefused
 
 
+class RequeueRequested(Event, frozen=True, kw_only=True):
+    """Somebody asked for another start of the running job."""
+
+    requeue: RequeueAsked
+
+
+class RequeueAnswered(Event, frozen=True, kw_only=True):
+    """What came of telling Slurm to requeue the job."""
+
+    id: str
+    outcome: str
+    """As in RequeueAsked."""
+    code: str = ""
+    message: str = ""
+    hint: str = ""
+
+
 class CancelAgain(Event, frozen=True, kw_only=True):
     """Time to repeat a cancel."""
 
@@ -215,6 +232,13 @@ class AskAccounting(Instruction, frozen=True, kw_only=True):
 class CancelJob(Instruction, frozen=True, kw_only=True):
     """Cancel the job, on the condition that it has our name."""
 
+    job_id: int
+
+
+class RequeueJob(Instruction, frozen=True, kw_only=True):
+    """Tell Slurm to requeue the job, on the condition that it has our name. This one is never carried out again."""
+
+    id: str
     job_id: int
 
 

@@ -37,7 +37,17 @@ from slurmbus_protocol.errors import (
     SlurmbusError,
     WrongAddress,
 )
-from slurmbus_protocol.messages import Cancel, CancelAsked, ControlRefused, JobOptions, Record, Submit
+from slurmbus_protocol.messages import (
+    Cancel,
+    CancelAsked,
+    Control,
+    ControlRefused,
+    JobOptions,
+    Record,
+    Requeue,
+    RequeueAsked,
+    Submit,
+)
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import RequestAddress
 
@@ -53,6 +63,10 @@ class Controls(Protocol):
 
     async def cancel(self, key: str, task: int | None, asked: CancelAsked) -> bool:
         """Ask for the end of a job, and come back when that is durable; False when there is no such job."""
+        ...
+
+    async def requeue(self, key: str, task: int | None, asked: RequeueAsked) -> bool:
+        """Ask for another start of a job, and come back when that or its refusal is durable; False without a job."""
         ...
 
     async def owner(self, key: str, task: int | None) -> str | None:
@@ -182,14 +196,17 @@ class Intake:
         async with self._locks.setdefault(address.key, asyncio.Lock()):
             if isinstance(message, Submit):
                 await self._take_allowed(message, stored, signer)
-            else:
+            elif not await self._may_control(message, stored, signer):
+                return
+            elif isinstance(message, Cancel):
                 await self._take_cancel(message, stored, signer)
+            else:
+                await self._take_requeue(message, stored)
 
-    def _checked(self, stored: Stored, address: RequestAddress) -> tuple[Submit | Cancel, str]:
+    def _checked(self, stored: Stored, address: RequestAddress) -> tuple[Submit | Control, str]:
         signer = self._authority.verify(stored.subject, stored.data, stored.headers)
         message = codec.decode(stored.data)
-        expected: type[Submit | Cancel] = Submit if address.control_id is None else Cancel
-        if not isinstance(message, expected):
+        if not isinstance(message, Submit | Control) or isinstance(message, Submit) != (address.control_id is None):
             raise WrongAddress(f"a {message.TYPE} message can't be published on {stored.subject}")
         if message.site != address.site or address.site != self._site:
             raise WrongAddress(f"the request names site {message.site!r}, but was sent to {self._site!r}")
@@ -311,18 +328,31 @@ class Intake:
             )
         )
 
-    async def _take_cancel(self, cancel: Cancel, stored: Stored, signer: str) -> None:
-        owner = await self._controls.owner(cancel.key, cancel.task)
+    async def _may_control(self, control: Control, stored: Stored, signer: str) -> bool:
+        """Compare who asks with whose job it is, if there is one."""
+        owner = await self._controls.owner(control.key, control.task)
         if owner is not None:
             try:
                 self._authority.check_control(signer, owner)
             except NotAllowed as error:
                 self._note("refused", stored.subject, signer=signer, error=error.code, message=error.message)
                 await self._controls.refuse_control(
-                    cancel.key, cancel.task, _refused(cancel.id, stored, cancel.submitter, error)
+                    control.key, control.task, _refused(control.id, stored, control.submitter, error)
                 )
-                return
-        self._note("accepted", stored.subject, signer=signer, submitter=cancel.submitter)
+                return False
+        self._note("accepted", stored.subject, signer=signer, submitter=control.submitter)
+        return True
+
+    async def _take_requeue(self, requeue: Requeue, stored: Stored) -> None:
+        asked = RequeueAsked(id=requeue.id, at=stored.time, submitter=requeue.submitter, reason=requeue.reason)
+        if await self._controls.requeue(requeue.key, requeue.task, asked):
+            return
+        there = await self._records.read(requeue.key, requeue.task or 0)
+        if there is not None and not there.state.is_final:
+            raise Unfollowed(f"job {requeue.key} can't be taken up at present")
+        self._note("refused", stored.subject, message="there is no such job that runs")
+
+    async def _take_cancel(self, cancel: Cancel, stored: Stored, signer: str) -> None:
         asked = CancelAsked(id=cancel.id, at=stored.time, submitter=cancel.submitter, reason=cancel.reason)
         if await self._controls.cancel(cancel.key, cancel.task, asked):
             return

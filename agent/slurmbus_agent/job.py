@@ -28,7 +28,15 @@ from slurmbus_agent.tasks import spawn
 from slurmbus_agent.watcher import Watcher
 from slurmbus_protocol import logs, traces
 from slurmbus_protocol.errors import BlobMissing, BusFull, BusUnreachable, SlurmbusError
-from slurmbus_protocol.messages import CancelAsked, ControlRefused, Environment, JobSpec, Record, Start
+from slurmbus_protocol.messages import (
+    CancelAsked,
+    ControlRefused,
+    Environment,
+    JobSpec,
+    Record,
+    RequeueAsked,
+    Start,
+)
 from slurmbus_protocol.subjects import Stream
 
 log = logging.getLogger(__name__)
@@ -38,6 +46,9 @@ RETRY_AFTER = 2.0
 """Seconds until a step is repeated that failed because the bus or the shared file system was away."""
 STALLED_AFTER = 1.0
 """Seconds without progress after which the rest of an ended start is read from the spool instead of the link."""
+
+_KEPT = (events.CancelRequested, events.RequeueRequested, events.RequeueAnswered)
+"""Events after which the spool gets the record: a bus that starts anew brings their requests again."""
 
 _STAMPS = {
     events.StagingGoesOn: "environment",
@@ -171,7 +182,7 @@ class Job:
             if record.state != self.record.state:
                 log.info("job %s %s: %s", record.key, record.job_id or "", record.state)
             self.record = await self._tools.records.write(record)
-        if isinstance(event, events.CancelRequested):
+        if isinstance(event, _KEPT):
             await self._keep_record()
         if isinstance(event, events.Claimed) and self.linked is not None and self.record.verdict is None:
             self._tools.watcher.calm(self.slurm_name)
@@ -190,7 +201,7 @@ class Job:
             spawn(group, secrets.provide(record, start))
 
     async def _keep_record(self) -> None:
-        """Keep in the spool what a bus that starts anew couldn't know: a cancel, and how the job ended."""
+        """Keep in the spool what a bus that starts anew couldn't know: the controls, and how the job ended."""
         try:
             await asyncio.to_thread(self.folder.write_record, self.record)
         except SpoolError as error:
@@ -329,6 +340,17 @@ class Job:
         except (Unavailable, OutcomeUnknown, Refused) as error:
             log.warning("job %s: the cancel is repeated later: %s", self.record.key, error)
         self.post(events.Poked())
+
+    async def _requeue_job(self, instruction: events.RequeueJob) -> None:
+        answer: dict[str, str] = {"outcome": "done"}
+        try:
+            if not await self._tools.scheduler.requeue(instruction.job_id, self.slurm_name):
+                answer = {"outcome": "refused", "code": Refused.code, "message": "Slurm doesn't know the job any more"}
+        except (Refused, Unavailable) as error:  # nothing happened, and it isn't tried again
+            answer = {"outcome": "refused", "code": error.code, "message": error.message, "hint": error.hint}
+        except OutcomeUnknown as error:
+            answer = {"outcome": "unknown", "code": error.code, "message": error.message}
+        self.post(events.RequeueAnswered(id=instruction.id, **answer))
 
     async def look_for_claims(self) -> None:
         """Learn from the spool which starts have been claimed."""
@@ -471,6 +493,7 @@ class Job:
         events.Watch: _watch,
         events.AskAccounting: _ask_accounting,
         events.CancelJob: _cancel_job,
+        events.RequeueJob: _requeue_job,
         events.ReadClaims: _read_claims,
         events.TakeClaim: _take_claim,
         events.Drain: _drain,
@@ -481,6 +504,10 @@ class Job:
     async def cancel(self, asked: CancelAsked) -> None:
         """Ask for the end of the job; comes back when that is durable."""
         await self.tell(events.CancelRequested(cancel=asked))
+
+    async def requeue(self, asked: RequeueAsked) -> None:
+        """Ask for another start of the running job; comes back when that, or its refusal, is durable."""
+        await self.tell(events.RequeueRequested(requeue=asked))
 
     async def refuse_control(self, refused: ControlRefused) -> None:
         """Let whoever asked for a control see that it was refused; comes back when that is durable."""

@@ -2,7 +2,8 @@
 
 No input or output, no clock, no randomness: the shell (:mod:`slurmbus_agent.job`) makes the record durable first and
 carries out the instructions afterwards; what they find out comes back as the next event. Every instruction may be
-carried out again after a restart, so none may do harm when it is repeated.
+carried out again after a restart, so none may do harm when it is repeated; but for RequeueJob, which follows from its
+request alone and is lost in a restart.
 
 The rules for the final state stand in the design's section 4: success is Slurm's COMPLETED *and* the claim of that
 very job; "the controller doesn't answer" is never read as "the job is gone".
@@ -41,6 +42,9 @@ from slurmbus_agent.events import (
     OutputsCollected,
     Poked,
     ReadClaims,
+    RequeueAnswered,
+    RequeueJob,
+    RequeueRequested,
     Retire,
     Stage,
     Staged,
@@ -60,7 +64,9 @@ from slurmbus_agent.events import (
 from slurmbus_agent.runner.claims import AGENT_NODE
 from slurmbus_agent.runner.protocol import EXIT_TWIN
 from slurmbus_agent.scheduler.base import Observation
-from slurmbus_protocol.messages import CancelAsked, Record, Start
+from slurmbus_agent.sizes import MAX_REQUEUES
+from slurmbus_protocol.errors import NotRequeueable
+from slurmbus_protocol.messages import CancelAsked, ControlRefused, Record, RequeueAsked, Start
 from slurmbus_protocol.states import FINAL, JobState, may_follow
 
 RETRY_SUBMIT_AFTER = 5.0
@@ -95,7 +101,7 @@ Result = tuple[Record, tuple[Instruction, ...]]
 
 def advance(record: Record, event: Event) -> Result:
     """Give the record after the event and what is to be done; the record is the same object when nothing changed."""
-    if record.state.is_final and not isinstance(event, (Accounted, Begun)):
+    if record.state.is_final and not isinstance(event, _WHEN_FINAL):
         return record, ()
     return _HANDLERS[type(event)](record, event)
 
@@ -111,6 +117,7 @@ def _with(record: Record, state: JobState | None = None, **changes: Any) -> Reco
 
 
 def _begun(record: Record, _: Begun) -> Result:
+    record = _with_unknown_requeues(record)
     match record.state:
         case state if state.is_final:
             return record, _afterwards(record)
@@ -577,6 +584,68 @@ def _repeat_cancel(record: Record) -> tuple[Instruction, ...]:
     return (CancelJob(job_id=record.job_id), Later(delay=CANCEL_AGAIN_AFTER, event=CancelAgain()))
 
 
+# ---------------------------------------------------------------------- requeueing
+
+
+def _requeue_requested(record: Record, event: RequeueRequested) -> Result:
+    asked = event.requeue
+    if any(one.id == asked.id for one in record.requeues):  # it comes again: carried out once, or refused for good
+        return record, ()
+    message, hint = _why_no_requeue(record)
+    if not message and record.job_id is not None:
+        record = _with(record, requeues=(*record.requeues, asked))
+        return record, (RequeueJob(id=asked.id, job_id=record.job_id),)
+    if len(record.requeues) < MAX_REQUEUES:
+        noted = msgspec.structs.replace(asked, outcome="refused", message=message)
+        record = _with(record, requeues=(*record.requeues, noted))
+    return _with(record, refused=refusal(asked, NotRequeueable.code, message, hint)), ()
+
+
+def _why_no_requeue(record: Record) -> tuple[str, str]:
+    """Say why the job can't be requeued, and what to do; nothing when it can."""
+    if record.state.is_final:
+        return f"the job has ended: {record.state}", "submit it again"
+    if not record.requeue:
+        return "the job wasn't submitted as one that may start again", "submit it with requeue=True"
+    if record.cancel is not None:
+        return f"{record.cancel.submitter} asked for the job's end", "submit it again when it has ended"
+    if record.state is not JobState.RUNNING or record.verdict is not None:
+        return f"the job isn't running: it is {record.state}", "wait until it runs"
+    if len(record.requeues) >= MAX_REQUEUES:
+        return f"the job was requeued {len(record.requeues)} times already", "cancel it, and submit it again"
+    return "", ""
+
+
+def refusal(asked: RequeueAsked, code: str, message: str, hint: str) -> ControlRefused:
+    """Say of a requeue that it wasn't carried out, and why."""
+    return ControlRefused(id=asked.id, at=asked.at, submitter=asked.submitter, code=code, message=message, hint=hint)
+
+
+def _requeue_answered(record: Record, event: RequeueAnswered) -> Result:
+    asked = next((one for one in record.requeues if one.id == event.id), None)
+    if asked is None:
+        return record, ()
+    told = msgspec.structs.replace(asked, outcome=event.outcome, message=event.message)
+    record = _with(record, requeues=tuple(told if one is asked else one for one in record.requeues))
+    if event.outcome == "refused":
+        record = _with(record, refused=refusal(asked, event.code, event.message, event.hint))
+    return record, (Watch(urgent=True),) if record.job_id is not None and record.verdict is None else ()
+
+
+def _with_unknown_requeues(record: Record) -> Record:
+    """Say of a requeue that an agent noted and whose answer it didn't live to see that its outcome is unknown."""
+    if all(one.outcome for one in record.requeues):
+        return record
+    unknown = "the agent began anew while Slurm was being told"
+    return _with(
+        record,
+        requeues=tuple(
+            one if one.outcome else msgspec.structs.replace(one, outcome="unknown", message=unknown)
+            for one in record.requeues
+        ),
+    )
+
+
 def _cancel_words(cancel: CancelAsked | None) -> str:
     if cancel is None:
         return "cancelled"
@@ -590,6 +659,9 @@ def _start(record: Record, number: int) -> Start | None:
 def _replace_start(record: Record, start: Start) -> Record:
     return _with(record, starts=tuple(start if old.number == start.number else old for old in record.starts))
 
+
+_WHEN_FINAL = (Accounted, Begun, RequeueRequested, RequeueAnswered)
+"""What may still happen to a job in its final state."""
 
 _HANDLERS: dict[type[Event], Callable[[Record, Any], Result]] = {
     Begun: _begun,
@@ -617,4 +689,6 @@ _HANDLERS: dict[type[Event], Callable[[Record, Any], Result]] = {
     CancelRequested: _cancel_requested,
     ControlWasRefused: _control_was_refused,
     CancelAgain: _cancel_again,
+    RequeueRequested: _requeue_requested,
+    RequeueAnswered: _requeue_answered,
 }

@@ -20,6 +20,7 @@ from slurmbus_agent.environments.store import Installation
 from slurmbus_agent.guest.beats import Beats
 from slurmbus_agent.intake import Accepted
 from slurmbus_agent.job import Job, Tools
+from slurmbus_agent.lifecycle import refusal
 from slurmbus_agent.records import Fenced
 from slurmbus_agent.requests import KeptRequest, Requests
 from slurmbus_agent.scheduler.array import split_name
@@ -27,8 +28,16 @@ from slurmbus_agent.scheduler.base import Scheduler, SchedulerError
 from slurmbus_agent.spool import JobDir, Spool, StoredRequest
 from slurmbus_agent.tasks import spawn
 from slurmbus_protocol import subjects
-from slurmbus_protocol.errors import SlurmbusError
-from slurmbus_protocol.messages import CancelAsked, ControlRefused, EnvironmentRef, NamedEnvironment, Record, Submit
+from slurmbus_protocol.errors import NotRequeueable, SlurmbusError
+from slurmbus_protocol.messages import (
+    CancelAsked,
+    ControlRefused,
+    EnvironmentRef,
+    NamedEnvironment,
+    Record,
+    RequeueAsked,
+    Submit,
+)
 from slurmbus_protocol.states import JobState
 
 log = logging.getLogger(__name__)
@@ -203,7 +212,7 @@ class Roster:
         )
         if kept is None:
             return record
-        return msgspec.structs.replace(record, created_at=kept.created_at, cancel=kept.cancel)
+        return msgspec.structs.replace(record, created_at=kept.created_at, cancel=kept.cancel, requeues=kept.requeues)
 
     async def accept(self, accepted: Accepted) -> None:
         """Keep a new request in the spool, then follow its job, or the tasks of its array."""
@@ -276,7 +285,7 @@ class Roster:
 
         spawn(self._group, live(), name=f"job {name[0]}")
 
-    # ------------------------------------------------------------------ ending jobs
+    # ------------------------------------------------------------------ controls
 
     async def cancel(self, key: str, task: int | None, asked: CancelAsked) -> bool:
         """Ask for the end of a job, of a whole array or of one of its tasks; comes back when that is durable.
@@ -286,6 +295,22 @@ class Roster:
         """
         jobs = await self._taken_up(key, task)
         await asyncio.gather(*(job.cancel(asked) for job in jobs))
+        return bool(jobs)
+
+    async def requeue(self, key: str, task: int | None, asked: RequeueAsked) -> bool:
+        """Ask for another start of a job or of one task; comes back when that, or its refusal, is durable.
+
+        Returns:
+            False when there is no such job.
+        """
+        jobs = await self._taken_up(key, task)
+        if task is None and any(job.record.tasks for job in jobs):
+            message, hint = "the tasks of an array are requeued one by one", "name the task"
+            refused = refusal(asked, NotRequeueable.code, message, hint)
+            await self.refuse_control(key, None, refused)
+            return True
+        for job in jobs:
+            await job.requeue(asked)
         return bool(jobs)
 
     async def owner(self, key: str, task: int | None) -> str | None:

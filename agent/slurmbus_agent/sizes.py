@@ -5,12 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from slurmbus_protocol.errors import TooLarge
-from slurmbus_protocol.messages import Cancel, Submit
+from slurmbus_protocol.messages import Control, Submit
 
 MAX_SUBMITTER = 256
 """Bytes of ``user@host``: host names have 253 at most."""
 MAX_REASON = 4096
-"""Bytes of a cancel's reason."""
+"""Bytes of a control's reason."""
+MAX_REQUEUES = 20
+"""Requeues that a record keeps; none is ever dropped, or it could be carried out again."""
 MAX_LABELS = 64 * 1024
 """Bytes of all labels, encoded; Dagster's are seven of 200 characters at most."""
 MAX_OPTIONS = 64 * 1024
@@ -22,10 +24,10 @@ MAX_PROBLEMS = 4096
 _OF_A_FILE = 128
 
 
-def check_sizes(message: Submit | Cancel) -> None:
+def check_sizes(message: Submit | Control) -> None:
     """Raise TooLarge, naming the field, when a part is larger than a record has room for."""
     parts: list[tuple[str, object, int]] = [("submitter", message.submitter, MAX_SUBMITTER)]
-    if isinstance(message, Cancel):
+    if not isinstance(message, Submit):
         parts.append(("reason", message.reason, MAX_REASON))
     else:
         parts += [("labels", message.job.labels, MAX_LABELS), ("options", message.job.options, MAX_OPTIONS)]

@@ -13,11 +13,11 @@ from slurmbus_agent import __version__, budgets
 from slurmbus_agent.guest.beats import Beats
 from slurmbus_agent.guest.measuring import Measuring
 from slurmbus_agent.lease import Role
-from slurmbus_protocol.capabilities import ADDITIONS
+from slurmbus_protocol.capabilities import ADDITIONS, REQUEUE
 from slurmbus_protocol.codec import PROTOCOL_RANGE
 from slurmbus_protocol.messages import Heartbeat, SchedulerHealth, Vitals
 
-CAPABILITIES = ("submit", "cancel", "outputs", "read-range", *ADDITIONS)
+CAPABILITIES = ("submit", "cancel", "outputs", "read-range", REQUEUE, *ADDITIONS)
 
 
 class BytesMoved(NamedTuple):

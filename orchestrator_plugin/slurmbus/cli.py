@@ -26,6 +26,7 @@ COMMANDS = {
     "jobs": "List jobs.",
     "logs": "Show what a job, or a site's agent, wrote.",
     "cancel": "End a job.",
+    "requeue": "Send a running job back to the queue.",
     "dashboard": "Serve a page that shows sites and jobs, live.",
     "clean": "Forget finished jobs.",
     "env": "List, push and remove environments.",

@@ -312,6 +312,35 @@ class SiteClient:
         """
         return self._run_telling(self.core.cancel(key, reason, patience, task), tell)
 
+    def requeue(
+        self,
+        key: str,
+        reason: str = "",
+        *,
+        patience: float = SUBMIT_PATIENCE,
+        tell: Callable[[str], None] | None = None,
+        task: int | None = None,
+    ) -> str:
+        """Ask durably for another start of a running job; returns when the bus has it, with the request's own id.
+
+        The job has to be submitted with ``requeue=True``. Slurm is told at most once; what came of it stands in the
+        record (see :func:`slurmbus.errors.check_requeue`).
+
+        Args:
+            key: the job.
+            reason: kept with the job.
+            patience: seconds that a bus which is away may take to come back.
+            tell: called with what is being waited for, should it take long.
+            task: which task of an array; None for a single job.
+
+        Raises:
+            NotRequeueable: the job has ended.
+            AgentTooOld: the site's agent doesn't know this control.
+            BusFull: the bus takes no new requests.
+            BusUnreachable: it may or may not have been stored.
+        """
+        return self._run_telling(self.core.requeue(key, reason, patience, task), tell)
+
     def ask(self, verb: str, message: Message, answer: type[M], timeout: float = 5.0, *, signed: bool = False) -> M:
         """Ask the site's agent something that may fail; with a signature where it has to be this client's wish.
 

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from slurmbus.errors import LocalNotStarted, LoginFailed, SiteUnfit
-from slurmbus_protocol.errors import BusFull, BusRefused, BusUnreachable, NotAllowed, SiteUnreachable, SlurmbusError
+from slurmbus.errors import LocalNotStarted, LoginFailed, RequeueUnknown, SiteUnfit
+from slurmbus_protocol.errors import (
+    BusFull,
+    BusRefused,
+    BusUnreachable,
+    NotAllowed,
+    NotRequeueable,
+    SiteUnreachable,
+    SlurmbusError,
+)
 
 SUCCESS = 0
 JOB_FAILED = 1
@@ -12,8 +20,8 @@ UNREACHABLE = 3
 REFUSED = 4
 INTERRUPTED = 130
 
-_UNREACHABLE = (BusUnreachable, SiteUnreachable, LocalNotStarted, LoginFailed)
-_REFUSED = (NotAllowed, BusFull, BusRefused, SiteUnfit)
+_UNREACHABLE = (BusUnreachable, SiteUnreachable, LocalNotStarted, LoginFailed, RequeueUnknown)
+_REFUSED = (NotAllowed, NotRequeueable, BusFull, BusRefused, SiteUnfit)
 
 
 def exit_code(error: SlurmbusError) -> int:

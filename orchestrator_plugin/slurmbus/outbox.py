@@ -17,7 +17,7 @@ from typing import Self
 from slurmbus_protocol import blobs, codec, subjects
 from slurmbus_protocol.bus import Bus
 from slurmbus_protocol.errors import BlobCorrupt, BusFull
-from slurmbus_protocol.messages import Cancel, EnvironmentRef, FileRef, Record, Submit
+from slurmbus_protocol.messages import Control, EnvironmentRef, FileRef, Record, Requeue, Submit
 from slurmbus_protocol.signing import Signer
 from slurmbus_protocol.states import JobState
 
@@ -36,10 +36,10 @@ class SignedRequest:
     subject: str
     body: bytes
     headers: dict[str, str]
-    message: Submit | Cancel
+    message: Submit | Control
 
     @classmethod
-    def of(cls, message: Submit | Cancel, signer: Signer) -> Self:
+    def of(cls, message: Submit | Control, signer: Signer) -> Self:
         """Encode and sign a request; TooLarge when it is too big for the bus."""
         if isinstance(message, Submit):
             subject = subjects.request(message.site, message.key)
@@ -51,7 +51,7 @@ class SignedRequest:
     @property
     def files(self) -> tuple[FileRef, ...]:
         """The files that have to be on the bus."""
-        if isinstance(self.message, Cancel):
+        if not isinstance(self.message, Submit):
             return ()
         job = self.message.job
         files = (*job.files, *(file for task in job.tasks for file in task.files))
@@ -124,13 +124,13 @@ class Outbox:
             self._size -= _held(source)
 
     def seen(self, record: Record) -> None:
-        """Forget what the record's agent has made durable: a job past its staging, the cancel of one that ended."""
+        """Forget what the agent has made durable: a job past its staging, the cancel of one that ended, a requeue."""
         for request in self.of_job(record.site, record.key):
             # Of an array others may still be staged, or need their cancel: the agent's spool has the request by now.
             staged = isinstance(request.message, Submit) and record.state not in _UNTIL_STAGED and not record.tasks
             ended = record.state.is_final and (isinstance(request.message, Submit) or not record.tasks)
-            refused = isinstance(request.message, Cancel) and _is_refused(record, request.message)
-            if staged or ended or refused:
+            answered = not isinstance(request.message, Submit) and _is_answered(record, request.message)
+            if staged or ended or answered:
                 self.drop(request)
 
     def holds(self, request: SignedRequest) -> bool:
@@ -184,5 +184,6 @@ def _held(source: Path | bytes) -> int:
     return len(source) if isinstance(source, bytes) else len(str(source))
 
 
-def _is_refused(record: Record, cancel: Cancel) -> bool:
-    return record.refused is not None and record.refused.id == cancel.id
+def _is_answered(record: Record, control: Control) -> bool:
+    refused = record.refused is not None and record.refused.id == control.id
+    return refused or (isinstance(control, Requeue) and any(one.id == control.id for one in record.requeues))

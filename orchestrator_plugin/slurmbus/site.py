@@ -32,18 +32,21 @@ from slurmbus_protocol.errors import (
     BadMessage,
     BusUnreachable,
     InvalidSetting,
+    NotRequeueable,
     SiteUnreachable,
     SlurmbusError,
 )
 from slurmbus_protocol.messages import (
     Cancel,
     Chunk,
+    Control,
     FileRef,
     Heartbeat,
     JobSpec,
     Message,
     Problem,
     Record,
+    Requeue,
     Sealed,
     Submit,
 )
@@ -59,6 +62,7 @@ log = logging.getLogger(__name__)
 SUBMIT_PATIENCE = 30.0  # a bus that is restarted is back within seconds
 READ_PATIENCE = 10.0
 CANCEL_VALID_FOR = 7 * 86400.0  # an agent that is away for a weekend shall still find it
+REQUEUE_VALID_FOR = 600.0  # later it would end a start that nobody meant
 KEY_LENGTH = 26
 EXPECTED_HINT = "the site's agent writes its record when it runs: see 'slurmbus sites'"
 
@@ -160,7 +164,29 @@ class Site:
         await self._publish(message, patience)
         return message.id
 
-    async def _publish(self, message: Submit | Cancel, patience: float) -> None:
+    async def requeue(
+        self, key: str, reason: str = "", patience: float = SUBMIT_PATIENCE, task: int | None = None
+    ) -> str:
+        """Ask durably for another start of the running job, or of one task; give the id of this wish."""
+        record = await self.record(key, task or 0)
+        if record is not None and record.state.is_final:
+            raise NotRequeueable(f"job {key} has ended: {record.state}", hint="submit it again")
+        agents = await self.heartbeats()
+        if agents:
+            capabilities.check_requeue(agents[0].heartbeat)
+        message = Requeue(
+            id=new_ulid(),
+            key=key,
+            site=self.name,
+            expires_at=time.time() + REQUEUE_VALID_FOR,
+            submitter=submitter(),
+            reason=reason,
+            task=task,
+        )
+        await self._publish(message, patience)
+        return message.id
+
+    async def _publish(self, message: Submit | Control, patience: float) -> None:
         request = SignedRequest.of(message, self.session.signer)
         bus = await self._bus()
         outbox = self.session.outbox

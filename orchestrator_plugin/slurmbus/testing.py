@@ -15,11 +15,11 @@ from nats.aio.msg import Msg
 from slurmbus.home import AgentBundle, Home
 from slurmbus_protocol import codec, subjects
 from slurmbus_protocol.bus import Bus, BusSettings
-from slurmbus_protocol.capabilities import ADDITIONS
+from slurmbus_protocol.capabilities import ADDITIONS, REQUEUE
 from slurmbus_protocol.errors import LostMessages, SlurmbusError
 from slurmbus_protocol.messages import (
-    Cancel,
     Chunk,
+    Control,
     Heartbeat,
     Problem,
     ReadRange,
@@ -76,13 +76,13 @@ class ScriptedAgent:
         """Forget what the bus held: it is another one."""
         self._sequences.clear()
 
-    async def request(self) -> Submit | Cancel:
+    async def request(self) -> Submit | Control:
         """Wait for the next request and acknowledge it."""
         async with aclosing(pull(self.bus, subjects.REQUESTS, subjects.consumer(self.site), batch=1)) as messages:
             async for msg in messages:
                 await self.bus.request(msg.reply, b"+ACK")
                 message = codec.decode(msg.data)
-                if isinstance(message, Submit | Cancel):
+                if isinstance(message, Submit | Control):
                     return message
         raise AssertionError("the bus ended")
 
@@ -102,7 +102,7 @@ class ScriptedAgent:
             pid=1,
             version="0",
             protocol=codec.PROTOCOL_RANGE,
-            capabilities=tuple(ADDITIONS),
+            capabilities=(*ADDITIONS, REQUEUE),
             started_at=now,
             sent_at=now,
             scheduler=health,

@@ -21,6 +21,7 @@ LAUNCH_TORCHRUN = "launch-torchrun"
 LAUNCH_SPARK = "launch-spark"
 ARRAYS = "arrays"
 SEALED = "sealed"
+REQUEUE = "requeue"
 
 FIRST_OPTIONS = frozenset(
     {
@@ -95,6 +96,19 @@ def check(job: JobSpec, agent: Heartbeat) -> None:
         return
     words = "; ".join(f"{token!r} ({_words(token, job)})" for token in missing)
     raise AgentTooOld(f"the agent of site {agent.site} (version {agent.version} on {agent.host}) doesn't know {words}")
+
+
+def check_requeue(agent: Heartbeat) -> None:
+    """Make sure that an agent knows the control Requeue; one that doesn't would take it for a bad message.
+
+    Raises:
+        AgentTooOld: it doesn't.
+    """
+    if REQUEUE not in agent.capabilities:
+        raise AgentTooOld(
+            f"the agent of site {agent.site} (version {agent.version} on {agent.host}) doesn't know {REQUEUE!r} "
+            "(sending a running job back to the queue)"
+        )
 
 
 def _words(token: str, job: JobSpec) -> str:

@@ -22,6 +22,7 @@
     ├── BusMisconfigured           a stream exists with other settings
     ├── SiteUnreachable            no agent answers for the site              (retryable)
     ├── AgentTooOld                the site's agent doesn't know something that the request needs
+    ├── NotRequeueable             the job can't be sent back to the queue
     ├── BlobMissing                the bus doesn't hold a file's bytes (any more) (retryable)
     ├── BlobCorrupt                bytes don't hash to their name
     ├── EnvironmentUnusable        an environment can't be packed or installed
@@ -184,6 +185,12 @@ class AgentTooOld(SlurmbusError):
 
     code = "agent-too-old"
     default_hint = "upgrade the agent on the site"
+
+
+class NotRequeueable(SlurmbusError):
+    """The job can't be sent back to the queue."""
+
+    code = "not-requeueable"
 
 
 class BlobMissing(SlurmbusError):

@@ -303,6 +303,24 @@ class Cancel(Message, frozen=True, kw_only=True, omit_defaults=True):
     """Only this task of an array; None is all of them."""
 
 
+class Requeue(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Send this running job, or one task of an array, back to the queue: it starts again from its beginning."""
+
+    TYPE: ClassVar[str] = "requeue"
+    id: Ulid
+    key: Ulid
+    site: Token
+    expires_at: float
+    submitter: str
+    reason: str = ""
+    task: TaskIndex | None = None
+    """Which task of an array; None for a single job."""
+
+
+Control = Cancel | Requeue
+"""What is asked of a job that was submitted."""
+
+
 class Problem(Message, frozen=True, kw_only=True, omit_defaults=True):
     """An error that crosses the bus; ``code`` is a code of :mod:`slurmbus_protocol.errors`."""
 
@@ -448,6 +466,19 @@ class CancelAsked(Value, frozen=True, kw_only=True, omit_defaults=True):
     reason: str = ""
 
 
+class RequeueAsked(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """A requeue that was durably asked for; Slurm is told at most once."""
+
+    id: Ulid
+    at: float
+    submitter: str
+    reason: str = ""
+    outcome: str = ""
+    """``done``, ``refused`` (nothing happened) or ``unknown``; nothing while Slurm is being told."""
+    message: str = ""
+    """Why it was refused or isn't known."""
+
+
 class Record(Message, frozen=True, kw_only=True, omit_defaults=True):
     """The durable state of one job: the last message on its state subject, and the event of its last change."""
 
@@ -523,6 +554,8 @@ class Record(Message, frozen=True, kw_only=True, omit_defaults=True):
     refused: ControlRefused | None = None
     trace: TraceContext | None = None
     """What the request said, for finding the job among the traces of who asked for it."""
+    requeues: tuple[RequeueAsked, ...] = ()
+    """Every one that was asked for, so that none is carried out again."""
 
 
 class Chunk(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -854,6 +887,7 @@ class SiteKeys(Message, frozen=True, kw_only=True, omit_defaults=True):
 MESSAGE_TYPES: tuple[type[Message], ...] = (
     Submit,
     Cancel,
+    Requeue,
     Problem,
     Record,
     Chunk,

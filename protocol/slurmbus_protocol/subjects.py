@@ -85,7 +85,7 @@ def request(site: str, key: str) -> str:
 
 
 def control(site: str, key: str, control_id: str) -> str:
-    """Where one control (a cancel, …) of one job is published."""
+    """Where one control (a cancel, a requeue) of one job is published."""
     return f"{PREFIX}.{check_token(site, 'site')}.ctl.{check_key(key)}.{check_key(control_id)}"
 
 

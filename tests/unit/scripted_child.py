@@ -66,6 +66,10 @@ class Scripted:
         self._act("cancel", job_id, name)
         return name == "job"
 
+    def requeue(self, job_id: int, name: str) -> bool:
+        self._act("requeue", job_id, name)
+        return name == "job"
+
     def partitions(self) -> list[Partition]:
         self._act("partitions")
         return [Partition(name="main", state="UP", nodes=2, cpus=16, default=True)]

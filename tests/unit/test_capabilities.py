@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from slurmbus_protocol import capabilities
 from slurmbus_protocol.capabilities import FIRST_OPTIONS, needed
+from slurmbus_protocol.errors import AgentTooOld
 from slurmbus_protocol.messages import CommandPlan, Heartbeat, JobOptions, JobSpec, SchedulerHealth
 
 
@@ -29,6 +32,12 @@ def agent(*capable: str) -> Heartbeat:
         sent_at=0,
         scheduler=SchedulerHealth(kind="native", responding=True, since=0),
     )
+
+
+def test_an_older_agent_isnt_asked_to_requeue() -> None:
+    capabilities.check_requeue(agent(capabilities.REQUEUE))
+    with pytest.raises(AgentTooOld, match="doesn't know 'requeue'"):
+        capabilities.check_requeue(agent("submit", "cancel"))
 
 
 def test_the_first_options_need_nothing() -> None:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 import pytest
 
 from slurmbus import outbox
 from slurmbus.outbox import Outbox, SignedRequest
-from slurmbus_protocol.messages import Cancel, CommandPlan, JobSpec, Record, Submit
+from slurmbus_protocol.messages import (
+    Cancel,
+    CommandPlan,
+    ControlRefused,
+    JobSpec,
+    Record,
+    Requeue,
+    RequeueAsked,
+    Submit,
+)
 from slurmbus_protocol.signing import Signer
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import new_ulid
@@ -47,6 +57,25 @@ def test_a_submission_is_kept_while_the_agent_needs_its_files_and_a_cancel_until
         assert box.all() == left
     assert box.of_job("a", other) == [foreign]
     assert box.of_job("b", other) == []
+
+
+def test_a_requeue_is_kept_until_the_record_shows_it_or_its_refusal() -> None:
+    box, key = Outbox(), new_ulid()
+    noted, refused = (
+        Requeue(id=new_ulid(), key=key, site="a", expires_at=time.time() + 60.0, submitter="s") for _ in range(2)
+    )
+    first, second = SignedRequest.of(noted, SIGNER), SignedRequest.of(refused, SIGNER)
+    box.keep(first)
+    box.keep(second)
+    shown = record(key, JobState.RUNNING)
+    box.seen(shown)
+    assert box.all() == [first, second]
+    shown = msgspec.structs.replace(shown, requeues=(RequeueAsked(id=noted.id, at=1.0, submitter="s"),))
+    box.seen(shown)
+    assert box.all() == [second]
+    no = ControlRefused(id=refused.id, at=1.0, submitter="s", code="c", message="m")
+    box.seen(msgspec.structs.replace(shown, refused=no))
+    assert box.all() == []
 
 
 def test_expired_requests_are_dropped() -> None:

@@ -13,11 +13,15 @@ from slurmbus_agent import events, lifecycle
 from slurmbus_agent.events import Event, Instruction
 from slurmbus_agent.runner.claims import AGENT_NODE
 from slurmbus_agent.scheduler.base import AccountingRow, Observation
-from slurmbus_protocol.messages import Accounting, CancelAsked, Record, Start
+from slurmbus_agent.sizes import MAX_REQUEUES
+from slurmbus_protocol.messages import Accounting, CancelAsked, Record, RequeueAsked, Start
 from slurmbus_protocol.states import FINAL, TRANSITIONS, JobState, may_follow
 
 KEY = "01JD0000000000000000000000"
 CANCEL = CancelAsked(id=KEY, at=1.0, submitter="me@host")
+AGAIN = RequeueAsked(id=KEY, at=1.0, submitter="me@host")
+REQUEUE = events.RequeueRequested(requeue=AGAIN)
+DONE = events.RequeueAnswered(id=KEY, outcome="done")
 
 
 def record(state: JobState = JobState.ACCEPTED, **fields: Any) -> Record:
@@ -292,6 +296,91 @@ def test_a_cancel_that_overtakes_the_submit_seals_the_job() -> None:
     assert current.state is JobState.CANCELLED
 
 
+def running(**fields: Any) -> Record:
+    return record(
+        **{"state": JobState.RUNNING, "job_id": 7, "starts": (start(),), "submits": 1, "requeue": True, **fields}
+    )
+
+
+def test_a_requeue_is_noted_before_the_one_call_and_its_answer_afterwards() -> None:
+    current, told = play(running(), REQUEUE)
+    assert current.requeues == (AGAIN,)
+    assert told == [events.RequeueJob(id=KEY, job_id=7)]
+    current, told = play(current, DONE)
+    assert [one.outcome for one in current.requeues] == ["done"]
+    assert current.refused is None
+    assert told == [events.Watch(urgent=True)]
+    current, told = play(current, ended(), seen("PENDING"))
+    assert current.state is JobState.PENDING
+
+
+def test_the_same_requeue_again_does_nothing_whatever_came_of_it() -> None:
+    current, _ = play(running(), REQUEUE)
+    assert play(current, REQUEUE) == (current, [])
+    current, _ = play(current, DONE)
+    assert play(current, REQUEUE) == (current, [])
+    refused, _ = play(running(state=JobState.PENDING), REQUEUE)
+    assert [one.outcome for one in refused.requeues] == ["refused"]
+    started = msgspec.structs.replace(refused, state=JobState.RUNNING)
+    assert play(started, REQUEUE) == (started, []), "who asked was told that it was refused"
+
+
+def test_a_requeue_whose_answer_nobody_saw_is_unknown_and_never_sent_again() -> None:
+    noted, _ = play(running(), REQUEUE)
+    current, told = play(noted, events.Begun(), REQUEUE)
+    assert [(one.id, one.outcome) for one in current.requeues] == [(KEY, "unknown")]
+    assert not any(isinstance(item, events.RequeueJob) for item in told)
+    late, _ = play(current, DONE)
+    assert [one.outcome for one in late.requeues] == ["done"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message", "hint"),
+    [
+        ({"requeue": False}, "wasn't submitted as one that may start again", "submit it with requeue=True"),
+        ({"cancel": CANCEL}, "me@host asked for the job's end", "submit it again"),
+        ({"state": JobState.PENDING}, "it is PENDING", "wait until it runs"),
+        ({"state": JobState.COMPLETING}, "it is COMPLETING", "wait until it runs"),
+        ({"state": JobState.SUBMITTING, "job_id": None}, "it is SUBMITTING", "wait until it runs"),
+        ({"state": JobState.COMPLETED}, "the job has ended: COMPLETED", "submit it again"),
+        ({"verdict": JobState.FAILED}, "isn't running", "wait until it runs"),
+    ],
+)
+def test_a_requeue_that_cant_be_is_refused_in_the_record(fields: dict[str, Any], message: str, hint: str) -> None:
+    state = fields.get("state", JobState.RUNNING)
+    current, told = play(running(**fields), REQUEUE)
+    assert told == []
+    assert current.state is state
+    assert current.refused is not None
+    assert (current.refused.id, current.refused.code) == (KEY, "not-requeueable")
+    assert message in current.refused.message
+    assert hint in current.refused.hint
+    assert [one.outcome for one in current.requeues] == ["refused"]
+
+
+def test_what_slurm_refuses_is_shown_and_a_silence_is_not_taken_for_a_refusal() -> None:
+    noted, _ = play(running(), REQUEUE)
+    no = events.RequeueAnswered(id=KEY, outcome="refused", code="refused", message="Requested operation is disabled")
+    current, _ = play(noted, no)
+    assert current.refused is not None
+    assert (current.refused.id, current.refused.message) == (KEY, "Requested operation is disabled")
+    current, _ = play(noted, events.RequeueAnswered(id=KEY, outcome="unknown", message="no answer"))
+    assert current.refused is None
+    assert [(one.outcome, one.message) for one in current.requeues] == [("unknown", "no answer")]
+
+
+def test_requeues_are_limited_and_none_is_forgotten() -> None:
+    many = tuple(
+        RequeueAsked(id=f"01JD00000000000000000000{number:02}", at=1.0, submitter="me", outcome="done")
+        for number in range(1, MAX_REQUEUES + 1)
+    )
+    current, told = play(running(requeues=many), REQUEUE)
+    assert told == []
+    assert current.requeues == many
+    assert current.refused is not None
+    assert current.refused.id == KEY
+
+
 def test_outputs_are_awaited_before_the_job_is_final() -> None:
     running = record(JobState.RUNNING, job_id=7, starts=(start(),), outputs_pending=True)
     current, told = play(running, ended(), seen("COMPLETED", exit_code=0), DRAINED)
@@ -342,6 +431,8 @@ EVENTS: list[Event] = [
     events.Drained(start=1, sizes={}),
     events.OutputsCollected(outputs=()),
     events.CancelRequested(cancel=CANCEL),
+    REQUEUE,
+    DONE,
     events.CancelAgain(),
 ]
 
@@ -388,6 +479,24 @@ def test_in_every_order_of_events_the_rules_hold(happened: list[Event], requeue:
                 assert item.job_id != current.job_id or current.cancel is not None, "the job taken for its twin"
         assert set(before.twins) <= set(current.twins)
         assert len({item.number for item in current.starts}) == len(current.starts)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(st.sampled_from(EVENTS), max_size=30), st.booleans())
+def test_slurm_is_told_once_to_requeue_a_job_that_may_start_again(happened: list[Event], requeue: bool) -> None:
+    current, times = running(requeue=requeue), 0
+    for event in [*happened, REQUEUE]:
+        before = current
+        current, told = lifecycle.advance(current, event)
+        assert {one.id for one in before.requeues} <= {one.id for one in current.requeues}
+        if any(isinstance(item, events.RequeueJob) for item in told):
+            times += 1
+            assert requeue, "a requeue of a job that mustn't start again"
+            assert before.cancel is None, "a requeue after a cancel"
+            assert before.state is JobState.RUNNING
+            assert current.requeues == (AGAIN,), "a requeue that isn't in the record"
+    assert times <= 1, "a requeue that was repeated"
+    assert [one.id for one in current.requeues] == [KEY]
 
 
 def test_every_event_is_handled_in_every_state() -> None:

@@ -49,7 +49,7 @@ class NoAccounting(SchedulerError):
     code: ClassVar[str] = "no-accounting"
 
 
-CONTROLS = frozenset({"submit", "cancel"})
+CONTROLS = frozenset({"submit", "cancel", "requeue"})
 """The calls that change something."""
 ANY_ID = 0
 """In questions to accounting: whatever id the job of this name has. Slurm's ids begin at 1."""
@@ -189,6 +189,14 @@ class Scheduler(Protocol):
 
         The name of an array's tasks may have several indexes in its brackets; those tasks are cancelled in one call,
         and never any other one.
+        """
+        ...
+
+    async def requeue(self, job_id: int, name: str) -> bool:
+        """Send the running job back to the queue if it has this name; False when the controller knows no such job.
+
+        Of an array it is one task, and never any other one. Refused when it doesn't run. It isn't safe to repeat: a
+        second one would end the next start.
         """
         ...
 

@@ -68,6 +68,10 @@ class Backend(Protocol):
         """Cancel the job, or the tasks of an array, if it has this name."""
         ...
 
+    def requeue(self, job_id: int, name: str) -> bool:
+        """Send the running job, or one task of an array, back to the queue if it has this name."""
+        ...
+
     def partitions(self) -> list[Partition]:
         """Give the partitions that this user can see."""
         ...
@@ -88,6 +92,7 @@ KINDS: dict[str, Kind] = {
     "accounting": Kind(tuple[list[tuple[int, str]], float], list[AccountingRow]),
     "accounting_backlog": Kind(tuple[()], int),
     "cancel": Kind(tuple[int, str], bool),
+    "requeue": Kind(tuple[int, str], bool),
     "partitions": Kind(tuple[()], list[Partition]),
 }
 """Every method of a backend."""

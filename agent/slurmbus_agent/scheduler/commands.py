@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from slurmbus_agent.scheduler import sacct, sbatch, squeue, words
+from slurmbus_agent.scheduler import requeueing, sacct, sbatch, squeue, words
 from slurmbus_agent.scheduler.array import expression, split_name, task_name
 from slurmbus_agent.scheduler.base import (
     ANY_ID,
@@ -167,6 +167,13 @@ class CommandsBackend:
         which = str(job_id) if tasks is None else f"{job_id}_[{expression(tasks)}]"
         compared = ["--ctld", f"--name={own}"] if self._filters else []
         return _cancelled(self._run("scancel", [*compared, which], CONTROL))
+
+    def requeue(self, job_id: int, name: str) -> bool:
+        """Send a running job, or one task of an array, back to the queue after a look at its name."""
+        task = requeueing.task_of(name)
+        if not requeueing.is_meant(self.job(job_id, task), name):
+            return False
+        return requeueing.done(self._run("scontrol", ["requeue", requeueing.word(job_id, task)], CONTROL))
 
     def accounting(self, jobs: list[tuple[int, str]], since: float) -> list[AccountingRow]:
         """Give the latest start of each job that fits in id and name and was submitted after ``since``."""

@@ -187,6 +187,10 @@ class LocalScheduler:
         """End a job; True also when it had already ended."""
         return await self._call("cancel", self._cancel, job_id, name)
 
+    async def requeue(self, job_id: int, name: str) -> bool:  # noqa: ARG002  # the protocol's
+        """Refuse: there is no queue to which a process could go back."""
+        raise Refused("a local process can't be requeued", hint="cancel it, and submit it again")
+
     async def partitions(self) -> list[Partition]:
         """Give one partition: this machine."""
         self._calls["partitions"] += 1

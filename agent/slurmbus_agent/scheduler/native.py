@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from slurmbus_agent.scheduler import commands, details, libslurm, sbatch
+from slurmbus_agent.scheduler import command, commands, details, libslurm, requeueing, sbatch
 from slurmbus_agent.scheduler.array import expanded, expression, split_name, task_name
 from slurmbus_agent.scheduler.base import (
     ANY_ID,
@@ -220,6 +220,36 @@ class NativeBackend:
         if job is None or self._observe(job).state in FINAL:
             return True
         raise OutcomeUnknown(f"the cancel failed on its way: {error}") from error
+
+    def requeue(self, job_id: int, name: str) -> bool:
+        """Send a running job back to the queue after a look at its name; see :meth:`cancel`."""
+        task = requeueing.task_of(name)
+        if not requeueing.is_meant(self.job(job_id, task), name):
+            return False
+        if task is not None:
+            return self._requeue_task(requeueing.word(job_id, task))
+        try:
+            pyslurm.Job(job_id).requeue()
+        except pyslurm.RPCError as error:
+            if error.errno == libslurm.INVALID_JOB_ID:
+                return False
+            if error.errno in NOT_CONNECTED:
+                raise _unavailable(error) from error
+            if _is_an_answer(error.errno):
+                raise Refused(str(error)) from error
+            raise OutcomeUnknown(f"the requeue failed on its way: {error}") from error
+        return True
+
+    def _requeue_task(self, which: str) -> bool:
+        """Have scontrol do it: pyslurm's call takes the id of a whole array only."""
+        scontrol = commands.find("scontrol")
+        if scontrol is None:
+            raise Refused(
+                "this agent can't requeue a task of an array: pyslurm can't, and scontrol isn't here",
+                hint="put scontrol's folder on the agent's PATH",
+            )
+        env = command.environment(self._conf.get("SLURM_CONF"))
+        return requeueing.done(command.run([scontrol, "requeue", which], env=env, patience=commands.CONTROL))
 
     def accounting(self, jobs: list[tuple[int, str]], since: float) -> list[AccountingRow]:
         """Give the latest start of each job that fits in id and name and was submitted after ``since``.

@@ -151,6 +151,11 @@ class ChildScheduler:
         result: bool = await self._ask("cancel", job_id, name)
         return result
 
+    async def requeue(self, job_id: int, name: str) -> bool:
+        """Send the running job back to the queue if it has this name."""
+        result: bool = await self._ask("requeue", job_id, name)
+        return result
+
     async def partitions(self) -> list[Partition]:
         """Give the partitions that this user can see."""
         result: list[Partition] = await self._ask("partitions")

@@ -84,6 +84,7 @@ class Dashboard:
                 Route("/sign-in", self._sign_in, methods=["POST"]),
                 Route("/sign-out", self._sign_out, methods=["POST"]),
                 Route("/cancel", self._cancel, methods=["POST"]),
+                Route("/requeue", self._requeue, methods=["POST"]),
                 Mount("/static", StaticFiles(directory=STATIC)),
             ],
             middleware=[Middleware(Guard, hosts=hosts)],
@@ -155,6 +156,12 @@ class Dashboard:
         self._signed_in(request)
         wish = await _body(request, JobWish)
         await self.board.site(wish.site).cancel(wish.key, "cancelled on the dashboard", task=wish.task)
+        return JSONResponse({})
+
+    async def _requeue(self, request: Request) -> Response:
+        self._signed_in(request)
+        wish = await _body(request, JobWish)
+        await self.board.site(wish.site).requeue(wish.key, "requeued on the dashboard", task=wish.task)
         return JSONResponse({})
 
 

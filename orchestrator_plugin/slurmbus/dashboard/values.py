@@ -80,6 +80,8 @@ def job_value(name: JobName, record: Record) -> dict[str, Any]:
         "ended": ended_at(record),
         "reason": _reason(record),
         "cancelling": record.cancel is not None and not record.state.is_final,
+        "requeueable": record.requeue and record.scheduler != "local",
+        "requeueing": any(not one.outcome for one in record.requeues),
         "labels": " ".join(record.labels.values()),
     }
 

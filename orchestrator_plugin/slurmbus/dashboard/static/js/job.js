@@ -56,11 +56,14 @@ export class JobDetails {
     const { summary } = record;
     const now = this.store.now();
     const state = h("span", { class: "state", "data-kind": kindOf(record.state) }, stateWord(summary));
+    const again = record.requeues?.at(-1);
     const saying = [record.hint, summary.reason].filter(Boolean).join(" · ");
     const parts = [
       h("p", { class: "sub" }, state, summary.slurmId && h("span", {}, `${record.scheduler === "local" ? "job" : "Slurm"} ${summary.slurmId}`), h("span", {}, record.site), h("span", { class: "mono" }, record.key)),
       saying && h("p", { class: "saying", "data-level": kindOf(record.state) === "failed" ? "bad" : null }, saying),
       record.cancel && h("p", { class: "saying" }, `${record.cancel.submitter} asked for its end ${moment(record.cancel.at)}${record.cancel.reason ? `: ${record.cancel.reason}` : ""}`),
+      again && h("p", { class: "saying" }, `${again.submitter} asked for another start ${moment(again.at)}${again.reason ? `: ${again.reason}` : ""}${again.outcome === "unknown" ? ` · it isn't known whether Slurm did it: ${again.message}` : ""}`),
+      record.refused && h("p", { class: "saying", "data-level": "bad" }, `Refused: ${[record.refused.message, record.refused.hint].filter(Boolean).join(" · ")}`),
       this.actions(summary),
       h("section", {}, h("h3", {}, "From request to result"), timeline(record, now)),
       h("section", {}, h("h3", {}, "Facts"), this.#facts(record)),

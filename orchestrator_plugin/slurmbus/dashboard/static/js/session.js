@@ -61,10 +61,21 @@ export class Session {
   /** The buttons for what may be done with a job; null when nothing may. */
   actions(job) {
     if (!this.signedIn || job.final) return null;
-    const button = h("button", { type: "button", class: "danger" }, "Cancel job…");
-    button.addEventListener("click", () => this.#cancel(job));
-    button.disabled = job.cancelling;
-    return h("p", { class: "actions" }, button);
+    const cancel = h("button", { type: "button", class: "danger" }, "Cancel job…");
+    cancel.addEventListener("click", () => this.#cancel(job));
+    cancel.disabled = job.cancelling;
+    const requeue = h("button", { type: "button", title: job.requeueable ? null : "Only jobs that were submitted with requeue=True" }, "Requeue job…");
+    requeue.addEventListener("click", () => this.#requeue(job));
+    requeue.disabled = !job.requeueable || job.state !== "RUNNING" || job.cancelling || job.requeueing;
+    return h("p", { class: "actions" }, requeue, cancel);
+  }
+
+  async #requeue(job) {
+    const sure = await confirmed(`Requeue ${job.name}?`, `The job ${job.slurmId || job.key} on ${job.site} goes back to the queue and starts again from its beginning. What it has computed and not saved is lost.`, "Requeue the job");
+    if (!sure) return;
+    const { ok, problem } = await post("/requeue", { site: job.site, key: job.key, task: job.task }, this.store.hello.forgery);
+    announce(ok ? `Asked for another start of ${job.name}` : problem);
+    if (!ok) await confirmed("It wasn't requeued", problem, "OK");
   }
 
   async #cancel(job) {
