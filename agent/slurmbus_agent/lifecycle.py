@@ -592,9 +592,9 @@ def _requeue_requested(record: Record, event: RequeueRequested) -> Result:
     if any(one.id == asked.id for one in record.requeues):  # it comes again: carried out once, or refused for good
         return record, ()
     message, hint = _why_no_requeue(record)
-    if not message and record.job_id is not None:
-        record = _with(record, requeues=(*record.requeues, asked))
-        return record, (RequeueJob(id=asked.id, job_id=record.job_id),)
+    job_id = record.job_id
+    if not message and job_id is not None:
+        return _with(record, requeues=(*record.requeues, asked)), (RequeueJob(id=asked.id, job_id=job_id),)
     if len(record.requeues) < MAX_REQUEUES:
         noted = msgspec.structs.replace(asked, outcome="refused", message=message)
         record = _with(record, requeues=(*record.requeues, noted))
@@ -609,7 +609,7 @@ def _why_no_requeue(record: Record) -> tuple[str, str]:
         return "the job wasn't submitted as one that may start again", "submit it with requeue=True"
     if record.cancel is not None:
         return f"{record.cancel.submitter} asked for the job's end", "submit it again when it has ended"
-    if record.state is not JobState.RUNNING or record.verdict is not None:
+    if record.state is not JobState.RUNNING or record.job_id is None or record.verdict is not None:
         return f"the job isn't running: it is {record.state}", "wait until it runs"
     if len(record.requeues) >= MAX_REQUEUES:
         return f"the job was requeued {len(record.requeues)} times already", "cancel it, and submit it again"

@@ -15,7 +15,7 @@ from websockets.sync.client import connect
 from browser.scene import Play, Scene
 from browser.served import COMMAND, Served, served
 from contract.bus_site import SITE, BusSite
-from slurmbus_protocol.messages import Cancel
+from slurmbus_protocol.messages import Cancel, Requeue
 from slurmbus_protocol.states import JobState
 
 
@@ -52,28 +52,30 @@ def sign_in(server: Served) -> tuple[str, str]:
 CANCEL = {"site": SITE, "key": "01J0000000000000000000000A", "task": None}
 
 
-def test_nothing_can_be_done_without_signing_in(server: Served) -> None:
+@pytest.mark.parametrize("path", ["/cancel", "/requeue"])
+def test_nothing_can_be_done_without_signing_in(server: Served, path: str) -> None:
     origin = server.url.rstrip("/")
-    assert ask(server, "POST", "/cancel", CANCEL, Origin=origin)[0] == 403
+    assert ask(server, "POST", path, CANCEL, Origin=origin)[0] == 403
     assert ask(server, "POST", "/sign-out", {}, Origin=origin)[0] == 403
     assert ask(server, "POST", "/sign-in", {"token": "guessed"}, Origin=origin)[0] == 403
     assert ask(server, "POST", "/sign-in", {"wrong": 1}, Origin=origin)[0] == 400
     assert ask(server, "POST", "/sign-in", {"token": "x" * 10_000}, Origin=origin)[0] == 400
-    assert ask(server, "GET", "/cancel")[0] == 405
+    assert ask(server, "GET", path)[0] == 405
 
 
-def test_another_sites_page_cant_use_the_cookie(server: Served) -> None:
+@pytest.mark.parametrize("path", ["/cancel", "/requeue"])
+def test_another_sites_page_cant_use_the_cookie(server: Served, path: str) -> None:
     origin = server.url.rstrip("/")
     cookie, forgery = sign_in(server)
     known = {"Cookie": cookie, "X_Slurmbus_Page": forgery}
-    assert ask(server, "POST", "/cancel", CANCEL, **known)[0] == 403  # no origin
-    assert ask(server, "POST", "/cancel", CANCEL, Origin="http://evil.example", **known)[0] == 403
-    assert ask(server, "POST", "/cancel", CANCEL, Origin="null", **known)[0] == 403
-    assert ask(server, "POST", "/cancel", CANCEL, Origin=origin, Cookie=cookie)[0] == 403  # without the page's secret
-    assert ask(server, "POST", "/cancel", CANCEL, Origin=origin, Sec_Fetch_Site="cross-site", **known)[0] == 403
-    assert ask(server, "POST", "/cancel", CANCEL, Origin=origin, **known)[0] == 200
+    assert ask(server, "POST", path, CANCEL, **known)[0] == 403  # no origin
+    assert ask(server, "POST", path, CANCEL, Origin="http://evil.example", **known)[0] == 403
+    assert ask(server, "POST", path, CANCEL, Origin="null", **known)[0] == 403
+    assert ask(server, "POST", path, CANCEL, Origin=origin, Cookie=cookie)[0] == 403  # without the page's secret
+    assert ask(server, "POST", path, CANCEL, Origin=origin, Sec_Fetch_Site="cross-site", **known)[0] == 403
+    assert ask(server, "POST", path, CANCEL, Origin=origin, **known)[0] == 200
     assert ask(server, "POST", "/sign-out", {}, Origin=origin, **known)[0] == 200
-    assert ask(server, "POST", "/cancel", CANCEL, Origin=origin, **known)[0] == 403
+    assert ask(server, "POST", path, CANCEL, Origin=origin, **known)[0] == 403
 
 
 def test_another_name_that_points_here_gets_nothing(server: Served) -> None:
@@ -135,6 +137,35 @@ def test_cancelling_a_job_on_the_page(play: Play) -> None:
             request = await agent.request()
         assert isinstance(request, Cancel)
         assert request.reason == "cancelled on the dashboard"
+
+    play(and_the_agent_gets_it)
+
+
+def test_requeueing_a_job_on_the_page(play: Play) -> None:
+    async def story(scene: Scene) -> None:
+        stage = scene.stage
+        await stage.record(stage.record_of(SITE, JobState.RUNNING, 60, name="train", requeue=True))
+        await stage.record(stage.record_of(SITE, JobState.RUNNING, 60, name="once"))
+        async with scene.page() as page:
+            await page.locator(".sizer .row", has_text="train").click()
+            await expect(page.locator("#panel .timeline")).to_be_visible()
+            await expect(page.get_by_role("button", name="Requeue job…")).to_have_count(0)
+        async with scene.page(signed_in=True) as page:
+            await page.locator(".sizer .row", has_text="once").click()
+            await expect(page.get_by_role("button", name="Requeue job…")).to_be_disabled()
+            await page.locator(".sizer .row", has_text="train").click()
+            await page.get_by_role("button", name="Requeue job…").click()
+            await page.get_by_role("button", name="Requeue the job").click()
+            await expect(page.locator("#announce")).to_have_text("Asked for another start of train")
+
+    async def and_the_agent_gets_it(scene: Scene) -> None:
+        from slurmbus.testing import ScriptedAgent
+
+        await story(scene)
+        async with ScriptedAgent(scene.there.home, SITE) as agent:
+            request = await agent.request()
+        assert isinstance(request, Requeue)
+        assert request.reason == "requeued on the dashboard"
 
     play(and_the_agent_gets_it)
 

@@ -19,7 +19,7 @@ from slurmbus.connection import Connection
 from slurmbus.settings import ConnectionSettings
 from slurmbus_protocol import codec, subjects
 from slurmbus_protocol.bus import Bus
-from slurmbus_protocol.messages import Cancel, CommandPlan, Heartbeat, JobSpec, Record, Submit
+from slurmbus_protocol.messages import CommandPlan, Control, Heartbeat, JobSpec, Record, Submit
 from slurmbus_protocol.pinned import PinnedKey
 from slurmbus_protocol.signing import Signer
 from slurmbus_protocol.states import JobState
@@ -131,7 +131,7 @@ def submission(job: JobSpec = QUICK, *, key: str | None = None, valid_for: float
     return Submit(key=key or new_ulid(), site=site, expires_at=time.time() + valid_for, submitter=who, job=job)
 
 
-def signed(message: Submit | Cancel, signer: Signer, subject: str | None = None) -> tuple[str, bytes, dict[str, str]]:
+def signed(message: Submit | Control, signer: Signer, subject: str | None = None) -> tuple[str, bytes, dict[str, str]]:
     """Give what a client publishes."""
     if subject is None:
         if isinstance(message, Submit):

@@ -6,16 +6,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from contract.agent_site import SITE, shell
-from contract.authority_site import QUICK, Guarded, guarded_site
+from contract.authority_site import QUICK, Guarded, guarded_site, signed
 from contract.bus_site import wait_until
 from slurmbus import authority
-from slurmbus.errors import ControlNotAllowed, check_refusal
+from slurmbus.errors import ControlNotAllowed, check_refusal, check_requeue
 from slurmbus_protocol import grants
-from slurmbus_protocol.messages import JobOptions, JobSpec
+from slurmbus_protocol.errors import NotRequeueable
+from slurmbus_protocol.messages import JobOptions, JobSpec, Requeue
 from slurmbus_protocol.states import JobState
+from slurmbus_protocol.subjects import new_ulid
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +141,56 @@ def test_another_deployment_cannot_cancel_and_sees_why(guarded: Guarded, go: Pat
             wait_until(lambda: "policy.toml" in str(guarded.audit()[-1]), "the policy to be read")
             other.cancel(key)
             guarded.wait_for_state(key, JobState.CANCELLED)
+
+
+def test_another_deployment_cannot_requeue(guarded: Guarded, go: Path) -> None:
+    with guarded.deployment("second") as other:
+        job = msgspec.structs.replace(waiting(go), options=JobOptions(requeue=True))
+        key = guarded.client.submit(job)
+        guarded.wait_for_state(key, JobState.RUNNING)
+        control = other.requeue(key)
+        wait_until(lambda: guarded.record(key).refused is not None, "the refusal")
+        with pytest.raises(NotRequeueable, match="submitted with the key"):
+            check_requeue(guarded.record(key), control)
+        assert guarded.record(key).requeues == ()
+
+
+def test_a_requeue_is_answered_once_and_the_answer_stays(guarded: Guarded, go: Path) -> None:
+    """Local processes can't be requeued: the scheduler's own no. The same request again reaches it no more."""
+    key = guarded.client.submit(msgspec.structs.replace(waiting(go), options=JobOptions(requeue=True)))
+    guarded.wait_for_state(key, JobState.RUNNING)
+    wish = Requeue(id=new_ulid(), key=key, site=SITE, expires_at=time.time() + 600, submitter="alice@laptop")
+    request = signed(wish, guarded.signer)
+    guarded.publish(*request)
+    wait_until(lambda: guarded.record(key).refused is not None, "the refusal")
+    record = guarded.record(key)
+    with pytest.raises(NotRequeueable, match="a local process can't be requeued"):
+        check_requeue(record, wish.id)
+    assert [(one.id, one.outcome) for one in record.requeues] == [(wish.id, "refused")]
+
+    def taken() -> int:
+        return sum(wish.id in str(line["subject"]) for line in guarded.audit() if "subject" in line)
+
+    assert taken() == 1
+    guarded.publish(*request)
+    wait_until(lambda: taken() == 2, "the request to come again")
+    go.touch()
+    final = guarded.wait_for_state(key, JobState.COMPLETED)
+    assert final.requeues == record.requeues
+    with pytest.raises(NotRequeueable, match="has ended"):
+        guarded.client.requeue(key)
+
+
+def test_a_job_that_may_not_start_again_isnt_requeued(guarded: Guarded, go: Path) -> None:
+    key = guarded.client.submit(waiting(go))
+    guarded.wait_for_state(key, JobState.RUNNING)
+    control = guarded.client.requeue(key, "once more")
+    wait_until(lambda: guarded.record(key).refused is not None, "the refusal")
+    with pytest.raises(NotRequeueable, match="wasn't submitted as one that may start again") as caught:
+        check_requeue(guarded.record(key), control)
+    assert caught.value.hint == "submit it with requeue=True"
+    go.touch()
+    guarded.wait_for_state(key, JobState.COMPLETED)
 
 
 # ---------------------------------------------------------------------- the stop file

@@ -281,6 +281,42 @@ def test_accounting_of_an_unfinished_job_is_not_final(site: Site) -> None:
     asyncio.run(check())
 
 
+def test_only_a_running_job_of_that_name_goes_back_to_the_queue(site: Site) -> None:
+    async def check() -> None:
+        async with site.open() as scheduler:
+            name = unique("requeue")
+            job_id = await scheduler.submit(site.batch_job(name, run_for(300), requeue=True))
+            await observe(scheduler, job_id, lambda job: job.state == "RUNNING")
+            if site.kind == "local":
+                with pytest.raises(Refused, match="can't be requeued"):
+                    await scheduler.requeue(job_id, name)
+            else:
+                assert not await scheduler.requeue(job_id, unique("foreign"))
+                assert await scheduler.requeue(job_id, name)
+                await observe(scheduler, job_id, lambda job: job.state == "PENDING")
+                with pytest.raises(Refused, match="PENDING"):
+                    await scheduler.requeue(job_id, name)
+            await scheduler.cancel(job_id, name)
+            await end_of(scheduler, job_id)
+
+    asyncio.run(check())
+
+
+def test_slurms_no_to_a_requeue_is_told(slurm_sites: list[Site]) -> None:
+    async def check(site: Site) -> None:
+        async with site.open() as scheduler:
+            name = unique("no-requeue")
+            job_id = await scheduler.submit(site.batch_job(name, run_for(300)))
+            await observe(scheduler, job_id, lambda job: job.state == "RUNNING")
+            with pytest.raises(Refused, match="disabled"):
+                await scheduler.requeue(job_id, name)
+            await scheduler.cancel(job_id, name)
+            await end_of(scheduler, job_id)
+
+    for site in slurm_sites:
+        asyncio.run(check(site))
+
+
 def test_many_jobs(site: Site) -> None:
     async def check() -> None:
         async with site.open() as scheduler:

@@ -116,7 +116,7 @@ def test_tasks_that_are_cancelled_or_requeued_one_by_one(alice: SiteClient, clus
         if "first" not in done and {1, 2} <= running and now[7].state is JobState.PENDING:
             done.add("first")
             array_id = now[1].job_id
-            cluster.exec("ctld", ["scontrol", "requeue", f"{array_id}_1"])
+            alice.requeue(key, task=1)
             alice.cancel(key, "this one", task=2)
             alice.cancel(key, "it waits", task=6)
             cluster.exec("login", ["scancel", f"{array_id}_7"], user="alice")  # by its owner, not through Slurmbus

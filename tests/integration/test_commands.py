@@ -14,6 +14,7 @@ from integration.test_forgetful_slurm import (
     test_a_cancelled_job_that_a_requeue_brings_back_ends_all_the_same,  # noqa: F401
     test_a_pending_job_that_the_controller_forgot_is_submitted_again_and_its_id_may_be_anothers,  # noqa: F401
     test_a_requeue_is_followed_into_the_next_start,  # noqa: F401
+    test_a_requeue_that_is_asked_for_here_starts_the_job_again_once,  # noqa: F401
     test_a_running_job_that_slurm_starts_a_second_time_runs_once_and_is_no_success,  # noqa: F401
     test_a_submit_that_a_frozen_controller_carries_out_late_runs_once,  # noqa: F401
     test_with_accounting_frozen_a_forgotten_job_waits_and_is_told_rightly_afterwards,  # noqa: F401

@@ -13,9 +13,11 @@ import pytest
 from integration.jobs import Story, follow, run, spec
 from integration.test_outages import frozen_controller, until
 from slurmbus.client import SiteClient
+from slurmbus.errors import check_requeue
 from slurmbus.events import Output, StateChanged
 from slurmbus_cluster import Cluster
 from slurmbus_cluster.agents import AgentProcess
+from slurmbus_protocol.errors import NotRequeueable
 from slurmbus_protocol.messages import JobOptions, Record
 from slurmbus_protocol.states import JobState
 
@@ -230,6 +232,31 @@ def test_a_requeue_is_followed_into_the_next_start(alice: SiteClient, cluster: C
     until(lambda: "PENDING" not in state_of(cluster, final.job_id), 60, "the requeued job ended")
     until(lambda: state_of(cluster, final.job_id) not in {"RUNNING", "COMPLETING"}, 60, "the requeued job ended")
     assert len(executions(cluster, mark)) == 2
+
+
+def test_a_requeue_that_is_asked_for_here_starts_the_job_again_once(alice: SiteClient, cluster: Cluster) -> None:
+    mark = fresh("asked")
+    text = 'n=$(wc -l <$HOME/ran.$MARK); echo start $n; [ "$n" = 2 ] || sleep 600'
+    key = submit(alice, mark, text, JobOptions(requeue=True))
+    outputs: dict[int, bytes] = {}
+    control, final = "", None
+    for event in alice.follow(key):
+        if isinstance(event, Output):
+            outputs[event.start] = outputs.get(event.start, b"") + event.data
+            if not control:
+                record_when(alice, key, {JobState.RUNNING})
+                control = alice.requeue(key, "once more")
+        elif isinstance(event, StateChanged):
+            final = event.record
+    assert final is not None
+    assert check_requeue(final, control)
+    assert [(one.id, one.reason, one.outcome) for one in final.requeues] == [(control, "once more", "done")]
+    assert outputs == {0: b"start 1\n", 1: b"start 2\n"}
+    assert final.state is JobState.COMPLETED
+    assert [start.number for start in final.starts] == [0, 1]
+    assert len(executions(cluster, mark)) == 2
+    with pytest.raises(NotRequeueable, match="has ended"):
+        alice.requeue(key)
 
 
 def state_of(cluster: Cluster, job_id: int | None) -> str:
