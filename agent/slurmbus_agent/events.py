@@ -13,7 +13,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Begun(Event, frozen=True, kw_only=True):
-    """An agent took the job up: a new request, or after a restart."""
+    """An agent took the job up: a new request, or after a restart. Or a step failed and all is looked at again."""
+
+    taken_up: bool = False
+    """It took the job up: nothing that an earlier agent had begun for it is under way."""
 
 
 class StagingGoesOn(Event, frozen=True, kw_only=True):

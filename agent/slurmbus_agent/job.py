@@ -153,7 +153,7 @@ class Job:
         record = self.record
         index = record.task if record.tasks else None
         logs.about(job=record.key, task=index, trace_id=traces.trace_id(record.trace) or None)
-        self.post(events.Begun())
+        self.post(events.Begun(taken_up=True))
         try:
             async with asyncio.TaskGroup() as group:
                 while not self._retired:

@@ -116,8 +116,9 @@ def _with(record: Record, state: JobState | None = None, **changes: Any) -> Reco
 # ---------------------------------------------------------------------- beginning and staging
 
 
-def _begun(record: Record, _: Begun) -> Result:
-    record = _with_unknown_requeues(record)
+def _begun(record: Record, event: Begun) -> Result:
+    if event.taken_up:
+        record = _with_unknown_requeues(record)
     match record.state:
         case state if state.is_final:
             return record, _afterwards(record)
@@ -611,8 +612,10 @@ def _why_no_requeue(record: Record) -> tuple[str, str]:
         return f"{record.cancel.submitter} asked for the job's end", "submit it again when it has ended"
     if record.state is not JobState.RUNNING or record.job_id is None or record.verdict is not None:
         return f"the job isn't running: it is {record.state}", "wait until it runs"
+    if any(not one.outcome for one in record.requeues):
+        return "Slurm is being told to requeue the job already", "look at the job's state"
     if len(record.requeues) >= MAX_REQUEUES:
-        return f"the job was requeued {len(record.requeues)} times already", "cancel it, and submit it again"
+        return f"{len(record.requeues)} requeues of the job were asked for already", "cancel it, and submit it again"
     return "", ""
 
 

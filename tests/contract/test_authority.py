@@ -16,7 +16,7 @@ from slurmbus import authority
 from slurmbus.errors import ControlNotAllowed, check_refusal, check_requeue
 from slurmbus_protocol import grants
 from slurmbus_protocol.errors import NotRequeueable
-from slurmbus_protocol.messages import JobOptions, JobSpec, Requeue
+from slurmbus_protocol.messages import JobOptions, JobSpec, Requeue, TaskSpec
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import new_ulid
 
@@ -127,13 +127,23 @@ def test_authority_ends_is_renewed_and_never_touches_what_runs(guarded: Guarded,
 # ---------------------------------------------------------------------- whose job it is
 
 
-def test_another_deployment_cannot_cancel_and_sees_why(guarded: Guarded, go: Path) -> None:
+def test_another_deployment_cannot_cancel_or_requeue_and_sees_why(guarded: Guarded, go: Path) -> None:
     with guarded.deployment("other") as other:
-        key = guarded.client.submit(waiting(go))
+        key = guarded.client.submit(msgspec.structs.replace(waiting(go), options=JobOptions(requeue=True)))
         guarded.wait_for_state(key, JobState.RUNNING)
         assert guarded.record(key).signer == guarded.signer.public
+
+        def refused(control: str) -> bool:
+            shown = guarded.record(key).refused
+            return shown is not None and shown.id == control
+
+        control = other.requeue(key)
+        wait_until(lambda: refused(control), "the refusal")
+        with pytest.raises(NotRequeueable, match="submitted with the key"):
+            check_requeue(guarded.record(key), control)
+        assert guarded.record(key).requeues == ()
         control = other.cancel(key)
-        wait_until(lambda: guarded.record(key).refused is not None, "the refusal")
+        wait_until(lambda: refused(control), "the refusal")
         with pytest.raises(ControlNotAllowed, match="submitted with the key"):
             check_refusal(guarded.record(key), control)
         assert guarded.record(key).cancel is None
@@ -141,18 +151,6 @@ def test_another_deployment_cannot_cancel_and_sees_why(guarded: Guarded, go: Pat
             wait_until(lambda: "policy.toml" in str(guarded.audit()[-1]), "the policy to be read")
             other.cancel(key)
             guarded.wait_for_state(key, JobState.CANCELLED)
-
-
-def test_another_deployment_cannot_requeue(guarded: Guarded, go: Path) -> None:
-    with guarded.deployment("second") as other:
-        job = msgspec.structs.replace(waiting(go), options=JobOptions(requeue=True))
-        key = guarded.client.submit(job)
-        guarded.wait_for_state(key, JobState.RUNNING)
-        control = other.requeue(key)
-        wait_until(lambda: guarded.record(key).refused is not None, "the refusal")
-        with pytest.raises(NotRequeueable, match="submitted with the key"):
-            check_requeue(guarded.record(key), control)
-        assert guarded.record(key).requeues == ()
 
 
 def test_a_requeue_is_answered_once_and_the_answer_stays(guarded: Guarded, go: Path) -> None:
@@ -191,6 +189,25 @@ def test_a_job_that_may_not_start_again_isnt_requeued(guarded: Guarded, go: Path
     assert caught.value.hint == "submit it with requeue=True"
     go.touch()
     guarded.wait_for_state(key, JobState.COMPLETED)
+
+
+def test_the_tasks_of_an_array_are_requeued_one_by_one(guarded: Guarded, go: Path) -> None:
+    tasks, options = (TaskSpec(index=0), TaskSpec(index=1)), JobOptions(requeue=True)
+    key = guarded.client.submit(msgspec.structs.replace(waiting(go), tasks=tasks, options=options))
+    for task in (0, 1):
+        wait_until(lambda: guarded.record(key, task).state is JobState.RUNNING, "the tasks to run")  # noqa: B023
+    control = guarded.client.requeue(key)
+    wait_until(lambda: guarded.record(key).refused is not None, "the refusal")
+    with pytest.raises(NotRequeueable, match="one by one") as caught:
+        check_requeue(guarded.record(key), control)
+    assert caught.value.hint == "name the task"
+    control = guarded.client.requeue(key, task=1)
+    wait_until(lambda: guarded.record(key, 1).refused is not None, "the scheduler's no")
+    assert [one.id for one in guarded.record(key, 1).requeues] == [control]
+    assert guarded.record(key).requeues == ()
+    go.touch()
+    for task in (0, 1):
+        wait_until(lambda: guarded.record(key, task).state is JobState.COMPLETED, "the tasks' end")  # noqa: B023
 
 
 # ---------------------------------------------------------------------- the stop file

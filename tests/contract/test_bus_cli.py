@@ -20,7 +20,7 @@ from slurmbus.cli import main
 from slurmbus.commands import follow
 from slurmbus.testing import ScriptedAgent, ended_start
 from slurmbus_protocol import blobs
-from slurmbus_protocol.messages import Cancel, FileRef, JobOptions, Submit
+from slurmbus_protocol.messages import Cancel, FileRef, JobOptions, Requeue, RequeueAsked, Submit
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import Stream, new_ulid
 
@@ -223,6 +223,38 @@ def test_jobs_logs_and_cancel_by_key_prefix_and_id(
     assert "CANCELLED" in said.err
     assert main(["cancel", "4711"]) == 0
     assert "already ended" in capfd.readouterr().err
+
+
+def test_requeue_tells_what_came_of_it(site: BusSite, capfd: Capture) -> None:
+    key = site.client.submit(JOB)
+
+    async def answer(agent: ScriptedAgent, outcome: str) -> int:
+        asking = asyncio.create_task(asyncio.to_thread(main, ["requeue", "--reason", "again", key]))
+        while not isinstance(request := await agent.request(), Requeue):
+            pass
+        assert (request.key, request.reason, request.task) == (key, "again", None)
+        noted = RequeueAsked(id=request.id, at=1.0, submitter="me", outcome=outcome, message="because")
+        await agent.record(key, JobState.RUNNING, job_id=4712, requeue=True, requeues=(noted,))
+        return await asking
+
+    async def scenario(agent: ScriptedAgent) -> None:
+        await agent.heartbeat(capabilities=())
+        await agent.record(key, JobState.RUNNING, job_id=4712, requeue=True)
+        assert await asyncio.to_thread(main, ["requeue", key]) == 2
+        assert "doesn't know 'requeue'" in capfd.readouterr().err
+        await agent.heartbeat()
+        assert await answer(agent, "done") == 0
+        assert "goes back to the queue" in capfd.readouterr().err
+        assert await answer(agent, "refused") == 4
+        assert "wasn't requeued: because" in capfd.readouterr().err
+        assert await answer(agent, "unknown") == 3
+        assert "isn't known" in capfd.readouterr().err
+        start = ended_start(sizes={})
+        await agent.record(key, JobState.COMPLETED, job_id=4712, starts=(start,))
+        assert await asyncio.to_thread(main, ["requeue", key]) == 4
+        assert "has ended" in capfd.readouterr().err
+
+    site.play(scenario)
 
 
 def test_logs_of_an_ended_job_come_from_the_spool_when_the_bus_has_none(site: BusSite, capfd: Capture) -> None:

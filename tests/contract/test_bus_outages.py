@@ -184,12 +184,15 @@ def test_a_cancel_that_no_agent_has_taken_reaches_an_empty_server(running: Runni
 
 
 def test_an_empty_server_in_the_middle_of_a_job(running: Running, tmp_path: Path) -> None:
-    """Records are rebuilt from the spool, the reader goes on at its offset."""
+    """Records are rebuilt from the spool, with the controls that were answered; the reader goes on at its offset."""
     site, _ = running
     release = tmp_path / "release"
-    with site.client.follow(site.client.submit(job(release)), patience=1.0) as events:
+    key = site.client.submit(job(release))
+    with site.client.follow(key, patience=1.0) as events:
         seen: list[Event] = []
         take_until_counted(events, seen)
+        control = site.client.requeue(key)
+        wait_until(lambda: (record := site.client.record(key)) is not None and record.requeues, "the refusal")
         bus_id = site.client.connection.session.bus_id
         empty(site)
         wait_until(lambda: site.client.connection.session.bus_id != bus_id, "the new bus to be set up")
@@ -198,3 +201,4 @@ def test_an_empty_server_in_the_middle_of_a_job(running: Running, tmp_path: Path
     assert joined(seen, Stream.STDOUT) == counted(BEFORE + AFTER)
     assert isinstance(seen[-1], Finished)
     assert seen[-1].record.state is JobState.COMPLETED
+    assert [one.id for one in seen[-1].record.requeues] == [control]

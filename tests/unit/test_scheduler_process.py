@@ -101,6 +101,8 @@ def test_every_call_and_its_types(child: Child) -> None:
             assert await scheduler.accounting_backlog() == 3
             assert await scheduler.cancel(42, "job") is True
             assert await scheduler.cancel(42, "other") is False
+            assert await scheduler.requeue(42, "job") is True
+            assert await scheduler.requeue(42, "other") is False
             assert (await scheduler.partitions())[0].name == "main"
             health = scheduler.health
             assert health.responding
@@ -143,17 +145,20 @@ def test_a_hanging_read_is_unavailable_and_costs_the_child_its_life(child: Child
     asyncio.run(check())
 
 
-@pytest.mark.parametrize("kind", ["submit", "cancel"])
+@pytest.mark.parametrize("kind", ["submit", "cancel", "requeue"])
 @pytest.mark.parametrize("what", ["hang", "die", "garbage"])
 def test_a_control_that_was_sent_has_an_unknown_outcome(child: Child, kind: str, what: str) -> None:
     async def check() -> None:
         async with running(child) as scheduler:
             await scheduler.ping()
             child.do(kind, what)
-            call: Coroutine[object, object, object]
-            call = scheduler.submit(JOB) if kind == "submit" else scheduler.cancel(42, "job")
+            calls: dict[str, Callable[[], Coroutine[object, object, object]]] = {
+                "submit": lambda: scheduler.submit(JOB),
+                "cancel": lambda: scheduler.cancel(42, "job"),
+                "requeue": lambda: scheduler.requeue(42, "job"),
+            }
             with pytest.raises(OutcomeUnknown) as caught:
-                await call
+                await calls[kind]()
             if what == "die":
                 assert "SIGABRT" in str(caught.value)
                 assert "these are my last words" in str(caught.value)
@@ -409,12 +414,14 @@ def test_a_call_after_the_lease_is_not_made(child: Child) -> None:
                 await scheduler.submit(JOB)
             with pytest.raises(Unavailable, match="lease"):
                 await scheduler.cancel(42, "job")
+            with pytest.raises(Unavailable, match="lease"):
+                await scheduler.requeue(42, "job")
             assert len(await scheduler.jobs()) == 1  # who only asks needs no lease
             scheduler.lease_deadline = lambda: None
             with pytest.raises(Unavailable, match="no lease"):
                 await scheduler.submit(JOB)
             assert child.log.count("submit job") == 1
-            assert not any(line.startswith("cancel") for line in child.log)
+            assert not any(line.startswith(("cancel", "requeue")) for line in child.log)
 
     asyncio.run(check())
 
