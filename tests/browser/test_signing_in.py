@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from playwright.async_api import expect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -15,7 +17,7 @@ from websockets.sync.client import connect
 from browser.scene import Play, Scene
 from browser.served import COMMAND, Served, served
 from contract.bus_site import SITE, BusSite
-from slurmbus_protocol.messages import Cancel, Requeue
+from slurmbus_protocol.messages import Cancel, ControlRefused, Requeue, RequeueAsked
 from slurmbus_protocol.states import JobState
 
 
@@ -144,7 +146,8 @@ def test_cancelling_a_job_on_the_page(play: Play) -> None:
 def test_requeueing_a_job_on_the_page(play: Play) -> None:
     async def story(scene: Scene) -> None:
         stage = scene.stage
-        await stage.record(stage.record_of(SITE, JobState.RUNNING, 60, name="train", requeue=True))
+        train = stage.record_of(SITE, JobState.RUNNING, 60, name="train", requeue=True)
+        await stage.record(train)
         await stage.record(stage.record_of(SITE, JobState.RUNNING, 60, name="once"))
         async with scene.page() as page:
             await page.locator(".sizer .row", has_text="train").click()
@@ -157,6 +160,11 @@ def test_requeueing_a_job_on_the_page(play: Play) -> None:
             await page.get_by_role("button", name="Requeue job…").click()
             await page.get_by_role("button", name="Requeue the job").click()
             await expect(page.locator("#announce")).to_have_text("Asked for another start of train")
+            asked = RequeueAsked(id=train.key, at=time.time(), submitter="bob@laptop", outcome="refused")
+            no = ControlRefused(id=train.key, at=asked.at, submitter=asked.submitter, code="refused", message="not now")
+            await stage.record(msgspec.structs.replace(train, requeues=(asked,), refused=no))
+            await expect(page.locator("#panel")).to_contain_text("bob@laptop asked for another start")
+            await expect(page.locator("#panel")).to_contain_text("Refused: not now")
 
     async def and_the_agent_gets_it(scene: Scene) -> None:
         from slurmbus.testing import ScriptedAgent

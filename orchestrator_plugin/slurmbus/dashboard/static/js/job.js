@@ -57,26 +57,30 @@ export class JobDetails {
     const now = this.store.now();
     const state = h("span", { class: "state", "data-kind": kindOf(record.state) }, stateWord(summary));
     const again = record.requeues?.at(-1);
+    const refused = !summary.final && record.refused?.at >= (again?.at ?? 0) ? record.refused : null;
     const saying = [record.hint, summary.reason].filter(Boolean).join(" · ");
-    const parts = [
+    const words = [
       h("p", { class: "sub" }, state, summary.slurmId && h("span", {}, `${record.scheduler === "local" ? "job" : "Slurm"} ${summary.slurmId}`), h("span", {}, record.site), h("span", { class: "mono" }, record.key)),
       saying && h("p", { class: "saying", "data-level": kindOf(record.state) === "failed" ? "bad" : null }, saying),
       record.cancel && h("p", { class: "saying" }, `${record.cancel.submitter} asked for its end ${moment(record.cancel.at)}${record.cancel.reason ? `: ${record.cancel.reason}` : ""}`),
       again && h("p", { class: "saying" }, `${again.submitter} asked for another start ${moment(again.at)}${again.reason ? `: ${again.reason}` : ""}${again.outcome === "unknown" ? ` · it isn't known whether Slurm did it: ${again.message}` : ""}`),
-      record.refused && h("p", { class: "saying", "data-level": "bad" }, `Refused: ${[record.refused.message, record.refused.hint].filter(Boolean).join(" · ")}`),
-      this.actions(summary),
+      refused && h("p", { class: "saying", "data-level": "bad" }, `Refused: ${[refused.message, refused.hint].filter(Boolean).join(" · ")}`),
+    ];
+    const parts = [
+      h("div", { class: "words" }, ...words.filter(Boolean)),
+      this.actions(summary) ?? h("p", { class: "actions", hidden: "" }),
       h("section", {}, h("h3", {}, "From request to result"), timeline(record, now)),
       h("section", {}, h("h3", {}, "Facts"), this.#facts(record)),
     ];
-    this.#replace(parts.filter(Boolean));
+    this.#replace(parts);
   }
 
-  /** Replace what has changed only, so that what a person has selected or focused stays. */
+  /** Replace what has changed only, so that what a person has selected or focused stays; but for buttons that have. */
   #replace(parts) {
     parts.forEach((part, index) => {
       const there = this.body.children[index];
       if (!there) this.body.append(part);
-      else if (!there.isEqualNode(part) && !there.contains(document.activeElement)) there.replaceWith(part);
+      else if (!there.isEqualNode(part) && (part.matches(".actions") || !there.contains(document.activeElement))) there.replaceWith(part);
     });
     while (this.body.children.length > parts.length) this.body.lastElementChild.remove();
   }
