@@ -43,6 +43,26 @@ def test_cron_starts_it_when_the_login_node_boots(open_laptop: Laptop, cluster: 
         cluster.exec("login2", ["crontab", "-r"], user="bob", check=False)
 
 
+def test_scrontab_runs_it_as_a_job(open_laptop: Laptop, cluster: Cluster) -> None:
+    with open_laptop.up("alice", "login", "--supervisor", "scrontab", "--no-trial") as (site, _):
+        shown = cluster.exec("login", ["squeue", "--me", "--noheader", "--format=%j %T"], user="alice").stdout
+        assert f"slurmbus-agent-{site} RUNNING" in shown
+        assert not processes(cluster, "login", "alice")
+        assert open_laptop.run_job(site, "id", "-un").out == "alice\n"
+    assert "slurmbus" not in cluster.exec("login", ["scrontab", "-l"], user="alice", check=False).stdout
+    cluster.wait_idle()
+
+
+def test_a_detached_one_outlives_the_login_and_up_brings_it_back(open_laptop: Laptop, cluster: Cluster) -> None:
+    with open_laptop.up("alice", "login", "--supervisor", "detached", "--no-trial") as (site, _):
+        assert open_laptop.run_job(site, "id", "-un").out == "alice\n"
+        (agent,) = processes(cluster, "login", "alice", "slurmbus_agent run")
+        cluster.exec("login", ["kill", "-KILL", str(agent)])
+        said = open_laptop.slurmbus("up", site, "--login", "--no-trial")
+        assert "is started" in said.err
+        assert open_laptop.run_job(site, "id", "-un").out == "alice\n"
+
+
 def test_the_systemd_unit_is_a_good_one(open_laptop: Laptop, cluster: Cluster) -> None:
     with open_laptop.up("alice", "login", "--no-trial") as (site, _):
         done = journal.read(open_laptop.home, site)

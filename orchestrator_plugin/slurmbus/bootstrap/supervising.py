@@ -12,6 +12,7 @@ import zlib
 from dataclasses import dataclass
 from typing import ClassVar
 
+from slurmbus.bootstrap import account
 from slurmbus.bootstrap.installing import Layout
 from slurmbus.bootstrap.session import Done, Remote
 from slurmbus.errors import SiteUnfit
@@ -119,11 +120,15 @@ class Cron(Supervised):
     def enter(self, remote: Remote) -> bool:
         """Put the entry in the place of an older one."""
         old = self._table(remote)
-        new = with_entry(old, self.layout.site, self.lines())
+        new = with_entry(old, self.layout.site, self.entry(remote))
         if new == old:
             return False
         self._write(remote, new)
         return True
+
+    def entry(self, remote: Remote) -> str:  # noqa: ARG002
+        """Give the entry for this site."""
+        return self.lines()
 
     def forget(self, remote: Remote) -> None:
         """Take the entry out."""
@@ -149,10 +154,17 @@ class Scrontab(Cron):
     program = "scrontab"
     patience = 240.0  # until the next minute, and then in the queue
 
-    def lines(self) -> str:
+    def entry(self, remote: Remote) -> str:
+        """Give the entry for this site: a job that wants more time than its partition allows would wait for ever."""
+        shown = remote.run(["scontrol", "show", "partition", "--oneliner"], env=dict(self.environment))
+        partitions = account.parse_partitions(shown.out) if shown.code == 0 else ()
+        longest = next((account.minutes(one.max_time) for one in partitions if one.default), None)
+        return self.lines(min(longest or SCRON_MINUTES, SCRON_MINUTES))
+
+    def lines(self, minutes: int = SCRON_MINUTES) -> str:
         """Give the entry. The next start waits for the end of this one. Source: scrontab(1)."""
         return (
-            f"#SCRON --job-name={self._job}\n#SCRON --time={SCRON_MINUTES}\n#SCRON --mem=500M\n"
+            f"#SCRON --job-name={self._job}\n#SCRON --time={minutes}\n#SCRON --mem=500M\n"
             f"#SCRON --output=/dev/null\n* * * * * {cron_quoted(self.arguments('run', '--log-file'))}\n"
         )
 
