@@ -172,10 +172,13 @@ class Scrontab(Cron):
         """Leave the start to Slurm; a new version needs the job to begin anew."""
         if not replace:
             return "" if self._node(remote) else "Slurm starts the agent's job within a minute"
+        self._end_job(remote)
+        return "the agent's job begins anew"
+
+    def _end_job(self, remote: Remote) -> None:
         done = remote.run(["scancel", "--cron", "--name", self._job], env=dict(self.environment))
         if done.code != 0:
             raise SiteUnfit(f"the agent's job can't be ended: {done.words}")
-        return "the agent's job begins anew"
 
     def runs_from(self, remote: Remote) -> str:
         """Give from where the agent runs on the node of its job, or nothing."""
@@ -195,8 +198,9 @@ class Scrontab(Cron):
         return remote.run(words, env=dict(self.environment)).out.strip()
 
     def leave(self, remote: Remote) -> None:
-        """Take the entry away, which ends its job."""
+        """Take the entry away, so that nothing starts its job again, and end the job."""
         self.forget(remote)
+        self._end_job(remote)
 
 
 class Systemd(Supervised):
