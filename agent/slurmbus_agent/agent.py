@@ -19,6 +19,7 @@ from slurmbus_agent.authority.guarding import Guard
 from slurmbus_agent.authority.questions import KeyQuestions
 from slurmbus_agent.authority.standing import Authority
 from slurmbus_agent.board import LiveBoard
+from slurmbus_agent.clock import SteadyClock
 from slurmbus_agent.config import AgentConfig
 from slurmbus_agent.environments.questions import EnvironmentQuestions
 from slurmbus_agent.environments.service import Environments
@@ -81,6 +82,7 @@ class Agent:
         self._files = files
         self._succession = succession
         self._ready = ready
+        self._clock = SteadyClock()
         self._pace = Pace()
         self._beats = Beats()
         self._traffic = Traffic()
@@ -100,7 +102,7 @@ class Agent:
         """
         self._runner = await asyncio.to_thread(self.spool.prepare)
         self._audit = Audit(self.spool.root / "audit.log")
-        self._authority = Authority(self.config, self._files, self._audit)
+        self._authority = Authority(self.config, self._files, self._audit, self._clock)
         await asyncio.to_thread(self._authority.load)
         self._limits = in_force(self.config.limits, *self._authority.limits, kernel_cpu_seconds=kernel_cpu_seconds())
         self._guard = Guard(self._authority, self._audit, self._next_look, self._succession.end, self._succession.want)
@@ -344,6 +346,7 @@ class Agent:
                     unfinished=lambda: self._roster.unfinished_names,
                     spoiled=lambda: _count_bad(pulse),
                     array_size=self.config.array_size,
+                    clock=self._clock,
                 )
                 group.create_task(intake.run())
         finally:

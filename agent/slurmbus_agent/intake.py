@@ -110,6 +110,7 @@ class Intake:
         unfinished: the (key, task) of every job that is followed and hasn't ended.
         spoiled: called for every bad message.
         array_size: how many tasks Slurm gets as one array.
+        clock: this host's time of day.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Intake:
         unfinished: Callable[[], set[tuple[str, int]]],
         spoiled: Callable[[], None],
         array_size: int = budgets.ARRAY_SIZE,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._bus = bus
         self._site = site
@@ -144,6 +146,7 @@ class Intake:
         """Jobs that were let in and may not be followed yet."""
         self._spoiled = spoiled
         self._array_size = array_size
+        self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def run(self) -> None:
@@ -214,20 +217,25 @@ class Intake:
             raise WrongAddress(f"the request names job {message.key}, but was sent for {address.key}")
         if message.expires_at < stored.time:
             raise RequestExpired("the request had expired before the bus got it")
-        now = self._bus_time()
-        if now is not None and message.expires_at < now:
-            raise RequestExpired("the request expired before an agent could take it")
-        if message.expires_at < time.time() - OWN_CLOCK_MARGIN:
-            raise RequestExpired("the request expired long ago by the clock of the agent's host")
         check_sizes(message)
         if isinstance(message, Submit):
             check_tasks(message.job)
+        else:
+            self._check_fresh(message)
         return message, signer
 
+    def _check_fresh(self, message: Submit | Control) -> None:
+        now = self._bus_time()
+        if now is not None and message.expires_at < now:
+            raise RequestExpired("the request expired before an agent could take it")
+        if message.expires_at < self._clock() - OWN_CLOCK_MARGIN:
+            raise RequestExpired("the request expired long ago by the clock of the agent's host")
+
     async def _take_allowed(self, submit: Submit, stored: Stored, signer: str) -> None:
-        """Take a job if authority and policy allow it; what was let in before stays so when it comes again."""
+        """Take a job if time, authority and policy allow it; what was let in before stays so when it comes again."""
         names = {(submit.key, task) for task in indexes(submit.job)}
         try:
+            self._check_fresh(submit)
             self._authority.check_submit(submit, signer, lambda: len((self._unfinished() | self._arriving) - names))
         except NotAllowed as error:
             if await self._records.read(submit.key, min(indexes(submit.job))) is None:

@@ -13,7 +13,7 @@ from browser.served import Served
 from browser.stage import Stage
 from contract.bus_site import BusSite
 
-expect.set_options(timeout=30_000)  # as long as it comes: a busy machine isn't a fault of the page
+expect.set_options(timeout=120_000)  # as long as it comes: a busy machine isn't a fault of the page
 
 ARGUMENTS = [
     "--no-sandbox",

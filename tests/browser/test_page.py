@@ -172,7 +172,7 @@ def test_the_page_says_when_the_bus_is_lost_and_when_it_is_back(play: Play) -> N
             await expect(page.locator("#attention [data-level=bad]")).to_contain_text("The bus isn't reachable")
             await expect(page.locator(".site")).to_have_attribute("data-condition", "unreachable")
             await asyncio.to_thread(scene.there.owner.server.restart)
-            await expect(page.locator("#stale-bar")).to_be_hidden(timeout=30_000)
+            await expect(page.locator("#stale-bar")).to_be_hidden()
             await expect(page.locator("#live")).to_have_text("live")
 
     play(story)

@@ -12,6 +12,9 @@ from slurmbus_agent.scheduler.process import ChildScheduler
 from slurmbus_cluster import Cluster
 
 PYTHON = "/opt/slurmbus/bin/python"
+PARENT = ("sh", "-c", '"$@"; exit $?', "sh")
+"""A parent for the child, which ends with it: a process that is started from outside a container belongs to a thread of
+the engine's, which may end at any time."""
 
 
 class NativeSite(Site):
@@ -30,7 +33,7 @@ class NativeSite(Site):
     def argv(self) -> list[str]:
         """The command on this machine that runs the child on the login node."""
         container = str(self.cluster.host("login").container.id)
-        child = [PYTHON, "-m", "slurmbus_agent.scheduler.child", self.kind]
+        child = [*PARENT, PYTHON, "-m", "slurmbus_agent.scheduler.child", self.kind]
         return ["docker", "exec", "--interactive", "--user", self.user, container, *child]
 
     def scheduler(self, limits: CallLimits | None = None, budget: CallBudget | None = None) -> ChildScheduler:

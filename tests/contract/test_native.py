@@ -12,7 +12,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from contract.native_site import PYTHON, NativeSite
+from contract.native_site import PARENT, PYTHON, NativeSite
 from contract.sites import end_of, has_ended, observe, run_for
 from slurmbus_agent.scheduler.base import BatchJob, OutcomeUnknown, Refused, Unavailable
 from slurmbus_agent.scheduler.limits import CallLimits
@@ -433,7 +433,7 @@ def test_without_a_findable_slurm_conf_the_reason_is_told(cluster: Cluster) -> N
         container = str(cluster.host("login").container.id)
         argv = [
             *("docker", "exec", "-i", "-u", "alice", "-e", "SLURM_CONF=/no/slurm.conf", container),
-            *(PYTHON, "-m", "slurmbus_agent.scheduler.child", "native"),
+            *(*PARENT, PYTHON, "-m", "slurmbus_agent.scheduler.child", "native"),
         ]
         scheduler = ChildScheduler(argv)
         with pytest.raises(Unavailable, match=r"slurm\.conf") as caught:
@@ -449,7 +449,7 @@ def test_the_environment_of_an_allocation_does_not_reach_the_jobs(cluster: Clust
         container = str(cluster.host("login").container.id)
         argv = [
             *("docker", "exec", "-i", "-u", "alice", "-e", "SLURM_FROM_OUTSIDE=1", "-e", "OTHER=1", container),
-            *(PYTHON, "-m", "slurmbus_agent.scheduler.child", "native"),
+            *(*PARENT, PYTHON, "-m", "slurmbus_agent.scheduler.child", "native"),
         ]
         scheduler = ChildScheduler(argv)
         name = unique("clean")

@@ -122,8 +122,8 @@ class Laptop:
         shutil.rmtree(self._runtime)
 
 
-def processes(cluster: Cluster, host: str, user: str, pattern: str = "slurmbus_agent") -> list[int]:
-    """Give a user's processes on a host whose command line has this."""
+def processes(cluster: Cluster, host: str, user: str, pattern: str = r"/\.agent/.*slurmbus_agent") -> list[int]:
+    """Give a user's processes on a host whose command line has this; those of agents that 'up' has installed."""
     found = cluster.exec(host, ["pgrep", "-u", user, "-f", pattern], check=False).stdout
     return [int(line) for line in found.split()]
 

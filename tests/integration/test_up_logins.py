@@ -28,14 +28,14 @@ def test_a_key_and_the_same_again(laptop: Laptop, cluster: Cluster) -> None:
         assert "reaches the agent's link" in said.err
         assert "SlurmQueueConfig(" in said.out
         assert "research" in said.text
-        running = processes(cluster, "login", "alice")
+        running = processes(cluster, "login", "alice", "slurmbus_agent run")
         assert running
 
         again = laptop.slurmbus("up", site)
         assert "nothing had to be changed, and nobody had to log in" in again.err
         looked = laptop.slurmbus("up", site, "--login")
         assert f"{site} is up; nothing had to be changed\n" in looked.err
-        assert processes(cluster, "login", "alice") == running
+        assert processes(cluster, "login", "alice", "slurmbus_agent run") == running
 
         assert laptop.run_job(site, "hostname").out.strip() in {"c1", "c2"}
         assert laptop.slurmbus("status", site).code == 0

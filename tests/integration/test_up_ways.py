@@ -70,7 +70,7 @@ def test_jobs_outlive_the_tunnel_and_one_login_brings_it_back(laptop: Laptop, lo
     with laptop.up("alice") as (site, _), laptop.client(site) as client:
         key = client.submit(spec("sh", "-c", "echo before; until [ -e ~/go ]; do sleep 0.1; done; echo after"))
         job = wait_until_it_runs(client, key)
-        agents = processes(cluster, "login", "alice")
+        agents = processes(cluster, "login", "alice", "slurmbus_agent run")
         (tunnel,) = ssh_processes([str(logins.config)])
         os.kill(tunnel, signal.SIGKILL)
         cluster.exec("login", ["touch", "/home/alice/go"], user="alice")
@@ -80,7 +80,7 @@ def test_jobs_outlive_the_tunnel_and_one_login_brings_it_back(laptop: Laptop, lo
         logged_in = logins.accepted("login", "alice")
         said = laptop.slurmbus("up", site, "--no-trial")
         assert logins.accepted("login", "alice") == logged_in + 1
-        assert processes(cluster, "login", "alice") == agents, said.err
+        assert processes(cluster, "login", "alice", "slurmbus_agent run") == agents, said.err
         story = follow(client, key)
         assert (story.record.state, story.stdout) == (JobState.COMPLETED, "before\nafter\n")
     cluster.exec("login", ["rm", "/home/alice/go"])

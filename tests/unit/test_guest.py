@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from slurmbus_agent import budgets
@@ -25,7 +26,7 @@ from slurmbus_protocol.errors import InvalidSetting
 from slurmbus_protocol.messages import SchedulerHealth
 
 MIB = 1024 * 1024
-LIMITS = Limits(cpu_seconds=1200.0, memory=100.0 * MIB, calls_per_second=0.2)
+LIMITS = Limits(cpu_seconds=1200.0, memory=100.0 * MIB, calls_per_second=0.2, calls_are_limited=True)
 
 
 def use(
@@ -81,6 +82,7 @@ def test_without_a_fresh_process_the_agent_slows_down_and_says_so() -> None:
 def test_near_the_limit_of_calls_the_agent_asks_less_often() -> None:
     assert judge(use(calls=47), LIMITS).stretch == 1.0
     judgement = judge(use(calls=55), LIMITS)
+    assert judge(use(calls=55), msgspec.structs.replace(LIMITS, calls_are_limited=False)).stretch == 1.0
     assert judgement.stretch > 1
     assert judgement.slowed.startswith("calls: 55 of 60 in 300 s")
 

@@ -63,7 +63,9 @@ def judge(use: Use, limits: Limits) -> Judgement:
     elif _share(memory) >= budgets.HAND_OVER_MEMORY and use.age >= budgets.HAND_OVER_PAUSE:
         hand_over = _words(memory)
     # CPU time only slows an agent down whose work nobody has taken over: a fresh process begins at nothing.
-    stretches = {cpu: _stretch(_share(cpu), budgets.SLOW_CPU), calls: _stretch(_share(calls), budgets.SLOW_CALLS)}
+    stretches = {cpu: _stretch(_share(cpu), budgets.SLOW_CPU)}
+    if limits.calls_are_limited:  # else what is asked keeps within the agent's own budget anyway
+        stretches[calls] = _stretch(_share(calls), budgets.SLOW_CALLS)
     worst = max(stretches, key=lambda budget: stretches[budget])
     stretch = stretches[worst]
     return Judgement(
