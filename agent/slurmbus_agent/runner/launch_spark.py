@@ -42,8 +42,11 @@ WORDS = 4
 """Lines of Spark's own words in an error."""
 MASTER = "org.apache.spark.deploy.master.Master"
 WORKER = "org.apache.spark.deploy.worker.Worker"
-OPTIONS = "-Dspark.authenticate=true -Dspark.ui.killEnabled=false -Dspark.port.maxRetries=0"
-"""Others have accounts on these nodes, too: who doesn't know the secret can neither submit nor end anything."""
+OPTIONS = (
+    "-Dspark.authenticate=true -Dspark.ui.killEnabled=false -Dspark.port.maxRetries=0 -Dspark.master.rest.enabled=false"
+)
+"""Others have accounts on these nodes, too: who doesn't know the secret can neither submit nor end anything. The REST
+server knows no secret, and its one port keeps a second master of the node in STANDBY for ever."""
 
 
 def launch(job: Launch) -> int:
