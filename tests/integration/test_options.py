@@ -17,9 +17,12 @@ while true; do sleep 0.1; done
 
 
 def test_a_payload_is_warned_before_its_time_limit(alice: SiteClient, cluster: Cluster) -> None:
-    """The signal is sbatch's affair, which submits this job in the place of pyslurm."""
+    """The signal is sbatch's affair, which submits this job in the place of pyslurm.
+
+    slurmctld sends it once, and up to 30 s early: due at once, it could come before there is a payload to warn.
+    """
     asked = job_options.read(
-        {"time": 2, "signal": "B:USR1@600", "ntasks": 2, "mem_per_cpu": 50, "comment": "mine; really"}
+        {"time": 2, "signal": "B:USR1@70", "ntasks": 2, "mem_per_cpu": 50, "comment": "mine; really"}
     )
     story = run(alice, "bash", "-c", PAYLOAD, options=job_options.merge(asked), labels={"dagster_run": "1234"})
     record = story.record
