@@ -694,6 +694,8 @@ class Partition(Value, frozen=True, kw_only=True, omit_defaults=True):
     cpus: NonNegative
     default: bool = False
     max_time_minutes: int | None = None
+    node_states: dict[str, NonNegative] = {}
+    """How many of its nodes are in which state, in sinfo's words: ``{"idle": 3, "drained": 1}``."""
 
 
 class Partitions(Message, frozen=True, kw_only=True, omit_defaults=True):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections import Counter
 
 import msgspec
 import pytest
 
+from contract.native_site import NativeSite
 from contract.sites import PATIENCE, Site, end_of, has_ended, observe, run_for
+from integration.test_forgetful_slurm import drained
 from slurmbus_agent.scheduler.array import ARRAY_TASK, split_name, task_name
 from slurmbus_agent.scheduler.base import ANY_ID, BatchJob, Observation, Refused, Scheduler
 
@@ -355,6 +358,36 @@ def test_partitions(site: Site) -> None:
             assert all(partition.cpus >= 1 and partition.nodes >= 1 and partition.state for partition in partitions)
 
     asyncio.run(check())
+
+
+def test_nodes_are_counted_by_their_states_in_the_words_of_sinfo(slurm_sites: list[NativeSite]) -> None:
+    async def agrees(scheduler: Scheduler, site: NativeSite, drained: str) -> None:
+        """Jobs of other tests may begin and end between the two questions."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            shown = site.run(["sinfo", "--noheader", "--Node", "--format=%R %N %T"])
+            nodes = [line.rstrip("*").split() for line in shown.splitlines()]
+            counted: dict[str, Counter[str]] = {}
+            for partition, _, state in nodes:
+                counted.setdefault(partition, Counter())[state] += 1
+            found = {partition.name: partition.node_states for partition in await scheduler.partitions()}
+            if found == counted and ["main", "c2", drained] in nodes:
+                return
+            assert time.monotonic() < deadline, (found, shown)
+            await asyncio.sleep(0.2)
+
+    async def check(site: NativeSite) -> None:
+        async with site.open() as scheduler:
+            name = unique("holds")
+            job_id = await scheduler.submit(site.batch_job(name, "exec sleep 120", partition="main", nodelist="c2"))
+            await observe(scheduler, job_id, lambda job: job.state == "RUNNING")
+            with drained(site.cluster, "c2"):
+                await agrees(scheduler, site, "draining")
+                await scheduler.cancel(job_id, name)
+                await agrees(scheduler, site, "drained")
+
+    for site in slurm_sites:
+        asyncio.run(check(site))
 
 
 def _with(job, **changes: str):  # noqa: ANN001, ANN202

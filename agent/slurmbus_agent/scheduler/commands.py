@@ -203,7 +203,18 @@ class CommandsBackend:
         rows = [dict(_SETTING.findall(line)) for line in ended.stdout.splitlines() if line.startswith("PartitionName=")]
         if ended.code != 0 or not (rows or "No partitions" in ended.stdout):
             _unavailable(ended)
-        return [_partition(row) for row in rows]
+        states = self._node_states()
+        return [_partition(row, states.get(row["PartitionName"], {})) for row in rows]
+
+    def _node_states(self) -> dict[str, dict[str, int]]:
+        ended = self._run("sinfo", ["--all", "--noheader", "--format=@%R@%D@%T@"])
+        if ended.code != 0:
+            _unavailable(ended)
+        found: dict[str, dict[str, int]] = {}
+        for partition, nodes, state in re.findall(r"^@(.+)@(\d+)@([a-z_]+)\W*@$", ended.stdout, re.MULTILINE):
+            states = found.setdefault(partition, {})
+            states[state] = states.get(state, 0) + int(nodes)
+        return found
 
     def _nodes(self) -> list[Node]:
         ended = self._run("sinfo", ["--all", "--Node", "--noheader", "--format=@%R@%c@%m@"])
@@ -235,7 +246,7 @@ def _cancelled(ended: Ended) -> bool:
     return True
 
 
-def _partition(row: Mapping[str, str]) -> Partition:
+def _partition(row: Mapping[str, str], node_states: dict[str, int]) -> Partition:
     return Partition(
         name=row["PartitionName"],
         state=row.get("State", ""),
@@ -243,6 +254,7 @@ def _partition(row: Mapping[str, str]) -> Partition:
         cpus=int(row.get("TotalCPUs") or 0),
         default=row.get("Default") == "YES",
         max_time_minutes=_minutes(row.get("MaxTime", "")),
+        node_states=node_states,
     )
 
 

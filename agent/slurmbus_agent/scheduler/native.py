@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -302,10 +303,29 @@ class NativeBackend:
 
     def partitions(self) -> list[Partition]:
         """Give the partitions that this user can see."""
+        return self._partitions(self._nodes())
+
+    def _site(self) -> tuple[list[Partition], list[Node]]:
+        nodes = self._nodes()
+        return self._partitions(nodes), [
+            Node(tuple(node.partitions), node.effective_cpus or 0, node.real_memory or 0) for node in nodes
+        ]
+
+    def _nodes(self) -> list[Any]:
+        try:
+            return list(pyslurm.Nodes.load().values())
+        except pyslurm.RPCError as error:
+            raise _unavailable(error) from error
+
+    def _partitions(self, nodes: list[Any]) -> list[Partition]:
         try:
             found = pyslurm.Partitions.load().values()
         except pyslurm.RPCError as error:
             raise _unavailable(error) from error
+        states: dict[str, Counter[str]] = defaultdict(Counter)
+        for node in nodes:
+            for name in node.partitions:
+                states[name][_node_state(node.state)] += 1
         return [
             Partition(
                 name=partition.name,
@@ -314,17 +334,9 @@ class NativeBackend:
                 cpus=partition.total_cpus,
                 default=partition.is_default,
                 max_time_minutes=partition.max_time if isinstance(partition.max_time, int) else None,
+                node_states=dict(states[partition.name]),
             )
             for partition in found
-        ]
-
-    def _site(self) -> tuple[list[Partition], list[Node]]:
-        try:
-            nodes = pyslurm.Nodes.load().values()
-        except pyslurm.RPCError as error:
-            raise _unavailable(error) from error
-        return self.partitions(), [
-            Node(tuple(node.partitions), node.effective_cpus or 0, node.real_memory or 0) for node in nodes
         ]
 
     def _load(self, job_id: int) -> Any:
@@ -477,6 +489,23 @@ def _split(status: int) -> tuple[int | None, int | None]:
 
 def _word(text: str | None) -> str | None:
     return None if text in {None, "", "None", "None assigned"} else text
+
+
+def _node_state(shown: str) -> str:
+    """Give sinfo's word for what ``scontrol show node`` shows: ``drained`` for ``IDLE+DRAIN``, as sinfo orders them."""
+    base, *flags = shown.lower().split("+")
+    busy = base in {"allocated", "mixed"} or "completing" in flags
+    if "maintenance" in flags and base != "down" and "drain" not in flags:
+        return "maint"
+    if "drain" in flags:
+        return "draining" if busy else "drained"
+    if "fail" in flags:
+        return "failing" if busy else "fail"
+    if base in {"idle", "allocated"} and "completing" in flags:
+        return "completing"
+    if base == "idle":
+        return next((flag for flag in ("reserved", "planned") if flag in flags), base)
+    return base
 
 
 def _tres(resources: Any) -> str:
