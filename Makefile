@@ -8,7 +8,7 @@ MODE ?= auto
 SECONDS ?= 120
 RELEASES ?= forky trixie bookworm
 
-.PHONY: help sync demo dev test check format engine browser image bench chaos clean
+.PHONY: help sync demo dev test check format engine browser secrets image bench chaos clean
 
 help:  ## list what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -56,6 +56,11 @@ engine:  ## install and start a container engine on a Debian host that has none 
 browser:  ## install the browser that tests the dashboard on a Debian host that has none (root)
 	@command -v chromium google-chrome >/dev/null || { echo "Installing chromium …"; apt-get update -qq; \
 	  apt-get install -y -qq --no-install-recommends chromium fonts-liberation >/dev/null; }
+
+secrets: $(UV)  ## install SOPS, GnuPG and age, with which secrets files are tested, on a Debian host that has none (root)
+	@command -v age gpg >/dev/null && [ "$$(command -v age gpg | wc -l)" = 2 ] || { echo "Installing age and GnuPG …"; \
+	  apt-get update -qq; apt-get install -y -qq --no-install-recommends age gnupg >/dev/null; }
+	@UV_TOOL_DIR=.uv/tools UV_TOOL_BIN_DIR=.uv/bin $(UV) tool install --quiet sops==1.18
 
 image: sync  ## build the cluster's images: of Slurm 26.05 (forky), 24.11 (trixie) and 22.05 (bookworm)
 	@PYTHONPATH=containers $(RUN) python -m slurmbus_cluster build $(RELEASES)
