@@ -280,6 +280,8 @@ class SiteClient:
     def wait_for_accounting(self, key: str, timeout: float, task: int = 0) -> Record:
         """Wait until the record carries accounting's figures; after ``timeout`` seconds give it as it is.
 
+        That of a rejected job is given at once: accounting knows nothing of it.
+
         Raises:
             UnknownJob: there is no record.
         """

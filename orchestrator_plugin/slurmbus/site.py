@@ -52,6 +52,7 @@ from slurmbus_protocol.messages import (
 )
 from slurmbus_protocol.reading import read
 from slurmbus_protocol.sealing import seal
+from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import new_ulid
 
 T = TypeVar("T")
@@ -251,7 +252,10 @@ class Site:
         return fitting[0]
 
     async def wait_for_accounting(self, key: str, timeout: float, task: int = 0) -> Record:
-        """Wait until the record carries accounting's figures; after ``timeout`` seconds give it as it is."""
+        """Wait until the record carries accounting's figures; after ``timeout`` seconds give it as it is.
+
+        Accounting knows nothing of a rejected job, so nobody waits for that.
+        """
         record: Record | None = None
         bus = await self._bus()
         try:
@@ -261,7 +265,7 @@ class Site:
             ):
                 async for item in items:
                     record = codec.decode_as(item.data, Record)
-                    if record.accounting is not None:
+                    if record.accounting is not None or record.state is JobState.REJECTED:
                         break
         except TimeoutError:
             pass

@@ -109,6 +109,7 @@ def test_authority_ends_is_renewed_and_never_touches_what_runs(guarded: Guarded,
         record = guarded.run()
         assert (record.state, record.error_code) == (JobState.REJECTED, "authority-expired")
         assert f"log in: slurmbus up {SITE}" in (record.hint or "")
+        assert guarded.client.wait_for_accounting(record.key, 3600) == record  # of which accounting knows nothing
         guarded.client.cancel(ending)
         guarded.wait_for_state(ending, JobState.CANCELLED)
         go.touch()

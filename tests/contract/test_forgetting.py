@@ -46,6 +46,9 @@ SITE = "forgetful"
 AFTER_EXPIRY = 0.5
 """Seconds; nobody could wait for the day that it really is."""
 VALID_FOR = 2.0
+"""Seconds that a request for a single job is valid."""
+MANY_VALID_FOR = 10.0
+"""Seconds that each of many requests is valid: a busy machine needs some for the last of them."""
 RETENTION = {
     "succeeded_days": 1e-6,
     "failed_days": 1000.0,
@@ -116,11 +119,11 @@ class Lab:
 
         wait_until(answers, "an agent that leads", 60)
 
-    def wait_until_forgettable(self, *keys: str) -> None:
+    def wait_until_forgettable(self, *keys: str, valid_for: float = VALID_FOR) -> None:
         """Wait until the requests have been expired for long enough, and the agent has done with the jobs."""
         for key in keys:
             self.client.wait_for_accounting(key, 30)
-        expired = time.time() + VALID_FOR + AFTER_EXPIRY
+        expired = time.time() + valid_for + AFTER_EXPIRY
         wait_until(lambda: time.time() > expired, "the requests to expire")
 
     def on_bus(self, key: str) -> dict[str, int]:
@@ -422,11 +425,11 @@ async def bus_side(lab: Lab, key: str, steps: float = float("inf")) -> bool:
 
 def many_finished(lab: Lab, number: int) -> Iterator[str]:
     with lab.agent():
-        keys = [lab.client.submit(shell("true"), valid_for=VALID_FOR) for _ in range(number)]
+        keys = [lab.client.submit(shell("true"), valid_for=MANY_VALID_FOR) for _ in range(number)]
         for key in keys:
             with lab.client.follow(key) as events:
                 list(events)
-        lab.wait_until_forgettable(*keys)
+        lab.wait_until_forgettable(*keys, valid_for=MANY_VALID_FOR)
     return iter(keys)
 
 
