@@ -70,11 +70,15 @@ class Logins:
         for name in servers:
             cluster.copy_to(name, key.with_suffix(".pub"), KEYS)
         aliases = "\n".join(f"Host {name}\n    HostName {cluster.ip(name)}\n" for name in servers)
+        # Login nodes behind one jump host, and behind two.
+        behind = "".join(
+            f"Host {name}\n    HostName {cluster.ip('login2')}\n    ProxyJump {jumps}\n\n"
+            for name, jumps in (("behind-one", "jump"), ("behind-two", "jump,jump2"))
+            if "login2" in cluster.hosts
+        )
         self.config.write_text(
             f"{aliases}\n"
-            # Login nodes behind one jump host, and behind two.
-            f"Host behind-one\n    HostName {cluster.ip('login2')}\n    ProxyJump jump\n\n"
-            f"Host behind-two\n    HostName {cluster.ip('login2')}\n    ProxyJump jump,jump2\n\n"
+            f"{behind}"
             # OpenSSH takes the user of the last host for that one only.
             "Host jump*\n    User alice\n\n"
             "Host *\n"

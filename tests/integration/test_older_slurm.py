@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from integration.buses import running_home
 from integration.jobs import Story, follow, run, spec
+from integration.laptops import Laptop
+from integration.logins import Logins
 from integration.test_jobs import (
     test_a_cancel_ends_a_running_job,  # noqa: F401
     test_a_gpu_job_gets_its_gpu,  # noqa: F401
@@ -73,6 +76,18 @@ def test_a_job_runs_and_everything_it_says_comes_back(
     assert (scheduler.kind, scheduler.responding) == ("commands", True)
     assert scheduler.version.startswith(RELEASES[cluster.release])
     assert "the scheduler is 'commands': pyslurm isn't installed here" in alice_agent.log
+
+
+def test_one_command_sets_it_up(cluster: Cluster, tmp_path: Path) -> None:
+    laptop = Laptop(tmp_path, Logins(cluster, tmp_path), tmp_path / "cache")
+    try:
+        with laptop.up("alice") as (site, said):
+            assert "trial job   ran on c" in said.err
+            assert "reaches the agent's link" in said.err
+            assert laptop.run_job(site, "hostname").out.strip() in {"c1", "c2"}
+            assert "commands answers" in laptop.slurmbus("doctor", site).out
+    finally:
+        laptop.close()
 
 
 def test_a_controller_that_is_frozen_and_killed_changes_nothing(alice: SiteClient, cluster: Cluster) -> None:
