@@ -204,6 +204,7 @@ def test_nobody_there(site: BusSite) -> None:
 def test_what_a_cancel_waits_for_is_told_and_it_can_be_interrupted(site: BusSite) -> None:
     site.client.records()
     site.owner.server.kill()
+    wait_until(lambda: "no connection" in site.client.connection.session.problem, "the client to miss its server")
     said: list[str] = []
     with pytest.raises(BusUnreachable):
         site.client.cancel(new_ulid(), patience=3.0, tell=said.append)
