@@ -211,6 +211,7 @@ class Agent:
             scheduler=scheduler,
             spool=self.spool,
             heartbeat=lambda: pulse.message(lease.epoch, Role.LEADER),
+            freshen=self._authority.freshen,
             leading=lambda: lease.held,
         )
         await questions.serve()

@@ -184,8 +184,8 @@ FULL_RETRY = 5.0
 
 # ---- authority
 AUTHORITY_LOOK = 5.0
-"""Between two looks at grant, policies, keys and stop files, and never more often than the heartbeat: eight stat calls,
-which an NFS client answers from its cache."""
+"""Between two looks at bundle, settings, grant, policies, keys and stop files, and never more often than the heartbeat:
+nine stat calls, which an NFS client answers from its cache."""
 
 AUTHORITY_FRESH = 1.0
 """A request is judged by files that were looked at within this: a flood of requests shares one look."""

@@ -112,7 +112,7 @@ class BusAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             return self.host == "localhost"
 
 
-S = TypeVar("S", bound=msgspec.Struct)
+S = TypeVar("S")
 
 
 class Home:
@@ -381,7 +381,10 @@ class Home:
             keys=profile.trusted,
             revoked_keys=profile.revoked,
         )
-        _write_toml(self.bundle_path(profile.name), bundle)
+        path = self.bundle_path(profile.name)
+        by_hand = _read_toml(path, dict[str, Any]) if path.exists() else {}
+        kept = {name: value for name, value in by_hand.items() if name not in AgentBundle.__struct_fields__}
+        write_private(path, msgspec.toml.encode({**msgspec.to_builtins(bundle), **kept}))
 
     def _servers(self, profile: SiteProfile) -> tuple[str, ...]:
         """Give the bus's addresses as another machine sees them."""

@@ -114,7 +114,7 @@ def test_authority_ends_is_renewed_and_never_touches_what_runs(guarded: Guarded,
         guarded.wait_for_state(ending, JobState.CANCELLED)
         go.touch()
         guarded.wait_for_state(running, JobState.COMPLETED)
-        authority.renew(home, SITE, days=0.5)
+        authority.keep(home, SITE, authority.issue(home, SITE, days=0.5))
         wait_until(lambda: guarded.run().state is JobState.COMPLETED, "the renewed authority")
         wait_until(lambda: any("authority ends in" in alarm for alarm in guarded.heartbeat().alarms), "the alarm")
         assert guarded.heartbeat().agent_id == before

@@ -56,6 +56,16 @@ def test_changed_settings_keep_the_keys(home: Home) -> None:
     assert after["scheduler"] == "native"
 
 
+def test_what_was_set_in_a_bundle_by_hand_stays_in_it(home: Home) -> None:
+    home.add_site("a")
+    with home.bundle_path("a").open("a") as file:
+        file.write("[retention]\nlost_days = inf\n")
+    home.change_site("a", scheduler="commands")
+    bundle = tomllib.loads(home.bundle_path("a").read_text())
+    assert bundle["scheduler"] == "commands"
+    assert bundle["retention"] == {"lost_days": float("inf")}
+
+
 def test_the_bundle_is_all_that_the_agent_needs(home: Home) -> None:
     profile = home.add_site("a", slurm_conf="/etc/slurm/slurm.conf", python="/usr/bin/python3.11")
     bundle = tomllib.loads(home.bundle_path("a").read_text())

@@ -72,9 +72,9 @@ class Guard:
                 log.warning("%s", stopped)
                 self._end()
                 return
-            if self._authority.bundle_changed:
+            if self._authority.config_changed:
                 self._audit.write("bundle changed")
-                self._begin_anew(f"its bundle {self._authority.files.bundle} has changed")
+                self._begin_anew(f"its bundle {self._authority.files.bundle} or the settings beside it have changed")
             elif self._authority.limits_changed:
                 self._begin_anew("a policy's limits have changed")
             await self._next_look()

@@ -76,8 +76,8 @@ class Authority:
         self.limits: tuple[HostLimits, ...] = ()
         """Of the policies, when the agent began."""
         self.limits_changed = False
-        self.bundle_changed = False
-        """The bundle isn't the one that this agent was started with."""
+        self.config_changed = False
+        """The bundle, or what the user has set, isn't what this agent was started with."""
         self._why = ""
         self._looked = 0.0
 
@@ -121,7 +121,7 @@ class Authority:
         if self.problem is None and self.files.state() == self._state:
             return
         self.load()
-        self.bundle_changed = load(self._config.site, self.files.bundle) != self._config
+        self.config_changed = load(self._config.site, self.files.bundle) != self._config
 
     def _read_ring(self) -> Keyring:
         content = read_private(self.files.keys)

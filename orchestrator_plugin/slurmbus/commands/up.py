@@ -149,12 +149,15 @@ def _add(home: Home, site: str, before: SiteProfile | None, said: dict[str, Any]
         return said.get(name, getattr(before, field or name) if before else None)
 
     bus = before.bus if before and before.bus != EMBEDDED else None
+    urls = said.get("urls") or bus
+    # How the agent reached one bus isn't how it reaches another.
+    agent_urls = before.agent_servers if before and urls == bus else None
     home.add_site(
         site,
-        said.get("urls") or bus,
+        urls,
         credentials=said.get("credentials") or (home.path / before.credentials if before else None),
         ca_file=of("ca_file"),
-        agent_servers=said.get("agent_urls") or (before.agent_servers if before else None),
+        agent_servers=said.get("agent_urls") or agent_urls,
         scheduler=of("scheduler") or "auto",
         spool=of("spool"),
         slurm_conf=of("slurm_conf"),
