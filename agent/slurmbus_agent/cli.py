@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         "--log-format",
         choices=logs.FORMATS,
         help=f"lines for people, or one JSON object a line (default: ${logs.VARIABLE}, else log_format of the "
-        "configuration, else text)",
+        "settings, else text)",
     )
     cleaning = commands.add_parser(
         "clean",

@@ -9,6 +9,7 @@ import pytest
 
 from slurmbus.bootstrap import prompts, ssh
 from slurmbus.bootstrap.login import Login, merged
+from slurmbus.commands.up import _BUS_SETTINGS, _SITE_SETTINGS, _keep
 from slurmbus.errors import LoginFailed
 from slurmbus.home import Home
 from slurmbus_protocol.errors import InvalidSetting
@@ -62,6 +63,21 @@ def test_a_profile_keeps_the_login(tmp_path: Path) -> None:
     assert home.site("leo").login == FULL
     assert "[login]" in (tmp_path / "sites" / "leo.toml").read_text()
     assert "login" not in home.bundle_path("leo").read_text()
+
+
+def test_another_bus_is_reached_in_another_way(tmp_path: Path) -> None:
+    """How the agent reached the old one is forgotten; as long as the bus is the same it is kept."""
+    home = Home(tmp_path)
+    nothing = dict.fromkeys((*_SITE_SETTINGS, *_BUS_SETTINGS))
+    _keep(home, "leo", {**nothing, "host": "login"}, ask=False)
+    home.change_site("leo", agent_servers=("tls://10.0.0.1:4222",))
+    _keep(home, "leo", {**nothing, "scheduler": "commands"}, ask=False)
+    assert home.site("leo").agent_servers == ("tls://10.0.0.1:4222",)
+    _keep(home, "leo", {**nothing, "urls": ("tls://team:4222",)}, ask=False)
+    assert (home.site("leo").agent_servers, home.site("leo").scheduler) == (None, "commands")
+    home.change_site("leo", agent_servers=("tls://inside:4222",))
+    _keep(home, "leo", {**nothing, "urls": ("tls://team:4222",), "link_host": "node"}, ask=False)
+    assert home.site("leo").agent_servers == ("tls://inside:4222",)
 
 
 def test_the_command_that_logs_in() -> None:

@@ -27,7 +27,8 @@ _FEATURES = "see the nodes' features with: sinfo -o '%P %f'"
 _GRES = "see the nodes' generic resources with: sinfo -o '%P %G'"
 _OPERATORS = "only Slurm's operators may do that: leave it out, or ask the site"
 _ARRAY = (
-    "set array_size in the agent's configuration to less than MaxArraySize: scontrol show config | grep MaxArraySize"
+    "set array_size in the agent's SITE.settings.toml to less than MaxArraySize: "
+    "scontrol show config | grep MaxArraySize"
 )
 _FIXED = {
     2002: "only the site's administrators may ask for that: leave it out, or ask them",  # ACCESS_DENIED

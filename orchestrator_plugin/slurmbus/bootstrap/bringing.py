@@ -57,7 +57,7 @@ def bring(
         folder: for all of it, on the site.
         before: what stands there.
         end_agent: called with the old bundle and the new one while the old one is still there: may end an agent that
-            couldn't take the new one while it runs.
+            couldn't take the new one while it runs. When it raises something, nothing has been changed.
 
     Raises:
         SiteUnfit: a file there can't be written, or can't be read where settings of the user's may stand in it.
@@ -71,14 +71,15 @@ def bring(
     old = {name: remote.read(f"{folder}/{name}") for name in files}
     new = [name for name in files if old[name] != files[name]]
     gone = policy in known and policy not in files
+    was = old[bundle]
+    old_bundle = _read(was, brought.config) if bundle in new and was is not None else {}
+    if old_bundle:
+        end_agent(old_bundle, _read(files[bundle], bundle))
     if before is not None and (new or gone):
         # However this ends, the next run can't go by what stood there.
         journal.write(home, msgspec.structs.replace(before, brought={}))
-    was = old[bundle]
-    if bundle in new and was is not None:
-        old_bundle, new_bundle = _read(was, brought.config), _read(files[bundle], bundle)
-        _keep_settings(remote, f"{folder}/{site}.settings.toml", old_bundle, new_bundle, brought)
-        end_agent(old_bundle, new_bundle)
+    if old_bundle:
+        _keep_settings(remote, f"{folder}/{site}.settings.toml", old_bundle, _read(files[bundle], bundle), brought)
     for name in new:
         remote.write(f"{folder}/{name}", files[name])
     if gone:
