@@ -190,6 +190,9 @@ which an NFS client answers from its cache."""
 AUTHORITY_FRESH = 1.0
 """A request is judged by files that were looked at within this: a flood of requests shares one look."""
 
+QUESTIONS_REMEMBERED = 4096
+"""Signed questions that are recognised when they come again: what a thousand clients ask in a day, in a megabyte."""
+
 # ---- the audit log
 AUDIT_BYTES = 8 * 1024 * 1024
 """Of one file: about 40,000 requests; small enough to be looked through with a pager."""

@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Callable
 from nats.aio.msg import Msg
 
 from slurmbus_agent.audit import Audit
+from slurmbus_agent.authority.expiry import Expiry
 from slurmbus_agent.authority.standing import Authority
 from slurmbus_protocol import codec, subjects
 from slurmbus_protocol import messages as wire
 from slurmbus_protocol.bus import Bus
-from slurmbus_protocol.errors import RequestExpired, SlurmbusError, WrongAddress
+from slurmbus_protocol.errors import SlurmbusError, WrongAddress
 
 
 class KeyQuestions:
@@ -23,7 +24,7 @@ class KeyQuestions:
         bus: the connection.
         site: whose questions.
         authority: has the keys.
-        bus_time: the bus's clock, or None when it isn't known.
+        expiry: which requests still count.
         audit: where changes are noted.
         leading: whether this agent serves the site at this moment.
     """
@@ -34,14 +35,14 @@ class KeyQuestions:
         site: str,
         authority: Authority,
         *,
-        bus_time: Callable[[], float | None],
+        expiry: Expiry,
         audit: Audit,
         leading: Callable[[], bool],
     ) -> None:
         self._bus = bus
         self._site = site
         self._authority = authority
-        self._bus_time = bus_time
+        self._expiry = expiry
         self._audit = audit
         self._leading = leading
         self._turn = asyncio.Lock()
@@ -95,9 +96,7 @@ class KeyQuestions:
     def _check(self, wish: wire.TrustKey | wire.RevokeKey) -> None:
         if wish.site != self._site:
             raise WrongAddress(f"the request names site {wish.site!r}, but was sent to {self._site!r}")
-        now = self._bus_time()
-        if wish.expires_at < (time.time() if now is None else now):
-            raise RequestExpired("the request had expired before the agent could take it")
+        self._expiry.check(wish.expires_at)
 
     def _note(self, wish: wire.TrustKey | wire.RevokeKey, signer: str, **fields: object) -> None:
         self._audit.write(wish.TYPE, key=wish.key, signer=signer, submitter=wish.submitter, **fields)
