@@ -223,9 +223,13 @@ class Intake:
     async def _take_allowed(self, submit: Submit, stored: Stored, signer: str) -> None:
         """Take a job if time, authority and policy allow it; what was let in before stays so when it comes again."""
         names = {(submit.key, task) for task in indexes(submit.job)}
+        real = await self._authority.real_folders(submit)
         try:
             self._expiry.check(submit.expires_at)
-            self._authority.check_submit(submit, signer, lambda: len((self._unfinished() | self._arriving) - names))
+            # From here until these jobs are noted as arriving it is nobody else's turn.
+            self._authority.check_submit(
+                submit, signer, lambda: len((self._unfinished() | self._arriving) - names), real
+            )
         except NotAllowed as error:
             if await self._records.read(submit.key, min(indexes(submit.job))) is None:
                 self._note("refused", stored.subject, signer=signer, error=error.code, message=error.message)
