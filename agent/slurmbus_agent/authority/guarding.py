@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import ClassVar
 
 from slurmbus_agent.audit import Audit
+from slurmbus_agent.authority.files import AuthorityFiles
 from slurmbus_agent.authority.standing import Authority
 from slurmbus_protocol.errors import SlurmbusError
 
@@ -17,6 +18,22 @@ class StoppedByFile(SlurmbusError):
     """There is a stop file."""
 
     code: ClassVar[str] = "stopped-by-file"
+
+
+_HINT = "remove the file, then start the agent"
+
+
+def check_stop_file(files: AuthorityFiles) -> None:
+    """Look for a stop file before an agent is started, by a few stat calls.
+
+    Whatever keeps the agent running may come again and again while there is one: nothing is started, made or noted.
+
+    Raises:
+        StoppedByFile: there is one.
+    """
+    stop = files.stopped_by()
+    if stop is not None:
+        raise StoppedByFile(f"the agent is kept down by the file {stop}; jobs go on", hint=_HINT)
 
 
 class Guard:
@@ -48,7 +65,7 @@ class Guard:
 
     def stopped(self) -> StoppedByFile:
         """Give the reason as an error."""
-        return StoppedByFile(f"the agent is {self.words}", hint="remove the file, then start the agent")
+        return StoppedByFile(f"the agent is {self.words}", hint=_HINT)
 
     async def look(self) -> None:
         """Look at all files.
