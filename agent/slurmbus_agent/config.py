@@ -15,7 +15,7 @@ from slurmbus_agent.environments.settings import EnvironmentSettings
 from slurmbus_agent.guest.limits import HostLimits
 from slurmbus_agent.retention import RetentionSettings
 from slurmbus_protocol.bus import BusSettings
-from slurmbus_protocol.dialling import Address
+from slurmbus_protocol.dialling import check_encrypted
 from slurmbus_protocol.errors import InvalidSetting
 from slurmbus_protocol.pinned import PinnedKey, PublicKeyHex
 from slurmbus_protocol.streams import agent_inbox
@@ -37,6 +37,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The same as PEM, here in this file."""
     tls_name: str | None = None
     """The name in the bus's certificate, when it isn't the host's in ``servers``."""
+    allow_plain: bool = False
+    """The bus may be reached without TLS, outside the loopback, too."""
     scheduler: str = "auto"
     spool: str | None = None
     """The spool's root on the shared file system; ``~/.slurmbus/<site>`` when it isn't set."""
@@ -122,6 +124,5 @@ def load(site: str, path: Path | None = None) -> AgentConfig:
         raise InvalidSetting(f"{path} is for site {config.site!r}, not {site!r}", hint=f"use --site {config.site}")
     if not config.servers:
         raise InvalidSetting(f"{path}: servers is empty", hint='servers = ["tls://host:4222"]')
-    for server in config.servers:
-        Address.parse(server)
+    check_encrypted(config.servers, pinned=bool(config.ca or config.ca_file), allow_plain=config.allow_plain)
     return config

@@ -13,7 +13,7 @@ from slurmbus_agent.cli import main
 from slurmbus_agent.config import load
 from slurmbus_protocol.errors import InvalidSetting
 
-GOOD = 'site = "a"\nservers = ["nats://host:4222"]\ntrusted_keys = []\n'
+GOOD = 'site = "a"\nservers = ["tls://host:4222"]\ntrusted_keys = []\n'
 
 
 def write(folder: Path, text: str, mode: int = 0o600) -> Path:
@@ -25,7 +25,7 @@ def write(folder: Path, text: str, mode: int = 0o600) -> Path:
 
 def test_a_good_configuration_is_read(tmp_path: Path) -> None:
     config = load("a", write(tmp_path, GOOD))
-    assert config.servers == ("nats://host:4222",)
+    assert config.servers == ("tls://host:4222",)
     assert config.scheduler == "auto"
     assert config.spool_root == Path.home() / ".slurmbus" / "a"
 
@@ -34,8 +34,8 @@ def test_a_good_configuration_is_read(tmp_path: Path) -> None:
     ("text", "words"),
     [
         (GOOD + 'shceduler = "local"\n', "shceduler"),
-        (GOOD.replace('"nats://host:4222"', "7"), "servers"),
-        (GOOD.replace('["nats://host:4222"]', "[]"), "servers is empty"),
+        (GOOD.replace('"tls://host:4222"', "7"), "servers"),
+        (GOOD.replace('["tls://host:4222"]', "[]"), "servers is empty"),
         (GOOD.replace('site = "a"', 'site = "b"'), "for site 'b'"),
         ("site = ", "a.toml"),
     ],

@@ -248,3 +248,22 @@ def test_a_bus_on_the_loopback_is_this_machines_only() -> None:
 def test_an_answer_that_cant_be_understood() -> None:
     with pytest.raises(SiteUnfit, match="can't be understood"):
         probe.parse({"user": "alice"})
+
+
+def test_a_bus_that_is_reached_but_not_encrypted() -> None:
+    urls = ["nats://10.0.0.5:4222", "ws://10.0.0.5:443"]
+    with pytest.raises(SiteUnfit, match=r"nats://10\.0\.0\.5:4222 isn't encrypted \(--allow-plain"):
+        ways.choose("direct", urls, REACHED, "10.0.0.5:4222", pinned=False)
+    route = ways.choose("auto", urls, REACHED, "10.0.0.5:4222", pinned=False)
+    assert route.way.what == "tunnel"
+    assert "isn't encrypted" in route.way.why
+    mixed = ways.choose("auto", [*urls, *BUS], [REFUSED[0], REACHED[1]], "10.0.0.5:4222", pinned=False)
+    assert mixed.servers == (BUS[1],)
+    # With a pinned authority every connection but a WebSocket is encrypted, whatever its address.
+    assert ways.choose("auto", urls, REACHED, "10.0.0.5:4222").servers == (urls[0],)
+    assert ways.choose("auto", urls, REACHED, "10.0.0.5:4222", pinned=False, allow_plain=True).servers == (urls[0],)
+
+
+def test_a_name_that_only_begins_like_the_loopback_is_another_machine() -> None:
+    dialled = [Dialled(host="localhost.example.org", port=4222, open=True)]
+    assert ways.choose("auto", ["tls://localhost.example.org"], dialled, "").way.what == "direct"

@@ -73,7 +73,7 @@ def test_a_signed_request_is_no_grant(signer: Signer) -> None:
 
 def test_a_login_brings_bundle_grant_and_policy(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
-    home.add_site("a", ["nats://bus:4222"])
+    home.add_site("a", ["tls://bus:4222"])
     home.policy_path("a").write_text("max_nodes = 1\n")
     files = authority.login_files(home, "a", days=2)
     assert set(files) == {"a.toml", "a.grant", "a.policy.toml"}

@@ -49,10 +49,10 @@ def test_a_site_is_made_once(home: Home) -> None:
 def test_changed_settings_keep_the_keys(home: Home) -> None:
     home.add_site("a")
     before = tomllib.loads(home.bundle_path("a").read_text())
-    home.add_site("a", ["nats://team:4222"], agent_servers=["nats://tunnel:4222"], scheduler="native")
+    home.add_site("a", ["tls://team:4222"], agent_servers=["tls://tunnel:4222"], scheduler="native")
     after = tomllib.loads(home.bundle_path("a").read_text())
     assert after["nkey_seed"] == before["nkey_seed"]
-    assert after["servers"] == ["nats://tunnel:4222"]
+    assert after["servers"] == ["tls://tunnel:4222"]
     assert after["scheduler"] == "native"
 
 
@@ -88,7 +88,7 @@ def test_only_the_owner_can_read_it(home: Home) -> None:
 
 def test_agents_on_the_embedded_server_get_the_least_they_need(home: Home) -> None:
     home.add_site("a")
-    home.add_site("elsewhere", ["nats://team:4222"])
+    home.add_site("elsewhere", ["tls://team:4222"])
     client, agent = home.bus_users()
     assert client.permissions is None
     assert client.nkey == public_key(home.credentials.read_text().strip())

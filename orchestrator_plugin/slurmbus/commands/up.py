@@ -20,7 +20,7 @@ from slurmbus.home import EMBEDDED, Home, SiteProfile
 _WIDTH = 11
 _SITE_SETTINGS = ("scheduler", "spool", "slurm_conf", "link_host", "runner_python")
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-_BUS_SETTINGS = ("urls", "agent_urls", "credentials", "ca_file", "tls_name")
+_BUS_SETTINGS = ("urls", "agent_urls", "credentials", "ca_file", "tls_name", "allow_plain")
 
 
 class Console:
@@ -85,6 +85,9 @@ class Console:
 @click.option("--credentials", type=_FILE, help="NKEY seed for --url.")
 @click.option("--ca", "ca_file", type=_FILE, help="TLS authority of --url.")
 @click.option("--tls-name", metavar="HOST", help="The name in the certificate of --url, if it is another one.")
+@click.option(
+    "--allow-plain/--no-allow-plain", default=None, help="Reach --url without TLS: the network itself is safe."
+)
 @click.option("--upgrade", is_flag=True, help="Replace an agent of another version; jobs go on.")
 @click.option("--login", "log_in", is_flag=True, help="Log in even if nothing has to be done.")
 @click.option("--no-trial", is_flag=True, help="Run no trial job.")
@@ -161,6 +164,7 @@ def _add(home: Home, site: str, before: SiteProfile | None, said: dict[str, Any]
         link_host=of("link_host"),
         python=of("runner_python", "python"),
         tls_name=of("tls_name"),
+        allow_plain=bool(of("allow_plain")),
     )
 
 
