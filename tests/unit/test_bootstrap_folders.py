@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -126,6 +127,33 @@ def test_a_symlink_is_followed_under_the_same_rules(place: Path, give_away: Call
     give_away(place / "to-good")
     with pytest.raises(PermissionError, match=WORDS):
         helper.folder(str(place / "to-good" / "other"))
+
+
+def test_what_lies_above_the_home_is_not_judged_but_a_way_out_of_it_is(
+    place: Path, give_away: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Homes lie below folders of a project's head or of a service's user; those have the account anyway."""
+    above = make(place / "above")
+    home, beside = make(above / "alice"), make(above / "beside")
+    user = pwd.getpwuid(os.getuid())
+    monkeypatch.setattr(pwd, "getpwuid", lambda _uid: pwd.struct_passwd((*user[:5], str(home), user[6])))
+    (home / "out").symlink_to("../beside")
+    (home / "far").symlink_to(beside)
+    (home / "in").symlink_to(home / "new")
+    if os.getuid() == 0:
+        give_away(above)
+    else:
+        above.chmod(0o777)
+    helper.folder(str(home / "new"))
+    helper.folder(str(home / "in" / "inner"))
+    assert (home / "new" / "inner").is_dir()
+    for way in ("out", "far"):
+        with pytest.raises(PermissionError, match=WORDS):
+            helper.folder(str(home / way / "new"))
+    assert not list(beside.iterdir())
+    home.chmod(0o777)
+    with pytest.raises(PermissionError, match=WORDS):
+        helper.folder(str(home / "other"))
 
 
 @pytest.mark.parametrize("path", ["relative", "/tmp/../etc"])

@@ -24,7 +24,7 @@ import tarfile
 import threading
 import time
 import zipfile
-from typing import IO, Any, Callable, Dict, List, Optional, Set, TypeVar
+from typing import IO, Any, Callable, Dict, List, Optional, Set, Tuple, TypeVar
 
 Operation = TypeVar("Operation", bound=Callable[..., Any])
 OUTPUT_LIMIT = 1024 * 1024
@@ -157,13 +157,14 @@ def walk(path: str, make: bool, mode: int = 0o700) -> None:
     What is missing is made, or else ends the walk. Each folder is looked at before the next one, so that nothing that
     was looked at can change afterwards: its name stands in a folder where only the two can rename things, or in a
     sticky one, where others can't rename what isn't theirs. Symlinks are followed step by step, under the same rules.
+    What lies above the home isn't judged: whoever can swap that has the account already.
 
     Raises PermissionError, which names the folder and says what to do.
     """
     if not path.startswith("/") or ".." in path.split("/"):
         raise OSError(errno.EINVAL, "is no plain absolute path", path)
-    rest = steps(path)
-    here, shut, links = "/", "", 0
+    here, rest = begin(path)
+    shut, links = "", 0
     check_folder(here, os.lstat(here), inside=False)
     while rest:
         name = rest.pop()
@@ -178,9 +179,9 @@ def walk(path: str, make: bool, mode: int = 0o700) -> None:
             links += 1
             if links > LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-            target = os.readlink(place)
-            here = "/" if target.startswith("/") else here
-            rest += steps(target)
+            here, more = follow(here, os.readlink(place))
+            check_folder(here, os.lstat(here), inside=False)
+            rest += more
             continue
         here = place
         inside = bool(shut) and here.startswith(shut + "/")
@@ -205,6 +206,25 @@ def entry(place: str, make: bool, mode: int) -> Optional[os.stat_result]:
         status = os.lstat(place)
     check_owner(place, status)
     return status
+
+
+def begin(path: str) -> Tuple[str, List[str]]:
+    """Give the folder from which a way is judged, the home or else the root, and the names that follow."""
+    home = pwd.getpwuid(os.getuid()).pw_dir
+    real = os.path.realpath(home)
+    for one in (home, real):
+        if len(steps(one)) > 1 and os.path.isdir(one) and (path + "/").startswith(one.rstrip("/") + "/"):
+            return real, steps(path[len(one) :])
+    return "/", steps(path)
+
+
+def follow(here: str, target: str) -> Tuple[str, List[str]]:
+    """Give from where a symlink in a folder leads on, and through which names."""
+    if target.startswith("/"):
+        return begin(target) if ".." not in target.split("/") else ("/", steps(target))
+    if ".." in target.split("/"):  # it may lead out of the home
+        return "/", steps(target) + steps(here)
+    return here, steps(target)
 
 
 def steps(path: str) -> List[str]:
