@@ -6,12 +6,16 @@ expires by the bus's clock, which is the one that clients and agents share, and,
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
+from nats.aio.msg import Msg
+
 from slurmbus_agent import budgets
 from slurmbus_protocol.errors import RequestExpired
+from slurmbus_protocol.signing import KEY_HEADER
 
 OWN_CLOCK_MARGIN = 6 * 3600.0
 """Seconds by which a request must have expired by this host's own clock to be refused for that: a bus that lies about
@@ -38,6 +42,16 @@ class Expiry:
             raise RequestExpired("the request expired before an agent could take it")
         if expires_at < own - OWN_CLOCK_MARGIN:
             raise RequestExpired("the request expired long ago by the clock of the agent's host")
+
+
+def claimed(msg: Msg) -> str:
+    """Give the key under which a question comes; whose it is, its signature has to tell."""
+    return (msg.headers or {}).get(KEY_HEADER, "")
+
+
+def identity(msg: Msg) -> bytes:
+    """Tell one question from another: two people may ask the same."""
+    return hashlib.sha256(f"{claimed(msg)}\0{msg.subject}\0".encode() + msg.data).digest()
 
 
 class Memory:

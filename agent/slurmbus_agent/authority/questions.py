@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from nats.aio.msg import Msg
 
 from slurmbus_agent.audit import Audit
-from slurmbus_agent.authority.expiry import Expiry
+from slurmbus_agent.authority.expiry import Expiry, Memory, claimed, identity
 from slurmbus_agent.authority.standing import Authority
 from slurmbus_protocol import codec, subjects
 from slurmbus_protocol import messages as wire
@@ -45,6 +45,8 @@ class KeyQuestions:
         self._expiry = expiry
         self._audit = audit
         self._leading = leading
+        self._noted = Memory(expiry.clock)
+        """What stands in the audit log: a broker may deliver a question as often as it likes."""
         self._turn = asyncio.Lock()
         """One change at a time, so that none is lost."""
 
@@ -68,7 +70,9 @@ class KeyQuestions:
                     await answer(msg)
                 reply = wire.SiteKeys(keys=self._authority.ring.keys)
             except SlurmbusError as error:
-                self._audit.write("refused", subject=msg.subject, error=error.code, message=error.message)
+                if self._noted.add((identity(msg), error.code), self._expiry.clock()):
+                    about = {"claimed": claimed(msg), "error": error.code, "message": error.message}
+                    self._audit.write("refused", subject=msg.subject, **about)
                 reply = wire.Problem(code=error.code, message=error.message, hint=error.hint, retryable=error.retryable)
             await self._bus.respond(msg, codec.encode(reply))
 
@@ -99,4 +103,6 @@ class KeyQuestions:
         self._expiry.check(wish.expires_at)
 
     def _note(self, wish: wire.TrustKey | wire.RevokeKey, signer: str, **fields: object) -> None:
-        self._audit.write(wish.TYPE, key=wish.key, signer=signer, submitter=wish.submitter, **fields)
+        if self._noted.add((wish.TYPE, wish.key, signer, wish.expires_at), wish.expires_at):
+            about = {"key": wish.key, "signer": signer, "submitter": wish.submitter, "expires_at": wish.expires_at}
+            self._audit.write(wish.TYPE, **about, **fields)

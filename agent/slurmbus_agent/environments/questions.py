@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable
 
 from nats.aio.msg import Msg
 
 from slurmbus_agent.audit import Audit
-from slurmbus_agent.authority.expiry import Expiry, Memory
+from slurmbus_agent.authority.expiry import Expiry, Memory, claimed, identity
 from slurmbus_agent.authority.standing import Authority
 from slurmbus_agent.environments.service import Environments
 from slurmbus_agent.environments.store import Installation
@@ -26,7 +25,6 @@ from slurmbus_protocol.errors import (
     UnknownType,
     WrongAddress,
 )
-from slurmbus_protocol.signing import KEY_HEADER
 
 _WORDS = 500
 """Characters of what somebody else says that stand in the audit log."""
@@ -135,11 +133,11 @@ class EnvironmentQuestions:
         )
 
     def _note_refusal(self, msg: Msg, error: SlurmbusError) -> None:
-        if self._noted.add((_identity(msg), error.code), self._expiry.clock()):
+        if self._noted.add((identity(msg), error.code), self._expiry.clock()):
             # Who signed it is known only when the signature is good.
-            claimed = _claimed(msg)[:_WORDS]
+            words = error.message[:_WORDS]
             self._audit.write(
-                "refused", subject=msg.subject, claimed=claimed, error=error.code, message=error.message[:_WORDS]
+                "refused", subject=msg.subject, claimed=claimed(msg)[:_WORDS], error=error.code, message=words
             )
 
     # ------------------------------------------------------------------ what has to be signed
@@ -181,7 +179,7 @@ class EnvironmentQuestions:
             self._environments.begin(ref)
             doing = self._environments.doing(ref.digest) or ""
             return wire.EnvironmentStatus(digest=ref.digest, ready=False, doing=doing)
-        if self._done.add(_identity(msg), wish.expires_at) and wish.name is not None:
+        if self._done.add(identity(msg), wish.expires_at) and wish.name is not None:
             await asyncio.to_thread(self._environments.store.name, ref.digest, wish.name)
         return wire.EnvironmentStatus(digest=ref.digest, ready=True, path=str(found.prefix))
 
@@ -196,19 +194,10 @@ class EnvironmentQuestions:
         if not await self._tidying.remove(found, f"{wish.submitter[:_WORDS]} asked for it"):
             jobs = self._users(found)
             raise EnvironmentInUse(f"environment {wish.digest[:12]} is used by {len(jobs)} jobs: {', '.join(jobs)}")
-        self._done.add(_identity(msg), wish.expires_at)
+        self._done.add(identity(msg), wish.expires_at)
         return wire.EnvironmentStatus(digest=wish.digest, ready=False)
 
     def _check_new(self, msg: Msg) -> None:
         """Raise RequestExpired for a question that was carried out before: whoever means it again signs it again."""
-        if _identity(msg) in self._done:
+        if identity(msg) in self._done:
             raise RequestExpired("the request was carried out before")
-
-
-def _claimed(msg: Msg) -> str:
-    return (msg.headers or {}).get(KEY_HEADER, "")
-
-
-def _identity(msg: Msg) -> bytes:
-    """Tell one question from another: two people may ask the same."""
-    return hashlib.sha256(f"{_claimed(msg)}\0{msg.subject}\0".encode() + msg.data).digest()
