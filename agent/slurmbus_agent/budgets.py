@@ -83,7 +83,7 @@ WATCH_TOGETHER = 2
 WATCH_MISSING = 2
 """Up to so many jobs that a list doesn't show are asked for one by one; more would hold everything up for minutes."""
 ACCOUNTING_SOON = 0.1
-"""For a job of several tasks somebody waits for accounting's figures."""
+"""Where accounting alone knows the figures (several tasks, steps, GPUs), or was asked for, somebody waits for them."""
 ACCOUNTING_FIRST = 3.0
 """slurmctld hands a finished job to slurmdbd within a second; asked for later, many jobs share one question."""
 ACCOUNTING_TOGETHER = 5.0

@@ -327,9 +327,12 @@ class Job:
         )
 
     def _is_awaited(self) -> bool:
-        """Tell whether somebody waits for accounting's figures: of several tasks only accounting knows them."""
-        options = self.record.options
-        return max(options.ntasks or 1, options.nodes or 1, options.ntasks_per_node or 1) > 1
+        """Tell whether somebody waits for accounting's figures, because it was said or because nobody else has them."""
+        options, live = self.record.options, self.record.starts[-1].live if self.record.starts else None
+        has_gpus = bool(options.gpus or options.gpus_per_node or "gpu" in (options.gres or ""))
+        has_steps = live is not None and live.steps
+        several = max(options.ntasks or 1, options.nodes or 1, options.ntasks_per_node or 1) > 1
+        return self.record.accounting_soon or several or has_gpus or has_steps
 
     async def _cancel_job(self, instruction: events.CancelJob) -> None:
         try:

@@ -25,7 +25,7 @@ from dagster_slurmbus.outcomes import (
     CompletedJob,
     Metadata,
     Tail,
-    is_one_task,
+    needs_accounting,
     outputs_metadata,
     prefixed,
     succeeded,
@@ -57,7 +57,9 @@ from slurmbus_protocol.subjects import new_ulid
 OUTPUTS_LIMIT = 64 * 1024**2
 STREAM_LIMIT = 64 * 1024**2
 ACCOUNTING_PATIENCE = 5.0
-"""Seconds that a finished job of several tasks waits for accounting's figures; its step is done either way."""
+"""Seconds that a finished job waits for figures that accounting alone has; its step is done either way."""
+ACCOUNTING_WANTED = 15.0
+"""The same when accounting's figures were asked for: the agent's last of its quick questions is after 10 s."""
 PIPES_MODULE = "dagster_pipes.py"
 RUN_LABEL = "dagster_run"
 DEPLOYMENT_LABEL = "dagster_deployment"
@@ -94,6 +96,7 @@ class Request:
     reattach_key: str | None = None
     again: Policy = NO_POLICY
     metrics: OwnMetrics | None = None
+    wait_for_accounting: bool = False
     secret_env: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Sealed when the job is submitted. Only the names are a part of what is asked for."""
 
@@ -253,7 +256,11 @@ class Invocation:
         parts = self._parts(plain)
         self._ship_environment(client)
         spec = msgspec.structs.replace(
-            plain, pipes_module=self._pipes_module(client), labels=self._labels(), trace=self._trace.context(self._call)
+            plain,
+            pipes_module=self._pipes_module(client),
+            labels=self._labels(),
+            trace=self._trace.context(self._call),
+            accounting_soon=self._request.wait_for_accounting,
         )
         extras: dict[str, Any] = {"site": client.site, "request": request_hash(parts), "parts": parts}
         if self._ladder.number:
@@ -432,15 +439,15 @@ class Invocation:
         return record
 
     def _with_accounting(self, client: SiteClient, record: Record) -> Record:
-        """Wait a little for accounting's figures where the runner's own aren't enough."""
+        """Wait a little for accounting's figures where they were asked for, or the runner's own aren't enough."""
         if record.accounting is not None or record.scheduler == "local" or not record.starts:
             return record
-        seen = is_one_task(record) and record.starts[-1].usage is not None
-        needed = self._request.again.of(record.state) is not None and self._ladder.more(record) is None
-        if seen and not needed and not gpus_asked_for(record):
+        wanted = self._request.wait_for_accounting
+        climbing = self._request.again.of(record.state) is not None and self._ladder.more(record) is None
+        if not (wanted or climbing or needs_accounting(record) or gpus_asked_for(record)):
             return record
         try:
-            return client.wait_for_accounting(record.key, ACCOUNTING_PATIENCE)
+            return client.wait_for_accounting(record.key, ACCOUNTING_WANTED if wanted else ACCOUNTING_PATIENCE)
         except SlurmbusError as error:  # the job has ended, whatever becomes of its figures
             self._context.log.warning("accounting's figures of job %s can't be had: %s", record.key, error)
             return record

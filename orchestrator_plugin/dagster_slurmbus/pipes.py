@@ -139,6 +139,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         on_out_of_memory: MoreMemory | None = None,
         on_timeout: MoreTime | None = None,
         metrics: OwnMetrics | None = None,
+        wait_for_accounting: bool = False,
         secret_env: SecretEnv | None = None,
     ) -> CompletedJob:
         """Run a command as one job and wait for its end; when this step is a retry, go on with the job that it has.
@@ -166,6 +167,8 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             on_timeout: run a job that reached its time limit again, with a longer one; else its step fails.
             metrics: called with the finished job; what it returns becomes further metadata. An error in it is told, and
                 fails nothing.
+            wait_for_accounting: come back when Slurm's accounting has the job, too, about a second later: for the table
+                of steps, energy, and what else only accounting knows.
             secret_env: variables of the job that nobody but the job and the site's agent can read: the names of
                 variables of this process, or a mapping from names to values. They stand in no log, record or metadata.
 
@@ -192,6 +195,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             on_out_of_memory=on_out_of_memory,
             on_timeout=on_timeout,
             metrics=metrics,
+            wait_for_accounting=wait_for_accounting,
             secret_env=secret_env,
         )
         return self.invoke(context, request)
@@ -250,6 +254,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         on_out_of_memory: MoreMemory | None = None,
         on_timeout: MoreTime | None = None,
         metrics: OwnMetrics | None = None,
+        wait_for_accounting: bool = False,
         secret_env: SecretEnv | None = None,
     ) -> Request:
         """Check what was asked for, and put it together; the arguments are those of ``run``."""
@@ -277,6 +282,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             reattach_key=reattach_key,
             again=Policy(on_out_of_memory=on_out_of_memory, on_timeout=on_timeout),
             metrics=metrics,
+            wait_for_accounting=wait_for_accounting,
             secret_env=secrets(secret_env),
         )
 

@@ -157,6 +157,11 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
     on_timeout: MoreTime | None = Field(
         default=None, description="Run a job that reached its time limit again, with a longer one; else its step fails."
     )
+    wait_for_accounting: bool = Field(
+        default_factory=lambda: False,
+        description="Come back from run() when Slurm's accounting has the job, too, about a second later: for the "
+        "table of steps, energy, and what else only accounting knows.",
+    )
 
     @field_validator("mode", mode="before")
     @classmethod
@@ -211,6 +216,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         on_out_of_memory: MoreMemory | None = None,
         on_timeout: MoreTime | None = None,
         metrics: OwnMetrics | None = None,
+        wait_for_accounting: bool | None = None,
         secret_env: SecretEnv | None = None,
     ) -> CompletedJob:
         """Run a payload as one job and wait for its end; when this step is a retry, go on with the job that it has.
@@ -241,6 +247,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             on_timeout: instead of the resource's.
             metrics: called with the finished job; what it returns becomes further metadata. An error in it is told, and
                 fails nothing.
+            wait_for_accounting: instead of the resource's.
             secret_env: variables of the job that nobody but the job and the site's agent can read: the names of
                 variables of this process, or a mapping from names to values. They stand in no log, record or metadata.
 
@@ -270,6 +277,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             on_out_of_memory=on_out_of_memory,
             on_timeout=on_timeout,
             metrics=metrics,
+            wait_for_accounting=wait_for_accounting,
             secret_env=secret_env,
         )
         return client.invoke(context, request)
@@ -332,6 +340,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         on_out_of_memory: MoreMemory | None = None,
         on_timeout: MoreTime | None = None,
         metrics: OwnMetrics | None = None,
+        wait_for_accounting: bool | None = None,
         secret_env: SecretEnv | None = None,
     ) -> tuple[PipesSlurmClient, Request]:
         """Check what was asked for, and put it together; the arguments are those of ``run``."""
@@ -365,6 +374,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
                 on_out_of_memory=on_out_of_memory or self.on_out_of_memory, on_timeout=on_timeout or self.on_timeout
             ),
             metrics=metrics,
+            wait_for_accounting=self.wait_for_accounting if wait_for_accounting is None else wait_for_accounting,
             secret_env={**secrets(slurm.secret_env if slurm else None), **secrets(secret_env)},
         )
         return client, request

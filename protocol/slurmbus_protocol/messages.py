@@ -276,6 +276,8 @@ class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Secret variables, which stand over ``env``; an array's tasks have them in common."""
     trace: TraceContext | None = None
     """Goes into the payload's environment as TRACEPARENT and TRACESTATE, and into the record and the agent's log."""
+    accounting_soon: bool = False
+    """Somebody will wait for accounting's figures: it is asked as soon as the job has ended."""
 
 
 class Submit(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -332,10 +334,11 @@ class Problem(Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Usage(Value, frozen=True, kw_only=True, omit_defaults=True):
-    """What the processes under the runner used (getrusage of its children)."""
+    """What the processes under the runner used (getrusage of its children); tasks of an srun aren't among them."""
 
     cpu_seconds: float
     max_rss: NonNegative
+    """Memory of the process with most of it, in bytes; see ``Live.peak_rss`` for all of them together."""
     elapsed: float
 
 
@@ -353,12 +356,15 @@ class Live(Value, frozen=True, kw_only=True, omit_defaults=True):
     rss: NonNegative
     """Memory of all processes together, in bytes."""
     peak_rss: NonNegative
+    """The most that was seen of ``rss``, or the kernel's own peak where the job has a cgroup."""
     processes: NonNegative
     read_bytes: NonNegative | None = None
     """Bytes read so far by system calls, from whatever file system."""
     written_bytes: NonNegative | None = None
     memory_limit: NonNegative | None = None
     """Bytes of memory that the job may use on this node, where that is known."""
+    steps: bool = False
+    """It was seen to run job steps of its own (srun), of which accounting knows more."""
 
 
 class Start(Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -412,6 +418,8 @@ class AccountingStep(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Bytes of the task with most of it (TRESUsageInMax, gres/gpumem)."""
     gpu_percent: float | None = None
     """Mean over the tasks (TRESUsageInAve, gres/gpuutil)."""
+    start_time: float | None = None
+    end_time: float | None = None
 
 
 class Used(Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -556,6 +564,8 @@ class Record(Message, frozen=True, kw_only=True, omit_defaults=True):
     """What the request said, for finding the job among the traces of who asked for it."""
     requeues: tuple[RequeueAsked, ...] = ()
     """Every one that was asked for, so that none is carried out again."""
+    accounting_soon: bool = False
+    """As in the request."""
 
 
 class Chunk(Message, frozen=True, kw_only=True, omit_defaults=True):

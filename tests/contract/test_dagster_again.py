@@ -320,7 +320,7 @@ def test_all_figures_of_a_job_with_accounting_live_use_and_facts(
         "core_hours": 40 / 3600,
         "node_hours": 20 / 3600,
         "memory_allocated_bytes": 4 * GIB,
-        "memory_efficiency": 0.25,
+        "memory_efficiency": 0.5,  # by what its first node was seen to hold
         "peak_memory_bytes": GIB,
         "first_node": "c1",
         "first_node_peak_memory_bytes": 2 * GIB,

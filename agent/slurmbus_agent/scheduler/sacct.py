@@ -181,6 +181,8 @@ def _step(step: str, row: Row) -> AccountingStep:
         energy_joules=_energy(row["ConsumedEnergyRaw"]),
         gpu_memory=_whole(most.get("gres/gpumem")),
         gpu_percent=mean.get("gres/gpuutil"),
+        start_time=_time(row["Start"]),
+        end_time=_time(row["End"]),
     )
 
 
