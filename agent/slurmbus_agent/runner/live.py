@@ -89,7 +89,7 @@ class Live:
             self._meter = Meter(*self._about)
         found = self._meter.read_last(time.time()) if last else self._meter.read(time.time())
         before, cpu_before = self._last
-        used = max(0.0, found["cpu_seconds"] - cpu_before)
+        used = 0.0 if last else max(0.0, found["cpu_seconds"] - cpu_before)  # nothing runs any more
         self._last = (now, found["cpu_seconds"])
         self._peak = max(self._peak, found["rss"], found.get("peak_rss", 0))
         found["cpu_percent"] = round(100 * used / (max(0.001, now - before) * found["cpus"]), 1)
@@ -123,7 +123,7 @@ def own_cpu() -> float:
 
 
 def _has_cgroup(env: Mapping[str, str]) -> bool:
-    """Tell whether Slurm keeps a cgroup for this job, without the meter, which takes milliseconds to load."""
+    """Tell whether Slurm keeps a cgroup for this job, without the meter, which takes some milliseconds to load."""
     with suppress(OSError), open("/proc/self/cgroup", encoding="utf-8", errors="replace") as file:
         return f"/job_{env.get('SLURM_JOB_ID', '?')}/" in file.read()
     return False
