@@ -264,7 +264,6 @@ class Intake:
             updated_at=time.time(),
             labels=job.labels,
             trace=job.trace,
-            accounting_soon=job.accounting_soon,
             options=job.options,
             requeue=job.options.requeue,
             outputs_pending=bool(job.outputs),

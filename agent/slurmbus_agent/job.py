@@ -332,7 +332,7 @@ class Job:
         has_gpus = bool(options.gpus or options.gpus_per_node or "gpu" in (options.gres or ""))
         has_steps = live is not None and live.steps
         several = max(options.ntasks or 1, options.nodes or 1, options.ntasks_per_node or 1) > 1
-        return self.record.accounting_soon or several or has_gpus or has_steps
+        return self._request.accounting_soon or several or has_gpus or has_steps
 
     async def _cancel_job(self, instruction: events.CancelJob) -> None:
         try:

@@ -202,7 +202,6 @@ class Roster:
             updated_at=time.time(),
             labels=job.labels,
             trace=job.trace,
-            accounting_soon=job.accounting_soon,
             options=job.options,
             requeue=job.options.requeue,
             outputs_pending=bool(job.outputs),

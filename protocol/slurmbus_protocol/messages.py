@@ -564,8 +564,6 @@ class Record(Message, frozen=True, kw_only=True, omit_defaults=True):
     """What the request said, for finding the job among the traces of who asked for it."""
     requeues: tuple[RequeueAsked, ...] = ()
     """Every one that was asked for, so that none is carried out again."""
-    accounting_soon: bool = False
-    """As in the request."""
 
 
 class Chunk(Message, frozen=True, kw_only=True, omit_defaults=True):

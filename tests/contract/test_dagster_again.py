@@ -4,7 +4,9 @@ A real bus and real Dagster, and an agent that plays what Slurm would say.
 """
 
 # No "from __future__ import annotations" here: Dagster reads the annotations of assets at run time.
+import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,8 @@ import dagster as dg
 import pytest
 
 from contract.bus_site import bus_site
-from contract.test_dagster_jobs import DagsterSite, ScriptedJob, failure_of, handles_of, log_of, succeed
-from dagster_slurmbus import FinishedJob, MoreMemory, MoreTime
+from contract.test_dagster_jobs import SITE, DagsterSite, ScriptedJob, failure_of, handles_of, log_of, succeed
+from dagster_slurmbus import ComputeResource, FinishedJob, MoreMemory, MoreTime, SlurmResource
 from slurmbus.home import Home
 from slurmbus_protocol.messages import Accounting, AccountingStep, JobOptions, Live, Used
 from slurmbus_protocol.states import JobState
@@ -356,6 +358,53 @@ def test_all_figures_of_a_job_with_accounting_live_use_and_facts(
     lines = log_of(instance, result.run_id)
     assert "Slurm job 100: ray_dashboard: http://c1:8265" in lines
     assert any(line.startswith("Slurm job 100 uses 90 % of 2 CPUs and 1 GiB of memory") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("resources", "calls", "waits"),
+    [(False, None, False), (True, None, True), (True, False, False), (False, True, True)],
+)
+def test_accounting_is_waited_for_where_that_is_wanted(
+    slurm: DagsterSite, instance: dg.DagsterInstance, tmp_path: Path, resources: bool, calls: bool | None, waits: bool
+) -> None:
+    step = AccountingStep(step="batch", name="batch", state="COMPLETED", energy_joules=7.0)
+    accounting = Accounting(
+        state="COMPLETED",
+        exit_code=0,
+        signal=0,
+        elapsed=10.0,
+        cpu_seconds=30.0,
+        alloc_cpus=4,
+        used=Used(energy_joules=7.0),
+        steps=(step,),
+        steps_in_all=1,
+    )
+    done = threading.Event()
+
+    async def script(job: ScriptedJob) -> None:
+        await job.begin()
+        await job.end()
+        if not waits:
+            await asyncio.to_thread(done.wait, 60)  # accounting has it when the step is over
+        await job.state(JobState.COMPLETED, accounting=accounting)
+
+    slurm.script = script
+    payload = tmp_path / "run.sh"
+    payload.write_text("true")
+    compute = ComputeResource(
+        mode="slurm", slurm=SlurmResource(site=SITE, bus=slurm.bus), wait_for_accounting=resources
+    )
+
+    @dg.asset
+    def thing(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        run = compute.run(context=context, payload_path=payload, wait_for_accounting=calls)
+        return run.get_materialize_result()
+
+    metadata = metadata_of(dg.materialize([thing], instance=instance, raise_on_error=False))
+    done.set()
+    assert slurm.jobs[-1].spec.accounting_soon == waits
+    assert metadata.get("energy_joules") == (7.0 if waits else None)
+    assert ("steps" in metadata) == waits
 
 
 def test_a_bus_that_is_away_after_the_end_fails_no_finished_job(

@@ -17,7 +17,7 @@ from slurmbus_protocol.messages import Accounting, AccountingStep, Used
 from slurmbus_protocol.states import FINAL
 
 MAX_STEPS = 50
-"""Steps that a record keeps: a job may have thousands, and its record is one message of 10 KiB then."""
+"""Steps that a record keeps: a job may have thousands, and its record is one message of 12 KiB then."""
 ENVIRONMENT = {"SLURM_TIME_FORMAT": "%s"}
 """Makes sacct print times as seconds since 1970."""
 
