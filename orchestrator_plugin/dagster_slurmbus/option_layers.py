@@ -117,7 +117,7 @@ def _required(given: Mapping[str, Any] | None) -> Chosen:
             close = get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
             raise wrong(f"{where} has the unknown key {key!r}: {hint}; Slurm's own options go into options={{…}}")
-        if value in (0, "0") and key in {"gpus", "cpus"}:
+        if value in (0, "0") and key == "cpus":
             continue
         wanted[_REQUIREMENTS[key]] = f"{_gib(value, where)}G" if key == "memory_gb" else value
     return chosen_by(wanted, where)

@@ -18,6 +18,9 @@ from slurmbus_protocol.options import (
     BY_NAME,
     CONFLICTS,
     GROUPS,
+    LISTED,
+    LISTS,
+    OF_GPUS,
     OPTIONS,
     OTHER_WORDS,
     OWNED,
@@ -33,6 +36,8 @@ Chosen = dict[str, Any]
 EXTRA = "extra"
 _EXTRA_NAME = re.compile(r"[a-z][a-z0-9-]*")
 _GPUS = re.compile(r"(?:[\w.-]+:)?\d+")
+_NO_GPUS = re.compile(r"(?:gres[/:])?gpu(?:[:=][\w.-]+)?[:=]0+")
+_GPU_FIELDS = next(group for group in GROUPS if "gpus" in group)
 _NODES = re.compile(r"(\d+)(?:-(\d+))?")
 _SIGNAL = re.compile(r"(?:(?P<flags>[RB]+):)?(?P<signal>\w+)(?:@\d{1,5})?", re.IGNORECASE)
 _FORWARDED = {"HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "1", "2", "3", "10", "12", "15"}
@@ -107,8 +112,10 @@ def merge(*layers: Chosen) -> JobOptions:
     merged: Chosen = {}
     for layer in layers:
         for group in GROUPS:
-            if group & layer.keys():
-                merged = {field: value for field, value in merged.items() if field not in group}
+            if group & layer.keys() or _listed(layer, group):
+                merged = _without(merged, group)
+        if _has_no_gpus(layer):
+            merged = {field: value for field, value in merged.items() if field not in OF_GPUS}
         extra = {**merged.get(EXTRA, {}), **layer.get(EXTRA, {})}
         merged.update(layer)
         if extra:
@@ -117,6 +124,32 @@ def merge(*layers: Chosen) -> JobOptions:
         return msgspec.convert(merged, JobOptions)
     except msgspec.ValidationError as error:
         raise InvalidSetting(f"options can't be used: {error}") from error
+
+
+def _items(listed: str | None) -> list[str]:
+    return listed.split(",") if listed else []
+
+
+def _listed(layer: Chosen, group: frozenset[str]) -> bool:
+    """Tell whether a list of a layer has an item that says what a group says."""
+    patterns = [pattern for field, pattern in LISTED if field in group]
+    items = [item for name in LISTS for item in _items(layer.get(name))]
+    return any(pattern.fullmatch(item) for pattern in patterns for item in items)
+
+
+def _without(merged: Chosen, group: frozenset[str]) -> Chosen:
+    """Leave out what says what a group says: its fields, and the items of lists that say the same."""
+    left = {field: value for field, value in merged.items() if field not in group}
+    for pattern in (pattern for field, pattern in LISTED if field in group):
+        for name in left.keys() & set(LISTS):
+            left[name] = ",".join(item for item in _items(left[name]) if not pattern.fullmatch(item)) or None
+    return left
+
+
+def _has_no_gpus(layer: Chosen) -> bool:
+    """Tell whether a layer says that the job gets no GPUs."""
+    said = [layer[field] for field in _GPU_FIELDS & layer.keys()]
+    return bool(said) and not any(said) and not _listed(layer, _GPU_FIELDS)
 
 
 def chosen_of(options: JobOptions) -> Chosen:
@@ -210,11 +243,13 @@ def _list(value: Any, label: str) -> str:
     return _text(value, label)
 
 
-def _gpus(value: Any, label: str) -> str:
+def _gpus(value: Any, label: str) -> str | None:
+    """Read a number of GPUs; None are none."""
     text = _list(value, label)
-    if not all(_GPUS.fullmatch(item) for item in text.split(",")):
+    items = text.split(",")
+    if not all(_GPUS.fullmatch(item) for item in items):
         raise InvalidSetting(f"{label}={text!r} is no number of GPUs", hint="e.g. 2, a100:2 or a100:2,v100:1")
-    return text
+    return ",".join(item for item in items if int(item.rpartition(":")[2])) or None
 
 
 def _integer(value: Any, label: str) -> int:
@@ -358,6 +393,17 @@ def _node_names(field: str) -> Callable[[Any, str], Chosen]:
     return reader
 
 
+def _with_gpus(field: str) -> Callable[[Any, str], Chosen]:
+    """Read a list that may say how many GPUs there shall be; ``gpu:0`` is a job without any."""
+
+    def reader(value: Any, label: str) -> Chosen:
+        items = _list(value, label).split(",")
+        left = [item for item in items if not _NO_GPUS.fullmatch(item)]
+        return {field: ",".join(left) or None} | ({"gpus": None} if left != items else {})
+
+    return reader
+
+
 def _resv_ports(value: Any, label: str) -> Chosen:
     return {"resv_ports": "" if value is True or value == "" else str(_at_least(0)(value, label))}
 
@@ -376,6 +422,8 @@ _SPECIAL: dict[str, Callable[[Any, str], Chosen]] = {
     "nodelist": _node_names("nodelist"),
     "exclude": _node_names("exclude"),
     "resv_ports": _resv_ports,
+    "gres": _with_gpus("gres"),
+    "tres_per_task": _with_gpus("tres_per_task"),
     "propagate": lambda value, label: {"propagate": "ALL" if value is True or value == "" else _list(value, label)},
 }
 

@@ -303,6 +303,51 @@ def test_a_later_layer_replaces_every_way_of_saying_it() -> None:
     assert merged({"contiguous": True}, {"contiguous": False}) == JobOptions()
 
 
+GPU_LAYERS: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
+    ([{"gres": "gpu:1"}, {"gpus_per_node": 2}], {"gpus_per_node": "2"}),
+    ([{"gres": "gpu:a100:1,shard:3"}, {"gpus": "v100:2"}], {"gres": "shard:3", "gpus": "v100:2"}),
+    ([{"gpus": 4}, {"gpus_per_node": 1}], {"gpus_per_node": "1"}),
+    ([{"gpus_per_node": 1}, {"gres": "gpu:2"}], {"gres": "gpu:2"}),
+    ([{"gpus_per_node": 1}, {"gres": "shard:2"}], {"gpus_per_node": "1", "gres": "shard:2"}),
+    (
+        [{"gpus": 4, "gpus_per_node": 2}, {"nodes": 2}],
+        {"gpus": "4", "gpus_per_node": "2", "nodes": 2},
+    ),
+    ([{"gpus": 4}, {"tres_per_task": "cpu=2,gres/gpu=1"}], {"tres_per_task": "cpu=2,gres/gpu=1"}),
+    (
+        [{"tres_per_task": "cpu=2,gres/gpu:a100=1,license/x=1"}, {"gpus_per_task": 2}],
+        {"tres_per_task": "cpu=2,license/x=1", "gpus_per_task": "2"},
+    ),
+    ([{"gpus": 1, "mem": "1G"}, {"gpus": 0}], {"mem_per_node_mib": 1024}),
+    ([{"gpus_per_socket": 1, "sockets_per_node": 2}, {"gpus_per_node": "0"}], {"sockets_per_node": 2}),
+    ([{"gres": "gpu:1,shard:1"}, {"gres": "gpu:0"}], {}),
+    ([{"gpus": 1}, {"gres": "gpu:a100:0,shard:2"}], {"gres": "shard:2"}),
+    ([{"tres_per_task": "gres/gpu:1"}, {"tres_per_task": "gres/gpu=0"}], {}),
+    ([{"gpus": 1, "cpus_per_gpu": 4, "mem_per_gpu": "8G", "gpu_bind": "closest"}, {"gpus_per_node": 0}], {}),
+    ([{"gpus": 1, "cpus_per_gpu": 4}, {"gpus_per_node": 2}], {"gpus_per_node": "2", "cpus_per_gpu": 4}),
+    ([{"gpus": 2}, {"gpus": 0}, {"gpus_per_task": 1}], {"gpus_per_task": "1"}),
+    ([{"gpus": "a100:0,v100:1"}], {"gpus": "v100:1"}),
+]
+
+
+@pytest.mark.parametrize(("layers", "left"), GPU_LAYERS)
+def test_gpus_are_one_thing_however_they_are_asked_for(layers: list[dict[str, Any]], left: dict[str, Any]) -> None:
+    assert job_options.merge(*(job_options.read(layer) for layer in layers)) == JobOptions(**left)
+
+
+def test_tasks_and_their_cpus_are_said_in_one_way() -> None:
+    def merged(*layers: dict[str, Any]) -> JobOptions:
+        return job_options.merge(*(job_options.read(layer) for layer in layers))
+
+    assert merged({"ntasks": 1, "nodes": 2}, {"ntasks_per_node": 4}) == JobOptions(nodes=2, ntasks_per_node=4)
+    assert merged({"ntasks_per_node": 4}, {"ntasks": 6}) == JobOptions(ntasks=6)
+    assert merged({"ntasks": 6, "ntasks_per_node": 4}) == JobOptions(ntasks=6, ntasks_per_node=4)
+    assert merged({"tres_per_task": "cpu=4,gres/gpu=1"}, {"cpus": 2}) == JobOptions(
+        tres_per_task="gres/gpu=1", cpus_per_task=2
+    )
+    assert merged({"cpus": 2}, {"tres_per_task": "cpu=4"}) == JobOptions(tres_per_task="cpu=4")
+
+
 # ------------------------------------------------------------------ what sbatch is told
 
 
