@@ -135,8 +135,7 @@ class SlurmQueueConfig(dg.Config):
         """Name the nearest option when one isn't known."""
         for key in given if isinstance(given, Mapping) else ():
             if key not in cls.model_fields:
-                close = job_options.nearest(str(key))
-                hint = f"did you mean {close!r}?" if close else f"known: {', '.join(cls.model_fields)}"
+                hint = job_options.meant_by(str(key)) or f"known: {', '.join(cls.model_fields)}"
                 raise ValueError(f"{key!r} is no option: {hint}")
         return given
 

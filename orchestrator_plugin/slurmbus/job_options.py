@@ -17,6 +17,7 @@ from slurmbus_protocol.messages import JobOptions
 from slurmbus_protocol.options import (
     BY_NAME,
     CONFLICTS,
+    FORMER,
     GROUPS,
     LISTED,
     LISTS,
@@ -67,6 +68,10 @@ def read(given: Mapping[str, Any], where: str = "options") -> Chosen:
     Raises:
         InvalidSetting: a key is unknown or isn't the user's to say, or a value can't be used.
     """
+    return _read(given, where, _OTHER)
+
+
+def _read(given: Mapping[str, Any], where: str, others: Mapping[str, Callable[[Any, str], Chosen]]) -> Chosen:
     chosen: Chosen = {}
     written: dict[str, str] = {}
     for key, value in given.items():
@@ -75,7 +80,7 @@ def read(given: Mapping[str, Any], where: str = "options") -> Chosen:
         if key == EXTRA:
             chosen[EXTRA] = read_extra(value, where)
             continue
-        fields = _read_key(str(key), value, where)
+        fields = _read_key(str(key), value, where, others)
         for field, meant in fields.items():
             if field in chosen and chosen[field] != meant:
                 raise InvalidSetting(f"{where}: {written[field]!r} and {key!r} say different things", hint="keep one")
@@ -86,13 +91,16 @@ def read(given: Mapping[str, Any], where: str = "options") -> Chosen:
 
 
 def read_loosely(given: Mapping[str, Any], where: str) -> Chosen:
-    """Read options like :func:`read`, and take what isn't known as another option of sbatch (``extra``)."""
+    """Read options like :func:`read`, and take what isn't known as another option of sbatch (``extra``).
+
+    Former names are understood, too: calls that were written for the SSH-based integration stay as they are.
+    """
     known: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for key, value in given.items():
-        is_known = key == EXTRA or _is_known(str(key)) or nearest(str(key)) is not None
+        is_known = key == EXTRA or _is_known(str(key)) or meant_by(str(key)) is not None
         (known if is_known else extra)[key] = value
-    chosen = read(known, where)
+    chosen = _read(known, where, {**_OTHER, **_FORMER})
     if extra:
         chosen[EXTRA] = {**chosen.get(EXTRA, {}), **read_extra(extra, where)}
     return chosen
@@ -166,6 +174,15 @@ def nearest(key: str) -> str | None:
     return known[close[0]].replace("-", "_") if close else None
 
 
+def meant_by(key: str) -> str | None:
+    """Say which option somebody means by a name that there isn't; None when none is like it."""
+    former = FORMER.get(long_name(key))
+    if former is not None:
+        return f"its name here is {former}"
+    close = nearest(key)
+    return f"did you mean {close!r}?" if close else None
+
+
 def read_extra(value: Any, where: str) -> dict[str, str]:
     """Read the options that have no field of their own: sbatch's long names and their values, "" for none."""
     if not isinstance(value, Mapping):
@@ -177,6 +194,10 @@ def read_extra(value: Any, where: str) -> dict[str, str]:
         if typed is not None or name in OTHER_WORDS:
             word = typed.name if typed else OTHER_WORDS[name]
             raise InvalidSetting(f"{where}: extra[{key!r}] has a name of its own", hint=f"write {word} instead")
+        if name in FORMER:
+            raise InvalidSetting(
+                f"{where}: extra[{key!r}] is no option of sbatch", hint=f"its name here is {FORMER[name]}"
+            )
         _refuse_owned(name, where)
         if not _EXTRA_NAME.fullmatch(name):
             raise InvalidSetting(f"{where}: extra has {key!r}, which is no name of an option of sbatch")
@@ -191,16 +212,15 @@ def _is_known(key: str) -> bool:
     return find(key) is not None or name in OWNED or name in OTHER_WORDS
 
 
-def _read_key(key: str, value: Any, where: str) -> Chosen:
+def _read_key(key: str, value: Any, where: str, others: Mapping[str, Callable[[Any, str], Chosen]]) -> Chosen:
     name = long_name(key)
     option = find(key)
     if option is not None:
         return read_one(option, value, where)
     _refuse_owned(name, where)
-    if name in _OTHER:
-        return _OTHER[name](value, f"{where}: {key}")
-    close = nearest(key)
-    hint = f"did you mean {close!r}?" if close else f"known: {', '.join(BY_NAME)}"
+    if name in others:
+        return others[name](value, f"{where}: {key}")
+    hint = meant_by(key) or f"known: {', '.join(BY_NAME)}"
     raise InvalidSetting(
         f"{where} has the unknown key {key!r}", hint=f"{hint}; another option of sbatch goes into extra={{name: value}}"
     )
@@ -465,6 +485,17 @@ _OTHER: dict[str, Callable[[Any, str], Chosen]] = {
     "tasks-per-node": lambda value, label: {"ntasks_per_node": _at_least(1)(value, label)},
     "ntasks-per-tres": lambda value, label: {"ntasks_per_gpu": _at_least(1)(value, label)},
 }
+
+
+def _former_signal(value: Any, label: str) -> Chosen:
+    """Read ``TERM@120``, which the batch shell got there; an empty one is none. Source: dagster-slurm 1.22."""
+    if isinstance(value, str) and not value.strip():
+        return {}
+    text = _text(value, label)
+    return _signal(text if ":" in text else f"B:{text}", label)
+
+
+_FORMER: dict[str, Callable[[Any, str], Chosen]] = {"num-nodes": _nodes, "signal-before-timeout": _former_signal}
 
 
 def _check_conflicts(chosen: Chosen, where: str) -> None:

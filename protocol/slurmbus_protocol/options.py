@@ -329,6 +329,12 @@ GROUPS: tuple[frozenset[str], ...] = (
 )
 """Fields of JobOptions that are ways of saying one thing: who sets one of them replaces them all."""
 
+FORMER: dict[str, str] = {
+    "num-nodes": "nodes",
+    "signal-before-timeout": "signal, with a B: as in signal='B:TERM@120'",
+}
+"""Names that the SSH-based integration (dagster-slurm) has for options, and what they are called here."""
+
 LISTS = ("gres", "tres_per_task")
 """Fields whose items may say what a group says, too."""
 

@@ -19,7 +19,7 @@ from slurmbus_agent.scheduler.submission import beyond, description
 from slurmbus_protocol.capabilities import FIRST_OPTIONS, OPTIONS_2, needed
 from slurmbus_protocol.errors import InvalidSetting
 from slurmbus_protocol.messages import CommandPlan, JobOptions, JobSpec
-from slurmbus_protocol.options import BY_NAME, GROUPS, OPTIONS, OTHER_WORDS, OWNED, SHORT, Kind, Option, find
+from slurmbus_protocol.options import BY_NAME, FORMER, GROUPS, OPTIONS, OTHER_WORDS, OWNED, SHORT, Kind, Option, find
 
 EXAMPLES: dict[str, Any] = {
     "time_limit": "1-12:00:00",
@@ -207,6 +207,8 @@ def test_values_as_slurm_writes_them(given: dict[str, Any], expected: dict[str, 
         ({"time_limits": 1}, "did you mean 'time_limit'"),
         ({"cpus_per_tasks": 1}, "did you mean 'cpus_per_task'"),
         ({"xyzzy": 1}, "known: partition"),
+        ({"num_nodes": 2}, "its name here is nodes"),
+        ({"signal_before_timeout": "TERM@120"}, "its name here is signal, with a B: as in signal='B:TERM@120'"),
         ({"array": "1-3"}, r"run_array"),
         ({"J": "x"}, "job-name"),
         ({"output": "x"}, "isn't yours to set"),
@@ -267,6 +269,33 @@ def test_old_names_are_read_and_the_rest_is_left_to_sbatch() -> None:
     for mistake in ({"partiton": "main"}, {"array": "1-3"}):
         with pytest.raises(InvalidSetting, match="extra_slurm_opts"):
             job_options.read_loosely(mistake, "extra_slurm_opts")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"num_nodes": 2}, {"nodes": 2}),
+        ({"signal_before_timeout": "USR1@120"}, {"signal": "B:USR1@120"}),
+        ({"signal_before_timeout": "B:USR1@120"}, {"signal": "B:USR1@120"}),
+        ({"signal_before_timeout": " ", "gpus_per_node": 0}, {"gpus_per_node": None}),
+    ],
+)
+def test_names_of_the_ssh_based_integration_are_understood(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert job_options.read_loosely(given, "extra_slurm_opts") == expected
+    assert not {find(name) for name in FORMER} - {None}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"num_nodes": 2, "nodes": 3}, "'num_nodes' and 'nodes' say different things"),
+        ({"signal_before_timeout": "KILL@120"}, "the payload doesn't get KILL"),
+        ({"extra": {"signal_before_timeout": "TERM@120"}}, "its name here is signal"),
+    ],
+)
+def test_former_names_are_checked_like_any_other(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidSetting, match=words):
+        job_options.read_loosely(given, "extra_slurm_opts")
 
 
 def test_words_of_a_command_line() -> None:

@@ -73,6 +73,20 @@ def test_a_bad_value_is_refused_where_it_is_written_and_named(field: str, value:
         SlurmQueueConfig(**{field: value})
 
 
+@pytest.mark.parametrize(
+    ("former", "words"),
+    [
+        ({"num_nodes": 2}, "'num_nodes' is no option: its name here is nodes"),
+        ({"signal_before_timeout": "TERM@120"}, "its name here is signal, with a B:"),
+    ],
+)
+def test_a_former_name_is_told_with_the_new_one(former: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        SlurmQueueConfig(**former)
+    with pytest.raises(dg.Failure, match="its name here is"):
+        merge(former)
+
+
 def test_memory_is_asked_for_in_one_way() -> None:
     with pytest.raises(ValidationError, match="mem and mem_per_cpu exclude each other"):
         SlurmQueueConfig(mem="1G", mem_per_cpu="1G")
