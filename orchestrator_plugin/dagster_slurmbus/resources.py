@@ -19,9 +19,9 @@ from dagster_slurmbus.bus import BusResource
 from dagster_slurmbus.calls import PayloadCall
 from dagster_slurmbus.environments import EnvironmentConfig, as_config
 from dagster_slurmbus.files import Files, LocalFile, StrPath, local_file, local_files, without_duplicates
-from dagster_slurmbus.frameworks import launcher_for
+from dagster_slurmbus.frameworks import launcher_of_call
 from dagster_slurmbus.invocation import OUTPUTS_LIMIT, STREAM_LIMIT, Request
-from dagster_slurmbus.launchers import BashLauncher, ComputeLauncher
+from dagster_slurmbus.launchers import ComputeLauncher
 from dagster_slurmbus.option_layers import CallOptions
 from dagster_slurmbus.outcomes import CompletedJob
 from dagster_slurmbus.own_metrics import OwnMetrics
@@ -229,10 +229,11 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             stream_limit: bytes of stdout and of stderr that each start shows in full; the rest stays on the site.
             options: what this job asks Slurm for, over the resource's queue and the asset's metadata.
             extra_slurm_opts: the same under sbatch's names; what isn't known here is handed to sbatch as it is.
-            resource_requirements: the same in few words, for each node; the framework chooses the launcher:
-                ``{"framework": "ray", "cpus": 32, "gpus": 1, "memory_gb": 120}``.
+            resource_requirements: the same in few words, for each node; the framework chooses the launcher, which is
+                the default one if that is for this framework: ``{"framework": "ray", "cpus": 32, "gpus": 1,
+                "memory_gb": 120}``.
             run_config: what the launchpad says, over everything else.
-            launcher: instead of the resource's default one.
+            launcher: instead of the resource's default one; of the same class, it goes over that one's settings.
             environment: instead of the resource's own; an installed one by its name or hash.
             ship_pipes_module: put the ``dagster_pipes`` module beside the payload.
             reattach_key: a name of this call within the step, by which a retry finds its job; by default calls are told
@@ -344,7 +345,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             resource_requirements=resource_requirements,
             run_config=run_config,
         )
-        launcher = launcher or launcher_for(asked.framework) or self.default_launcher or BashLauncher()
+        launcher = launcher_of_call(launcher, asked.framework, self.default_launcher)
         for file in payload:
             launcher.check(file.path)
         request = Request(
