@@ -17,6 +17,7 @@ from slurmbus.secret_env import SecretEnv
 
 
 class _Call(TypedDict, total=False):
+    cwd: str | None
     extras: Mapping[str, Any] | None
     outputs: Sequence[str]
     outputs_dir: StrPath | None
@@ -46,5 +47,4 @@ class CommandCall(_Call, total=False):
     """Of ``PipesSlurmClient``."""
 
     env: Mapping[str, str] | None
-    cwd: str | None
     files: Files | None

@@ -88,6 +88,8 @@ class Request:
     stream_limit: int = STREAM_LIMIT
     outputs_dir: Path | None = None
     cwd: str | None = None
+    work_word: str | None = None
+    """Stands in the plan for the job's own working directory."""
     work_base: str | None = None
     extras: Mapping[str, Any] | None = None
     ship_pipes_module: bool = True
@@ -307,6 +309,7 @@ class Invocation:
             env={**_LIVE, **request.env},
             cwd=request.cwd,
             work_base=request.work_base,
+            work_word=request.work_word,
             files=tuple(files),
             outputs=request.outputs,
             outputs_limit=request.outputs_limit,

@@ -29,13 +29,24 @@ from dagster_slurmbus.pipes import PipesSlurmClient
 from dagster_slurmbus.queue_config import Options, SlurmQueueConfig
 from dagster_slurmbus.reattach import OnChangedRequest
 from dagster_slurmbus.run_config import SlurmRunConfig
-from dagster_slurmbus.sites import ENV_OF_A_SITE, SlurmSite, chosen_site, known_now
-from dagster_slurmbus.values import absolute, inside, resolved, secrets, wrong
+from dagster_slurmbus.sites import (
+    AGAIN_ON_A_SITE,
+    ENV_OF_A_SITE,
+    ENVIRONMENT_OF_A_SITE,
+    LAUNCHER_OF_A_SITE,
+    SlurmSite,
+    chosen_site,
+)
+from dagster_slurmbus.values import absolute, inside, known_now, resolved, secrets, wrong
 from dagster_slurmbus.values import environment as variables
 from slurmbus.environments import AnyEnvironment
+from slurmbus.local import LOCAL_SITE
 from slurmbus.secret_env import SecretEnv
 from slurmbus_protocol.errors import InvalidName
 from slurmbus_protocol.subjects import check_token
+
+WORK_WORD = "/__slurmbus_work_dir__"
+"""Stands for the job's own working directory, which only the agent knows; launchers take it for an absolute path."""
 
 
 class ExecutionMode(StrEnum):
@@ -72,6 +83,15 @@ class SlurmResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gener
         description="Names of variables of this process that every job gets, sealed so that only the job and the "
         "site's agent can read their values.",
     )
+    environment: EnvironmentConfig | None = Field(default_factory=lambda: None, description=ENVIRONMENT_OF_A_SITE)
+    default_launcher: ComputeLauncher | None = Field(default=None, description=LAUNCHER_OF_A_SITE)
+    on_out_of_memory: MoreMemory | None = Field(default=None, description=AGAIN_ON_A_SITE)
+    on_timeout: MoreTime | None = Field(default=None, description=AGAIN_ON_A_SITE)
+
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _environment_is_configuration(cls, value: Any) -> Any:
+        return as_config(value)
 
     @field_validator("env", mode="before")
     @classmethod
@@ -212,6 +232,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         on_timeout: MoreTime | None = None,
         metrics: OwnMetrics | None = None,
         secret_env: SecretEnv | None = None,
+        cwd: str | None = None,
     ) -> CompletedJob:
         """Run a payload as one job and wait for its end; when this step is a retry, go on with the job that it has.
 
@@ -244,6 +265,9 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
                 fails nothing.
             secret_env: variables of the job that nobody but the job and the site's agent can read: the names of
                 variables of this process, or a mapping from names to values. They stand in no log, record or metadata.
+            cwd: an absolute folder to run in, instead of the job's own: one that is there where the job runs, such as
+                ``compute.site_env(context)["DATA_DIR"]``. The payload is found from there; ``extra_files`` and
+                ``outputs`` stay in the job's own folder, which ``SLURMBUS_WORK_DIR`` names.
 
         Raises:
             dagster.Failure: the job failed or couldn't be submitted; the message says why and what to do.
@@ -272,6 +296,7 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             on_timeout=on_timeout,
             metrics=metrics,
             secret_env=secret_env,
+            cwd=cwd,
         )
         return client.invoke(context, request)
 
@@ -334,44 +359,53 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         on_timeout: MoreTime | None = None,
         metrics: OwnMetrics | None = None,
         secret_env: SecretEnv | None = None,
+        cwd: str | None = None,
     ) -> tuple[PipesSlurmClient, Request]:
         """Check what was asked for, and put it together; the arguments are those of ``run``."""
         slurm = self.chosen(context)
         client = self.pipes_client(context)
+        own = self._of_the_site(slurm)
         payload, program = _payload(payload_path, remote_payload_path)
-        asked = CallOptions(
+        call = CallOptions(
             options=options,
             extra_slurm_opts=extra_slurm_opts,
             resource_requirements=resource_requirements,
             run_config=run_config,
+            cwd=cwd,
         )
-        launcher = launcher_of_call(launcher, asked.framework, self.default_launcher)
+        asked = call.over(slurm.queue if slurm else None, context, resolved(own.site, "slurm.site"))
+        launcher = launcher_of_call(launcher, call.framework, own.default_launcher or self.default_launcher)
         for file in payload:
             launcher.check(file.path)
+        is_elsewhere = bool(payload) and asked.cwd is not None
         request = Request(
-            plan=launcher.plan(program, tuple(payload_args)),
-            options=asked.over(slurm.queue if slurm else None, context),
+            plan=launcher.plan(f"{WORK_WORD}/{program}" if is_elsewhere else program, tuple(payload_args)),
+            options=asked.options,
             env={**self.site_env(context), **variables(extra_env, "extra_env")},
             files=without_duplicates([*payload, *local_files(extra_files, "extra_files")]),
-            environment=environment if environment is not None else self._own_environment(),
+            environment=environment if environment is not None else _made(own.environment or self.environment),
             outputs=tuple(inside(output, "outputs") for output in outputs),
             outputs_limit=outputs_limit,
             stream_limit=stream_limit,
             outputs_dir=Path(outputs_dir) if outputs_dir is not None else None,
+            cwd=asked.cwd,
+            work_word=WORK_WORD if is_elsewhere else None,
             work_base=absolute(resolved(client.remote_base, "slurm.remote_base"), "slurm.remote_base"),
             extras=extras,
             ship_pipes_module=ship_pipes_module,
             reattach_key=reattach_key,
             again=Policy(
-                on_out_of_memory=on_out_of_memory or self.on_out_of_memory, on_timeout=on_timeout or self.on_timeout
+                on_out_of_memory=on_out_of_memory or own.on_out_of_memory or self.on_out_of_memory,
+                on_timeout=on_timeout or own.on_timeout or self.on_timeout,
             ),
             metrics=metrics,
             secret_env={**secrets(slurm.secret_env if slurm else None), **secrets(secret_env)},
         )
         return client, request
 
-    def _own_environment(self) -> AnyEnvironment | None:
-        return self.environment.environment() if self.environment is not None else None
+    def _of_the_site(self, slurm: SlurmResource | None) -> SlurmResource:
+        """Give what the site has of its own; this machine has nothing of that."""
+        return slurm if slurm is not None and self.mode != ExecutionMode.LOCAL else SlurmResource(site=LOCAL_SITE)
 
     def pipes_client(self, context: Context | None = None) -> PipesSlurmClient:
         """Give the Pipes client behind the mode; with a context also the run's own choice of a site counts."""
@@ -406,8 +440,16 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             queue=other.queue,
             remote_base=other.remote_base,
             env=other.env,
-            secret_env=self.slurm.secret_env,
+            secret_env=self.slurm.secret_env if other.secret_env is None else other.secret_env,
+            environment=other.environment,
+            default_launcher=other.default_launcher.launcher() if other.default_launcher is not None else None,
+            on_out_of_memory=other.on_out_of_memory,
+            on_timeout=other.on_timeout,
         )
+
+
+def _made(environment: EnvironmentConfig | None) -> AnyEnvironment | None:
+    return environment.environment() if environment is not None else None
 
 
 def _payload(path: StrPath | None, remote: str | None) -> tuple[list[LocalFile], str]:

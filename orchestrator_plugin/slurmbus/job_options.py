@@ -179,6 +179,8 @@ def meant_by(key: str) -> str | None:
     former = FORMER.get(long_name(key))
     if former is not None:
         return f"its name here is {former}"
+    if long_name(key) in OWNED:
+        return OWNED[long_name(key)]
     close = nearest(key)
     return f"did you mean {close!r}?" if close else None
 

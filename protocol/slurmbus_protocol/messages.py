@@ -253,6 +253,9 @@ class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """An absolute folder on the site; None is the job's own working directory."""
     work_base: str | None = None
     """An absolute folder on the site under which the working directory is made; None is the spool."""
+    work_word: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    """What stands in the plan's ``argv`` for the path of the job's own working directory, which only the agent knows:
+    with it a payload that came along is found from another ``cwd``."""
     files: tuple[FileRef, ...] = ()
     outputs: tuple[str, ...] = ()
     """Files, relative to the working directory, that come back as blobs."""

@@ -245,7 +245,7 @@ OWNED: dict[str, str] = {
     "error": "the payload's output comes here as it is written, and stays in the job's folder",
     "input": "the payload reads files: pass them with extra_files",
     "open-mode": "output is never overwritten",
-    "chdir": "use the argument cwd of PipesSlurmClient.run, or remote_base of the site",
+    "chdir": "write cwd: an argument of run(…), and a key of the queue, the asset's metadata and the launchpad",
     "export": "jobs start from a fresh login shell: pass variables with extra_env",
     "export-file": "jobs start from a fresh login shell: pass variables with extra_env",
     "get-user-env": "jobs start from a fresh login shell anyway",

@@ -88,7 +88,7 @@ def job(options: JobOptions, comment: str = "") -> BatchJob:
 def test_table_request_and_config_have_the_same_options() -> None:
     fields = {option.wire for option in OPTIONS}
     assert fields | {"unlimited_time", "all_memory", "extra"} == set(JobOptions.__struct_fields__)
-    assert {*BY_NAME, "extra"} == set(SlurmQueueConfig.model_fields)
+    assert {*BY_NAME, "extra", "cwd"} == set(SlurmQueueConfig.model_fields)
     for option in OPTIONS:
         assert SlurmQueueConfig.model_fields[option.name].description == option.about
     assert all(group <= set(JobOptions.__struct_fields__) for group in GROUPS)
