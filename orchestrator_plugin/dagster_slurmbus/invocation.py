@@ -431,13 +431,17 @@ class Invocation:
         self._trace.ended(record)
         return record
 
+    def _wants_accounting(self, record: Record, ladder: Ladder) -> bool:
+        """Tell whether accounting has yet to say what the runner couldn't see, or what the next attempt starts from."""
+        if record.accounting is not None or record.scheduler == "local" or not record.starts:
+            return False
+        seen = is_one_task(record) and record.starts[-1].usage is not None
+        needed = self._request.again.of(record.state) is not None and ladder.more(record) is None
+        return not seen or needed or bool(gpus_asked_for(record))
+
     def _with_accounting(self, client: SiteClient, record: Record) -> Record:
         """Wait a little for accounting's figures where the runner's own aren't enough."""
-        if record.accounting is not None or record.scheduler == "local" or not record.starts:
-            return record
-        seen = is_one_task(record) and record.starts[-1].usage is not None
-        needed = self._request.again.of(record.state) is not None and self._ladder.more(record) is None
-        if seen and not needed and not gpus_asked_for(record):
+        if not self._wants_accounting(record, self._ladder):
             return record
         try:
             return client.wait_for_accounting(record.key, ACCOUNTING_PATIENCE)

@@ -44,8 +44,8 @@ def metrics_metadata(record: Record) -> Metadata:
                 "gpu_utilization": _float(used.gpu_percent / 100 if used and used.gpu_percent is not None else None),
                 "gpu_memory_bytes": _int(used.gpu_memory if used else None),
                 "energy_joules": _float(used.energy_joules if used else None),
-                "disk_read_bytes": _int(_read(record)),
-                "disk_written_bytes": _int(_written(record)),
+                "disk_read_bytes": _int(disk_read(record)),
+                "disk_written_bytes": _int(disk_written(record)),
                 "steps": steps_table(accounting),
             }
         ),
@@ -119,12 +119,14 @@ def _first_node(record: Record) -> Metadata:
     )
 
 
-def _read(record: Record) -> int | None:
+def disk_read(record: Record) -> int | None:
+    """Give the bytes that the job read: by accounting, else by its runner."""
     used = record.accounting.used if record.accounting else None
     return used.disk_read if used else _of_live(record, "read_bytes")
 
 
-def _written(record: Record) -> int | None:
+def disk_written(record: Record) -> int | None:
+    """Give the bytes that the job wrote: by accounting, else by its runner."""
     used = record.accounting.used if record.accounting else None
     return used.disk_written if used else _of_live(record, "written_bytes")
 
