@@ -20,6 +20,7 @@ from dagster_slurmbus.array_tasks import NumberedTask
 from dagster_slurmbus.failures import BECAUSE_OF_A_SIBLING
 from dagster_slurmbus.messages import RelayedMessageReader
 from dagster_slurmbus.narrator import Narrator
+from dagster_slurmbus.observations import Addresses
 from dagster_slurmbus.outcomes import succeeded
 from dagster_slurmbus.shown import Shown
 from dagster_slurmbus.watching import INTERRUPTS, Conduct
@@ -186,6 +187,7 @@ class ArrayWatching:
         self._cancel_on_failure = cancel_on_failure
         self._goes_on = goes_on
         self._narrator = Narrator(client.site, "", info=context.log.info, warning=context.log.warning)
+        self._addresses = Addresses(context)
         self._told: str = ""
         self._told_at = 0.0
         self._failures = 0
@@ -249,6 +251,8 @@ class ArrayWatching:
         if isinstance(event.event, Finished) and not succeeded(event.event.record):
             self._failed(task, event.event.record)
         if isinstance(event.event, StateChanged | Finished):
+            given = task.task.given
+            self._addresses.take(event.event.record, task=task.task.name, partition=given.partition_key)
             self._tell()
 
     def _failed(self, task: WatchedTask, record: Record) -> None:

@@ -61,7 +61,12 @@ def facts_metadata(record: Record) -> Metadata:
 
 def fact(value: str) -> dg.MetadataValue[Any]:
     """Give an address as one, everything else as text."""
-    return dg.MetadataValue.url(value) if _URL.fullmatch(value) else dg.MetadataValue.text(value)
+    return dg.MetadataValue.url(value) if is_address(value) else dg.MetadataValue.text(value)
+
+
+def is_address(value: str) -> bool:
+    """Tell whether this is an address that a browser takes."""
+    return _URL.fullmatch(value) is not None
 
 
 def allocated_gpus(record: Record) -> int:

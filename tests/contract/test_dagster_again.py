@@ -314,6 +314,11 @@ def test_all_figures_of_a_job_with_accounting_live_use_and_facts(
     shown = result.asset_materializations_for_node("thing")[0].metadata
     assert isinstance(shown["slurmbus/ray_dashboard"], dg.UrlMetadataValue)
     assert isinstance(shown["slurmbus/workers"], dg.TextMetadataValue)
+    # While it ran the address could be clicked, too.
+    (observation,) = result.asset_observations_for_node("thing")
+    assert observation.metadata["slurmbus/ray_dashboard"] == dg.MetadataValue.url("http://c1:8265")
+    assert observation.metadata["slurmbus/job_id"].value == 100
+    assert observation.partition is None
     expected = {
         "cpu_efficiency": 0.75,
         "cpu_seconds": 30.0,

@@ -149,9 +149,19 @@ def test_an_asset_with_ray(alice: SiteClient, home: Home, monkeypatch: pytest.Mo
     with dg.instance_for_test() as instance:
         result = dg.materialize([definitions.simulated], resources=definitions.defs.resources, instance=instance)
         [found] = result.asset_materializations_for_node("simulated")
+        [running] = result.asset_observations_for_node("simulated")
+        logged = instance.all_logs(result.run_id)
     metadata = {name: value.value for name, value in found.metadata.items()}
     assert abs(float(str(metadata["pi"])) - 3.14) < 0.1
     assert (metadata["cpus"], metadata["nodes"]) == (4, 2)
+    # Its dashboard could be clicked while it ran.
+    seen = running.metadata["slurmbus/ray_dashboard"]
+    assert isinstance(seen, dg.UrlMetadataValue)
+    assert seen == found.metadata["slurmbus/ray_dashboard"]
+    assert str(running.metadata["slurmbus/ray_dashboard_tunnel"].value).startswith("ssh -N -L ")
+    ended = next(entry.timestamp for entry in logged if entry.user_message.endswith("is COMPLETED on c[1-2]"))
+    [observed] = [entry.timestamp for entry in logged if entry.asset_observation]
+    assert observed < ended
 
 
 def test_a_lost_worker_is_reported_and_the_payload_goes_on(alice: SiteClient) -> None:
