@@ -173,6 +173,38 @@ def test_a_lost_worker_is_reported_and_the_payload_goes_on(alice: SiteClient) ->
     assert story.record.starts[-1].error is None
 
 
+def test_a_helper_that_is_gone_and_a_watch_that_was_killed(alice: SiteClient, cluster: Cluster) -> None:
+    lost = {
+        "helper": "Ray's worker on c2 is lost (the node's helper is gone)",
+        "watch": "Ray's worker on c2 is lost (Ray doesn't hear from it any more)",
+    }
+    # So that Ray gives a frozen node up within some seconds, not half a minute.
+    sooner = {"RAY_health_check_timeout_ms": "2000", "RAY_health_check_failure_threshold": "3"}
+    keys = {
+        what: submit(
+            alice, job("ray_loses_a_worker.py", what, dashboard=False, env=sooner if what == "watch" else None)
+        )
+        for what in lost
+    }
+    for what, key in keys.items():
+        story, told = Story(), False
+        for event in alice.follow(key):
+            story.hear(event)
+            if not told and lost[what] in story.stderr and "went on c1" in story.stdout:
+                told = True
+                running = alice.record(key)
+                assert running is not None
+                cluster.exec("login", ["touch", f"{running.work_dir}/go-on"], user="alice")
+        assert (story.record.state, story.record.exit_code) == (JobState.FAILED, 7), story.stderr
+        assert lost[what] in story.stderr
+        assert story.stderr.count("the cluster goes on with 1 of 2 nodes") == 1
+        assert ("watched again 1 1\n" in story.stdout) is (what == "watch")
+    # Slurm has ended what was below the killed helper; its folder nobody else knows.
+    left = left_over(cluster).strip()
+    assert re.fullmatch(r"/tmp/ray-\w+", left), left
+    cluster.exec("c2", ["rm", "-r", left])
+
+
 def test_a_node_on_which_ray_cant_be_started_is_named(alice: SiteClient, cluster: Cluster) -> None:
     script = f'#!/bin/sh\nif [ "$(hostname)" = c2 ]; then echo "no Ray on Sundays"; exit 9; fi\nexec {PYTHON} "$@"\n'
     cluster.copy_to("login", script.encode(), "/home/alice/moody-python", owner="alice", mode=0o700)
