@@ -363,6 +363,63 @@ def test_all_figures_of_a_job_with_accounting_live_use_and_facts(
     assert any(line.startswith("Slurm job 100 uses 90 % of 2 CPUs and 1 GiB of memory") for line in lines)
 
 
+async def with_a_dashboard(job: ScriptedJob) -> None:
+    await job.begin()
+    last = job.starts[-1]
+    for page in ("http://c1:8265", "http://c1:8265", "http://c1:9999"):
+        facts = {"dashboard": page, "workers": "2"}
+        job.starts[-1] = type(last)(number=0, job_id=100, node="c1", nonce="n0", started_at=1003.0, facts=facts)
+        await job.state(JobState.RUNNING)
+    await job.pipes("opened", extras={})
+    await job.pipes("closed")
+    await job.end()
+
+
+def test_each_address_is_observed_once_for_each_asset_and_for_its_partition(
+    slurm: DagsterSite, instance: dg.DagsterInstance
+) -> None:
+    slurm.script = with_a_dashboard
+    days = dg.StaticPartitionsDefinition(["monday", "tuesday"])
+
+    @dg.multi_asset(specs=[dg.AssetSpec("one", partitions_def=days), dg.AssetSpec("two", partitions_def=days)])
+    def both(context: dg.AssetExecutionContext):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        return slurm.client.run(context=context, command="true").get_results()
+
+    result = dg.materialize([both], instance=instance, partition_key="tuesday")
+    assert result.success
+    seen = [
+        (one.asset_key.to_user_string(), one.partition, one.metadata["slurmbus/dashboard"].value)
+        for one in result.asset_observations_for_node("both")
+    ]
+    pages = ("http://c1:8265", "http://c1:9999")
+    assert seen == [(name, "tuesday", page) for page in pages for name in ("one", "two")]
+
+
+def test_an_op_without_assets_and_an_observation_that_cant_be_made_fail_nothing(
+    slurm: DagsterSite, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.script = with_a_dashboard
+
+    @dg.op
+    def plain(context: dg.OpExecutionContext) -> None:
+        slurm.client.run(context=context, command="true")
+
+    @dg.job
+    def only_ops() -> None:
+        plain()
+
+    result = only_ops.execute_in_process(instance=instance)
+    assert result.success
+    assert result.asset_observations_for_node("plain") == []
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("the event log is full")
+
+    monkeypatch.setattr(dg.OpExecutionContext, "log_event", broken)
+    told = [line for line in log_of(instance, materialized(slurm, instance).run_id) if "can't be observed" in line]
+    assert told == ["the job's addresses can't be observed: the event log is full"] * 2
+
+
 def test_a_bus_that_is_away_after_the_end_fails_no_finished_job(
     slurm: DagsterSite, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
