@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from contextlib import suppress
@@ -363,3 +364,5 @@ class Cluster:
         """Stop everything on every node."""
         self._stopping = True
         self._crew.stop()
+        if self._folder:  # on a node with much to do its helper may have been killed before it was done
+            shutil.rmtree(self._folder, ignore_errors=True)
