@@ -325,6 +325,7 @@ def test_options_that_several_fields_make() -> None:
     ("options", "words"),
     [
         (JobOptions(extra={"wrap": "rm"}), "isn't yours to set"),
+        (JobOptions(extra={"job-n": "another"}), "sbatch takes 'job-n' for 'job-name', which isn't yours to set"),
         (JobOptions(extra={"time": "3"}), "field of its own"),
         (JobOptions(extra={"x y": "3"}), "no name"),
         (JobOptions(gres="help"), "only prints"),

@@ -68,6 +68,8 @@ def _check_extra(name: str) -> None:
         raise Refused(f"extra: {name!r} has a field of its own", hint=typed.name if typed else OTHER_WORDS[name])
     if not _NAME.fullmatch(name):
         raise Refused(f"extra: {name!r} is no name of an option of sbatch")
+    if meant := next((owned for owned in OWNED if owned.startswith(name)), None):
+        raise Refused(f"extra: sbatch takes {name!r} for {meant!r}, which isn't yours to set", hint=OWNED[meant])
 
 
 _CHOICES = {"kill_on_invalid_dep": ("no", "yes")}
