@@ -137,7 +137,10 @@ class Job:
         self._inbox.put_nowait((event, None))
 
     async def tell(self, event: Event) -> None:
-        """Tell the job what happened, and come back when that is durable; at once when the job is over."""
+        """Tell the job what happened, and come back when that is durable; at once when the job is over.
+
+        Cancelled when this agent has to leave the job to another one before: nothing of it may be confirmed then.
+        """
         if self._retired:
             return
         done = asyncio.get_running_loop().create_future()
@@ -169,7 +172,10 @@ class Job:
             while not self._inbox.empty():
                 _, done = self._inbox.get_nowait()
                 if done is not None and not done.done():
-                    done.set_result(None)
+                    if self._retired:
+                        done.set_result(None)
+                    else:
+                        done.cancel()
 
     async def _step(self, event: Event, group: asyncio.TaskGroup) -> None:
         record, instructions = lifecycle.advance(self.record, event)
