@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import ipaddress
 import os
+import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -119,8 +120,8 @@ class Home:
     """The folder; nothing is made before something is added.
 
     ``bus/`` belongs to the embedded server, ``tls/`` holds its authority and certificate, ``client.key`` signs
-    requests, ``client.nkey`` opens the bus, ``sites/<name>.toml`` are the profiles and ``agents/<name>.toml`` the
-    bundles for the agents.
+    requests, ``client.nkey`` opens the bus, ``metrics.token`` opens ``/metrics``,
+    ``sites/<name>.toml`` are the profiles and ``agents/<name>.toml`` the bundles for the agents.
     """
 
     def __init__(self, path: Path) -> None:
@@ -143,9 +144,18 @@ class Home:
         data = env.get("XDG_DATA_HOME")
         return cls((Path(data) if data else Path("~/.local/share")) / "slurmbus")
 
+    def metrics_token(self) -> Path:
+        """Give the file with the token that opens ``/metrics``; it is made once, so that scrapers keep it."""
+        self.make_folders()
+        path = self.path / "metrics.token"
+        with self._locked():
+            if not path.exists():
+                write_private(path, secrets.token_urlsafe(32).encode())
+        return path
+
     def make(self) -> None:
         """Make the folder and the client's two keys where they are missing."""
-        self._make_folders()
+        self.make_folders()
         with self._locked():
             if not self.signing_key.exists():
                 Signer.generate().save(self.signing_key)
@@ -411,7 +421,8 @@ class Home:
     def _profile_path(self, name: str) -> Path:
         return self._sites / f"{name}.toml"
 
-    def _make_folders(self) -> None:
+    def make_folders(self) -> None:
+        """Make the folders where they are missing; InvalidSetting when others can read them."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self._sites, self._agents):
             folder.mkdir(mode=0o700, exist_ok=True)

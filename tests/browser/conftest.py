@@ -42,9 +42,9 @@ def bus_there(tmp_path: Path) -> Iterator[BusSite]:
 def play(bus_there: BusSite, chromium: str) -> Play:
     """Run a story with the command serving, and a browser."""
 
-    def run(story: Story, *options: str) -> None:
+    def run(story: Story, *options: str, **environment: str) -> None:
         async def staged() -> None:
-            with served(bus_there.home, *options) as server:
+            with served(bus_there.home, *options, **environment) as server:
                 async with (
                     asyncio.timeout(DEADLINE),
                     async_playwright() as playwright,

@@ -36,15 +36,17 @@ class Scene:
     browser: Browser
 
     @asynccontextmanager
-    async def page(self, *, signed_in: bool = False, ready: bool = True, **context: Any) -> AsyncIterator[Page]:
-        """Open the page; errors on its console fail the test."""
+    async def page(
+        self, *, signed_in: bool = True, ready: bool = True, address: str | None = None, **context: Any
+    ) -> AsyncIterator[Page]:
+        """Open the page, or what leads there; errors on its console fail the test."""
         browser_context = await self.browser.new_context(**{"viewport": {"width": 1400, "height": 900}, **context})
         page = await browser_context.new_page()
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda line: errors.append(line.text) if "Security Policy" in line.text else None)
         try:
-            await page.goto(self.server.signed_in_url if signed_in else self.server.url)
+            await page.goto(address or (self.server.link() if signed_in else self.server.url))
             if ready:
                 await expect(page.locator("#live")).to_have_attribute("data-live", "yes")
             yield page

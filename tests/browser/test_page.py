@@ -183,17 +183,17 @@ def test_the_page_says_when_its_server_is_gone_and_goes_on_with_the_next(play: P
         from browser.served import served
 
         await scene.stage.heartbeat(scene.stage.heartbeat_of(SITE))
-        async with scene.page() as page:
+        async with scene.page(signed_in=False) as page:
             scene.server.process.kill()
             alert = page.get_by_role("alert").filter(has_text="The dashboard's server doesn't answer")
             await expect(alert).to_be_visible()
             await expect(page.locator("#live")).to_have_text("not connected")
             scene.server.process.wait()
-            with served(scene.there.home, port=scene.server.port):
+            with served(scene.there.home, "--public", port=scene.server.port):
                 await expect(page.locator("#live")).to_have_text("live")
                 await expect(page.locator("#stale-bar")).to_be_hidden()
 
-    play(story)
+    play(story, "--public")
 
 
 def test_the_page_says_when_its_server_is_frozen(play: Play) -> None:

@@ -1,11 +1,12 @@
-"""Who is signed in: a secret that the command prints, a cookie for the browser, and a second secret against forgery."""
+"""Who is signed in: a link that works once, a cookie for the browser, and a second secret against forgery."""
 
 from __future__ import annotations
 
-import hmac
 import secrets
 import time
 from dataclasses import dataclass
+
+from slurmbus.dashboard.links import Links
 
 LIFETIME = 12 * 3600.0
 """Seconds after which a browser has to sign in again."""
@@ -23,17 +24,25 @@ class Session:
 
 
 class Sessions:
-    """The browsers that have signed in since the server was started; kept in memory only."""
+    """The browsers that have signed in since the server was started; kept in memory only.
 
-    def __init__(self) -> None:
-        self.token = secrets.token_urlsafe(32)
-        """Whoever has it may sign in."""
+    Args:
+        links: whose tokens let in.
+    """
+
+    def __init__(self, links: Links) -> None:
+        self._links = links
+        self._used: dict[str, float] = {}
         self._sessions: dict[str, Session] = {}
 
     def sign_in(self, token: str) -> Session | None:
-        """Begin a session; None when the token is another one."""
-        if not hmac.compare_digest(token.encode(), self.token.encode()):
+        """Begin a session; None when the token isn't one, is too old, or was used before."""
+        now = time.time()
+        self._used = {used: until for used, until in self._used.items() if until > now}
+        until = self._links.until(token)
+        if until <= now or token in self._used:
             return None
+        self._used[token] = until
         while len(self._sessions) >= MAX_SESSIONS:
             del self._sessions[next(iter(self._sessions))]
         session = Session(secrets.token_urlsafe(32), secrets.token_urlsafe(32), time.monotonic() + LIFETIME)
@@ -47,6 +56,10 @@ class Sessions:
             del self._sessions[session.cookie]
             return None
         return session
+
+    def holds(self, session: Session) -> bool:
+        """Tell whether a session goes on; who keeps a page open isn't sent away for the time alone."""
+        return session.cookie in self._sessions
 
     def sign_out(self, session: Session) -> None:
         """End a session."""

@@ -70,6 +70,7 @@ export class Feed {
   }
 
   #lost(code) {
+    if (code === NOT_SIGNED_IN && this.store.hello) location.reload(); // nothing that was shown stays
     this.#say(false, code === NOT_SIGNED_IN);
     if (code === NOT_SIGNED_IN) return; // signing in connects again
     this.retry = setTimeout(() => this.connect(), DELAYS[Math.min(this.attempt, DELAYS.length - 1)]);

@@ -21,7 +21,7 @@ export class Session {
   async start() {
     const [, token] = /^#token=(.+)$/.exec(location.hash) ?? [];
     if (token) history.replaceState(null, "", location.pathname);
-    if (!token || !(await this.#signIn(token))) this.feed.connect();
+    if (!token || !(await this.#signIn(token))) this.feed.connect(); // a cookie of an earlier link may do
   }
 
   get signedIn() {
@@ -49,13 +49,14 @@ export class Session {
 
   async #signOut() {
     await post("/sign-out", {}, this.store.hello.forgery);
-    this.feed.connect();
+    this.feed.connect(); // where looking needs a session, the answer locks this page
     announce("Signed out");
   }
 
   #show() {
     say(this.button, this.signedIn ? "Sign out" : "Sign in");
-    if (this.store.locked) this.ask();
+    if (this.store.locked && !this.dialog.open) this.ask();
+    if (this.signedIn) this.dialog.close(); // by the cookie, though the link was used before
   }
 
   /** The buttons for what may be done with a job; null when nothing may. */
