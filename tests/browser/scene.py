@@ -13,7 +13,9 @@ from browser.served import Served
 from browser.stage import Stage
 from contract.bus_site import BusSite
 
-expect.set_options(timeout=120_000)  # as long as it comes: a busy machine isn't a fault of the page
+PATIENCE = 120_000
+"""Milliseconds for a step, also for the browser's start: a busy machine isn't a fault of the page."""
+expect.set_options(timeout=PATIENCE)
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -41,6 +43,7 @@ class Scene:
     ) -> AsyncIterator[Page]:
         """Open the page, or what leads there; errors on its console fail the test."""
         browser_context = await self.browser.new_context(**{"viewport": {"width": 1400, "height": 900}, **context})
+        browser_context.set_default_timeout(PATIENCE)
         page = await browser_context.new_page()
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))

@@ -7,8 +7,9 @@ A secrets file holds, as JSON, YAML's plain ``NAME: value`` lines or dotenv, any
 * ``SLURMBUS_SSH_OTP``: the secret of the one-time codes in Base32 (RFC 6238: 6 digits, 30 s, SHA-1).
 
 Password and codes are for the login node, and no host on the way there gets them. Another host's name has that host
-after ``__``, in capitals, and ``_`` for what is neither a letter nor a digit: ``SLURMBUS_SSH_PASSWORD__GATE_EXAMPLE_ORG``, or
-``SLURMBUS_SSH_PASSWORD__ALICE_GATE_EXAMPLE_ORG`` for one user of it. Hosts are called as OpenSSH's prompts call them.
+after ``__``, in capitals, and ``_`` for what is neither a letter nor a digit:
+``SLURMBUS_SSH_PASSWORD__GATE_EXAMPLE_ORG``, or ``…__ALICE_GATE_EXAMPLE_ORG`` for one user of it. Hosts are
+called as OpenSSH's prompts call them.
 
 Other names are there for ``before_login`` and for an askpass program of one's own. Nothing of it is written anywhere:
 the values are in the environment of ``ssh`` and of these programs only, which other users can't read.
