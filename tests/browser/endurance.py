@@ -189,7 +189,9 @@ async def play(folder: Path, chromium: str, minutes: int) -> list[str]:
             page = await browser.new_page(viewport={"width": 1400, "height": 1000})
             shown = stage.record_of(SITE, JobState.RUNNING, 5000, name="writer")
             await stage.record(shown)
-            lines = "".join(f"line {number}: {'.' * 60}\n" for number in range(KEPT_LINES))
+            lines = "".join(
+                f"line {number}\n" for number in range(KEPT_LINES)
+            )  # all of it fits into what a page is given
             offset = await stage.output(shown, Stream.STDOUT, 0, lines)
             for number in range(AGENTS * KEPT_BEATS):
                 await one_beat(stage, number % AGENTS)

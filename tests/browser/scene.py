@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Error, Page, expect
 
 from browser.served import Served
 from browser.stage import Stage
@@ -15,6 +15,7 @@ from contract.bus_site import BusSite
 
 PATIENCE = 120_000
 """Milliseconds for a step, also for the browser's start: a busy machine isn't a fault of the page."""
+ATTEMPTS = 10
 expect.set_options(timeout=PATIENCE)
 
 ARGUMENTS = [
@@ -49,13 +50,25 @@ class Scene:
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda line: errors.append(line.text) if "Security Policy" in line.text else None)
         try:
-            await page.goto(address or (self.server.link() if signed_in else self.server.url))
+            await self._go(page, address or (self.server.link() if signed_in else self.server.url))
             if ready:
                 await expect(page.locator("#live")).to_have_attribute("data-live", "yes")
             yield page
         finally:
             await browser_context.close()
         assert errors == []
+
+    async def _go(self, page: Page, address: str) -> None:
+        """Open an address, again where a container's network that came or went beside us ended the first attempt."""
+        for _ in range(ATTEMPTS):
+            try:
+                await page.goto(address)
+            except Error as error:
+                if "ERR_NETWORK_CHANGED" not in error.message:
+                    raise
+            else:
+                return
+        raise AssertionError("the network changed all the time")
 
 
 Story = Callable[[Scene], Coroutine[Any, Any, None]]

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import msgspec
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 
 from browser.endurance import HEAP_GROWTH, NODE_GROWTH, OBSERVE, Probes, measures
 from browser.scene import Play, Scene
@@ -208,6 +208,35 @@ def test_the_page_says_when_its_server_is_gone_and_goes_on_with_the_next(play: P
                 await expect(page.locator("#stale-bar")).to_be_hidden()
 
     play(story, "--public")
+
+
+def test_a_part_or_an_answer_that_is_lost_on_its_way_is_asked_for_again(play: Play) -> None:
+    """Chromium gives up every request when a network comes or goes; a link that was used by it still signs in."""
+
+    async def story(scene: Scene) -> None:
+        lost: list[str] = []
+
+        async def lose(route: Route) -> None:
+            name = route.request.url.rpartition("/")[2]
+            if name in lost:
+                await route.continue_()
+                return
+            lost.append(name)
+            if name == "sign-in":
+                assert (await route.fetch()).status == 200  # the server has taken it
+            await route.abort("failed")
+
+        async with scene.page() as page:
+            await page.context.clear_cookies()
+            for part in ("store.js", "page.css", "sign-in"):
+                await page.route(f"**/{part}", lose)
+            await page.goto("about:blank")
+            await page.goto(scene.server.link())
+            await expect(page.locator("#live")).to_have_attribute("data-live", "yes")
+            await expect(page.get_by_role("button", name="Sign out")).to_be_visible()
+            assert sorted(lost) == ["page.css", "sign-in", "store.js"]
+
+    play(story)
 
 
 def test_the_page_says_when_its_server_is_frozen(play: Play) -> None:

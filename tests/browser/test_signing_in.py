@@ -102,6 +102,7 @@ def test_every_answer_tells_the_browser_to_be_strict(server: Served) -> None:
         assert status in {200, 404}
         assert "default-src 'none'" in headers["content-security-policy"]
         assert "unsafe-inline" not in headers["content-security-policy"]
+        assert headers["content-security-policy"].count("'sha256-") == 1  # the one script that stands in the page
         assert headers["x-content-type-options"] == "nosniff"
         assert "root:" not in body
 
@@ -141,6 +142,7 @@ def test_a_link_works_once(server: Served, bus_there: BusSite) -> None:
         assert ask(server, "POST", "/sign-in", {"token": token}, Origin=origin)[0] == 200
         status, _, problem = ask(server, "POST", "/sign-in", {"token": token}, Origin=origin)
         assert (status, "used before" in problem) == (403, True)
+        assert ask(server, "POST", "/sign-in", {"token": token, "attempt": "guessed"}, Origin=origin)[0] == 403
     assert Links.of_page(server.url).until(server.token()) == 0  # of another server
     stale = server.links.link(lifetime=-1).partition("#token=")[2]
     assert ask(server, "POST", "/sign-in", {"token": stale}, Origin=origin)[0] == 403

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -34,6 +35,8 @@ from slurmbus_protocol.errors import SlurmbusError
 B = TypeVar("B", bound=msgspec.Struct)
 
 STATIC = Path(str(files("slurmbus.dashboard") / "static"))
+INDEX = STATIC / "index.html"
+_INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 COOKIE = "slurmbus"
 FORGERY_HEADER = "x-slurmbus-page"
 MAX_BODY = 4096
@@ -45,6 +48,8 @@ class SignIn(msgspec.Struct, frozen=True):
     """What the page sends to sign in."""
 
     token: str
+    attempt: str = ""
+    """The page's own word, by which it may send the same again when the answer was lost."""
 
 
 class JobWish(msgspec.Struct, frozen=True):
@@ -94,7 +99,7 @@ class Dashboard:
                 Route("/requeue", self._requeue, methods=["POST"]),
                 Mount("/static", StaticFiles(directory=STATIC)),
             ],
-            middleware=[Middleware(Guard, hosts=hosts)],
+            middleware=[Middleware(Guard, hosts=hosts, scripts=_INLINE.findall(INDEX.read_text()))],
             exception_handlers={SlurmbusError: _told},  # type: ignore[dict-item]  # its subclass is all it is given
             lifespan=self._lifespan,
         )
@@ -109,7 +114,7 @@ class Dashboard:
                 counting.cancel()
 
     async def _page(self, _request: Request) -> Response:
-        return FileResponse(STATIC / "index.html")
+        return FileResponse(INDEX)
 
     async def _metrics_page(self, request: Request) -> Response:
         signed_in = not self._private or self._session(request) is not None
@@ -139,7 +144,8 @@ class Dashboard:
         return self._sessions.find(connection.cookies.get(_cookie_name(connection)))
 
     async def _sign_in(self, request: Request) -> Response:
-        session = self._sessions.sign_in((await _body(request, SignIn)).token)
+        wish = await _body(request, SignIn)
+        session = self._sessions.sign_in(wish.token, wish.attempt)
         if session is None:
             return _problem(
                 "this link was used before, or is too old", 403, "'slurmbus dashboard --link' gives a new one"

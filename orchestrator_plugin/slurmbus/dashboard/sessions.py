@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import secrets
 import time
 from dataclasses import dataclass
@@ -32,17 +33,22 @@ class Sessions:
 
     def __init__(self, links: Links) -> None:
         self._links = links
-        self._used: dict[str, float] = {}
+        self._used: dict[str, tuple[float, str]] = {}
+        """Until when each would have worked, and the attempt that used it."""
         self._sessions: dict[str, Session] = {}
 
-    def sign_in(self, token: str) -> Session | None:
-        """Begin a session; None when the token isn't one, is too old, or was used before."""
+    def sign_in(self, token: str, attempt: str = "") -> Session | None:
+        """Begin a session; None when the token isn't one, is too old, or was used before by another attempt."""
         now = time.time()
-        self._used = {used: until for used, until in self._used.items() if until > now}
+        self._used = {used: (until, by) for used, (until, by) in self._used.items() if until > now}
         until = self._links.until(token)
-        if until <= now or token in self._used:
+        if until <= now:
             return None
-        self._used[token] = until
+        if token in self._used:
+            _, by = self._used[token]
+            if not attempt or not hmac.compare_digest(by.encode(), attempt.encode()):
+                return None
+        self._used[token] = (until, attempt)
         while len(self._sessions) >= MAX_SESSIONS:
             del self._sessions[next(iter(self._sessions))]
         session = Session(secrets.token_urlsafe(32), secrets.token_urlsafe(32), time.monotonic() + LIFETIME)

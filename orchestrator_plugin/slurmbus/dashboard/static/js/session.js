@@ -2,6 +2,9 @@
 
 import { announce, byId, h, say } from "./dom.js";
 
+const RETRIES = 5;
+const RETRY = 500;
+
 export class Session {
   constructor(store, feed) {
     this.store = store;
@@ -34,7 +37,14 @@ export class Session {
   }
 
   async #signIn(token) {
-    const { ok, problem } = await post("/sign-in", { token });
+    // A link works once: when the answer was lost, the server knows by this word that it is the same attempt again.
+    const attempt = [...crypto.getRandomValues(new Uint32Array(4))].join("-");
+    let answer = await post("/sign-in", { token, attempt });
+    for (let again = 0; answer.lost && again < RETRIES; again += 1) {
+      await new Promise((resolve) => setTimeout(resolve, RETRY));
+      answer = await post("/sign-in", { token, attempt });
+    }
+    const { ok, problem } = answer;
     byId("token").value = "";
     if (ok) {
       this.dialog.close();
@@ -109,6 +119,6 @@ async function post(path, body, forgery = "") {
     const told = answer.headers.get("Content-Type")?.includes("json") ? await answer.json() : { problem: await answer.text() };
     return { ok: answer.ok, problem: [told.problem, told.hint].filter(Boolean).join(" · ") };
   } catch {
-    return { ok: false, problem: "The dashboard's server doesn't answer." };
+    return { ok: false, lost: true, problem: "The dashboard's server doesn't answer." };
   }
 }
