@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -77,3 +78,26 @@ def make_tar(target: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return target
+
+
+def conda_prefix(folder: Path) -> Path:
+    """Make what conda makes of a package: in its cache with a placeholder, in the environment with its path."""
+    prefix, package, placeholder = folder / "conda-env", folder / "pkgs" / "tool-1-0", "/opt/anaconda1anaconda2"
+    files = {
+        "bin/tool": f"#!/bin/sh\necho {placeholder} $ACTIVATED\n",
+        "etc/conda/activate.d/x.sh": 'export ACTIVATED="yes$UNSET in $CONDA_PREFIX"\n',
+    }
+    for root, path in ((package, placeholder), (prefix, str(prefix))):
+        for name, content in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(content.replace(placeholder, path))
+        (root / "bin" / "tool").chmod(0o755)
+    (package / "info").mkdir()
+    paths: list[dict[str, object]] = [{"_path": name, "path_type": "hardlink"} for name in files]
+    paths[0] |= {"file_mode": "text", "prefix_placeholder": placeholder}
+    (package / "info" / "paths.json").write_text(json.dumps({"paths_version": 1, "paths": paths}))
+    (prefix / "conda-meta").mkdir()
+    (prefix / "conda-meta" / "history").touch()
+    record = {"name": "tool", "version": "1", "url": "x", "files": list(files), "link": {"source": str(package)}}
+    (prefix / "conda-meta" / "tool-1-0.json").write_text(json.dumps(record))
+    return prefix

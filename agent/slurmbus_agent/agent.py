@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from slurmbus_agent import budgets
 from slurmbus_agent.audit import Audit
+from slurmbus_agent.authority.expiry import Expiry
 from slurmbus_agent.authority.files import AuthorityFiles
 from slurmbus_agent.authority.guarding import Guard
 from slurmbus_agent.authority.questions import KeyQuestions
@@ -211,9 +212,11 @@ class Agent:
             scheduler=scheduler,
             spool=self.spool,
             heartbeat=lambda: pulse.message(lease.epoch, Role.LEADER),
+            freshen=self._authority.freshen,
             leading=lambda: lease.held,
         )
         await questions.serve()
+        expiry = Expiry(lambda: lease.bus_time, self._clock)
         await EnvironmentQuestions(
             bus,
             site,
@@ -222,7 +225,7 @@ class Agent:
             users=self._roster.users,
             unused_days=self.config.retention.environments_days,
             authority=self._authority,
-            bus_time=lambda: lease.bus_time,
+            expiry=expiry,
             audit=self._audit,
             leading=lambda: lease.held,
         ).serve()
@@ -230,7 +233,7 @@ class Agent:
             bus,
             site,
             self._authority,
-            bus_time=lambda: lease.bus_time,
+            expiry=expiry,
             audit=self._audit,
             leading=lambda: lease.held,
         ).serve()

@@ -83,7 +83,7 @@ WATCH_TOGETHER = 2
 WATCH_MISSING = 2
 """Up to so many jobs that a list doesn't show are asked for one by one; more would hold everything up for minutes."""
 ACCOUNTING_SOON = 0.1
-"""For a job of several tasks somebody waits for accounting's figures."""
+"""Where accounting alone knows the figures (several tasks, steps, GPUs), or was asked for, somebody waits for them."""
 ACCOUNTING_FIRST = 3.0
 """slurmctld hands a finished job to slurmdbd within a second; asked for later, many jobs share one question."""
 ACCOUNTING_TOGETHER = 5.0
@@ -184,11 +184,14 @@ FULL_RETRY = 5.0
 
 # ---- authority
 AUTHORITY_LOOK = 5.0
-"""Between two looks at grant, policies, keys and stop files, and never more often than the heartbeat: eight stat calls,
-which an NFS client answers from its cache."""
+"""Between two looks at bundle, settings, grant, policies, keys and stop files, and never more often than the heartbeat:
+nine stat calls, which an NFS client answers from its cache."""
 
 AUTHORITY_FRESH = 1.0
 """A request is judged by files that were looked at within this: a flood of requests shares one look."""
+
+QUESTIONS_REMEMBERED = 4096
+"""Signed questions that are recognised when they come again: what a thousand clients ask in a day, in a megabyte."""
 
 # ---- the audit log
 AUDIT_BYTES = 8 * 1024 * 1024

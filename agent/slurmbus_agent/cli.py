@@ -13,7 +13,7 @@ from pathlib import Path
 from slurmbus_agent import __version__, audit, clean, doctor, ensuring
 from slurmbus_agent.agent import Agent
 from slurmbus_agent.authority.files import AuthorityFiles
-from slurmbus_agent.authority.guarding import StoppedByFile
+from slurmbus_agent.authority.guarding import StoppedByFile, check_stop_file
 from slurmbus_agent.authority.standing import renew_by_hand
 from slurmbus_agent.config import AgentConfig, default_path, load
 from slurmbus_agent.guest.succession import Heritage, Succession
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         "--log-format",
         choices=logs.FORMATS,
         help=f"lines for people, or one JSON object a line (default: ${logs.VARIABLE}, else log_format of the "
-        "configuration, else text)",
+        "settings, else text)",
     )
     cleaning = commands.add_parser(
         "clean",
@@ -133,6 +133,7 @@ def _keep(arguments: argparse.Namespace) -> int:
     """Start, stop or look at the agent of this host."""
     config = load(arguments.site, arguments.config)
     if arguments.command == "ensure":
+        check_stop_file(_files(config, arguments.config))
         path = arguments.config or default_path(arguments.site)
         done = ensuring.ensure(config, path, replace=arguments.replace)
         words = {"nothing": "runs already", "started": "is started", "replaced": "has taken over"}[done.did]
@@ -148,6 +149,7 @@ def _keep(arguments: argparse.Namespace) -> int:
 
 
 def _serve(config: AgentConfig, arguments: argparse.Namespace, level: int) -> None:
+    check_stop_file(_files(config, arguments.config))
     succession = Succession(Heritage.take(), asyncio.Event())
     places = Places(config.spool_root)
     agent = Agent(config, _files(config, arguments.config), succession, places.ready)

@@ -1,4 +1,9 @@
-"""The agent's configuration: one TOML file a site, which ``slurmbus sites add`` writes."""
+"""The agent's configuration: a TOML file a site that ``slurmbus up`` brings, and one beside it that is the user's own.
+
+The first, the bundle, holds addresses and keys, and is written again whenever they change. The second,
+``<site>.settings.toml``, holds what a user wants to be otherwise; nothing but its user writes it, and what it says
+counts more.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +20,31 @@ from slurmbus_agent.environments.settings import EnvironmentSettings
 from slurmbus_agent.guest.limits import HostLimits
 from slurmbus_agent.retention import RetentionSettings
 from slurmbus_protocol.bus import BusSettings
-from slurmbus_protocol.dialling import Address
+from slurmbus_protocol.dialling import check_encrypted
 from slurmbus_protocol.errors import InvalidSetting
 from slurmbus_protocol.pinned import PinnedKey, PublicKeyHex
 from slurmbus_protocol.streams import agent_inbox
 from slurmbus_protocol.subjects import check_token
 
 
-class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a user may set in ``<site>.settings.toml``. In the bundle it counts as well, until that is written anew."""
+
+    watch_interval: float | None = None
+    """Seconds between two questions for all jobs; some sites ask for more than the default."""
+    array_size: Annotated[int, msgspec.Meta(ge=1)] = budgets.ARRAY_SIZE
+    """Tasks that Slurm gets as one array, less than its MaxArraySize; a longer array is submitted as several."""
+    limits: HostLimits = HostLimits()
+    """What the agent may use of the login node and of the controller; a site's policy may say less."""
+    retention: RetentionSettings = RetentionSettings()
+    """How long finished jobs are kept."""
+    environments: EnvironmentSettings = EnvironmentSettings()
+    """Where environments are installed."""
+    log_format: Literal["text", "json"] = "text"
+    """The agent's own log: lines for people, or one JSON object a line."""
+
+
+class AgentConfig(AgentSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one site's agent needs to know."""
 
     site: str
@@ -37,6 +59,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The same as PEM, here in this file."""
     tls_name: str | None = None
     """The name in the bus's certificate, when it isn't the host's in ``servers``."""
+    allow_plain: bool = False
+    """The bus may be reached without TLS, outside the loopback, too."""
     scheduler: str = "auto"
     spool: str | None = None
     """The spool's root on the shared file system; ``~/.slurmbus/<site>`` when it isn't set."""
@@ -45,24 +69,12 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The address under which compute nodes reach this host; its own host name's when it isn't set."""
     python: str = "python3"
     """The interpreter (3.9 or newer) that starts the runner on compute nodes."""
-    watch_interval: float | None = None
-    """Seconds between two questions for all jobs; some sites ask for more than the default."""
-    array_size: Annotated[int, msgspec.Meta(ge=1)] = budgets.ARRAY_SIZE
-    """Tasks that Slurm gets as one array, less than its MaxArraySize; a longer array is submitted as several."""
-    limits: HostLimits = HostLimits()
-    """What the agent may use of the login node and of the controller; a site's policy may say less."""
-    retention: RetentionSettings = RetentionSettings()
-    """How long finished jobs are kept."""
-    environments: EnvironmentSettings = EnvironmentSettings()
-    """Where environments are installed."""
     seal_key: str | None = None
     """The private X25519 key, 64 hex digits, to which clients seal secret values."""
     keys: tuple[PinnedKey, ...] = ()
     """What is known of trusted keys beyond the bare ones in ``trusted_keys``; a key may stand here alone."""
     revoked_keys: tuple[PublicKeyHex, ...] = ()
     """Keys that are never accepted again, whoever brings them in."""
-    log_format: Literal["text", "json"] = "text"
-    """The agent's own log: lines for people, or one JSON object a line."""
 
     @property
     def environments_root(self) -> Path:
@@ -95,11 +107,17 @@ def default_path(site: str) -> Path:
     return Path(base).expanduser() / "slurmbus" / f"{check_token(site, 'site')}.toml"
 
 
+def settings_path(bundle: Path, site: str) -> Path:
+    """Give the place of what the user has set, beside the bundle."""
+    return bundle.parent / f"{site}.settings.toml"
+
+
 def load(site: str, path: Path | None = None) -> AgentConfig:
-    """Read a site's configuration.
+    """Read a site's configuration: the bundle, and what its user has set.
 
     Raises:
-        InvalidSetting: the file isn't there, others can read it, or a field is wrong; the message names it.
+        InvalidSetting: the bundle isn't there, others can read it or write the settings, or a field is wrong; the
+            message names it.
     """
     path = path or default_path(site)
     try:
@@ -112,9 +130,9 @@ def load(site: str, path: Path | None = None) -> AgentConfig:
         ) from error
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise InvalidSetting(f"{path} holds keys and can be read by others", hint=f"chmod 600 {path}")
+    settings = _read_settings(settings_path(path, site))
     try:
-        raw: dict[str, Any] = tomllib.loads(text)
-        config = msgspec.convert(raw, AgentConfig)
+        config = msgspec.convert(_over(tomllib.loads(text), settings), AgentConfig)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise InvalidSetting(f"{path}: {error}") from error
     check_token(config.site, "site")
@@ -122,6 +140,32 @@ def load(site: str, path: Path | None = None) -> AgentConfig:
         raise InvalidSetting(f"{path} is for site {config.site!r}, not {site!r}", hint=f"use --site {config.site}")
     if not config.servers:
         raise InvalidSetting(f"{path}: servers is empty", hint='servers = ["tls://host:4222"]')
-    for server in config.servers:
-        Address.parse(server)
+    check_encrypted(config.servers, pinned=bool(config.ca or config.ca_file), allow_plain=config.allow_plain)
     return config
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Give what the user has set; a file that isn't as it has to be is never taken for none."""
+    try:
+        mode = path.stat().st_mode
+        settings = tomllib.loads(path.read_text())
+        msgspec.convert(settings, AgentSettings)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise InvalidSetting(f"the settings {path} can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise InvalidSetting(f"{path}: {error}") from error
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise InvalidSetting(f"{path} can be written by others", hint=f"chmod 600 {path}")
+    return settings
+
+
+def _over(bundle: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Put settings over those of a bundle, in tables entry by entry."""
+    tables = {
+        name: {**bundle[name], **table}
+        for name, table in settings.items()
+        if isinstance(table, dict) and isinstance(bundle.get(name), dict)
+    }
+    return {**bundle, **settings, **tables}

@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 from slurmbus_agent import budgets
 from slurmbus_agent.arrays import task_fields
 from slurmbus_agent.audit import Audit
+from slurmbus_agent.authority.expiry import Expiry
 from slurmbus_agent.authority.standing import Authority
 from slurmbus_agent.records import RecordStore
 from slurmbus_agent.sizes import check_sizes
@@ -52,10 +53,6 @@ from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import RequestAddress
 
 log = logging.getLogger(__name__)
-
-OWN_CLOCK_MARGIN = 6 * 3600.0
-"""Seconds by which a request must have expired by this host's own clock to be refused for that: a bus that lies about
-the time mustn't bring back requests of jobs that nobody remembers. Jobs are forgotten a day after expiry or later."""
 
 
 class Controls(Protocol):
@@ -135,7 +132,7 @@ class Intake:
         self._site = site
         self._epoch = epoch
         self._scheduler = scheduler
-        self._bus_time = bus_time
+        self._expiry = Expiry(bus_time, clock)
         self._authority = authority
         self._records = records
         self._audit = audit
@@ -146,7 +143,6 @@ class Intake:
         """Jobs that were let in and may not be followed yet."""
         self._spoiled = spoiled
         self._array_size = array_size
-        self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def run(self) -> None:
@@ -221,22 +217,19 @@ class Intake:
         if isinstance(message, Submit):
             check_tasks(message.job)
         else:
-            self._check_fresh(message)
+            self._expiry.check(message.expires_at)
         return message, signer
-
-    def _check_fresh(self, message: Submit | Control) -> None:
-        now = self._bus_time()
-        if now is not None and message.expires_at < now:
-            raise RequestExpired("the request expired before an agent could take it")
-        if message.expires_at < self._clock() - OWN_CLOCK_MARGIN:
-            raise RequestExpired("the request expired long ago by the clock of the agent's host")
 
     async def _take_allowed(self, submit: Submit, stored: Stored, signer: str) -> None:
         """Take a job if time, authority and policy allow it; what was let in before stays so when it comes again."""
         names = {(submit.key, task) for task in indexes(submit.job)}
+        real = await self._authority.real_folders(submit)
         try:
-            self._check_fresh(submit)
-            self._authority.check_submit(submit, signer, lambda: len((self._unfinished() | self._arriving) - names))
+            self._expiry.check(submit.expires_at)
+            # From here until these jobs are noted as arriving it is nobody else's turn.
+            self._authority.check_submit(
+                submit, signer, lambda: len((self._unfinished() | self._arriving) - names), real
+            )
         except NotAllowed as error:
             if await self._records.read(submit.key, min(indexes(submit.job))) is None:
                 self._note("refused", stored.subject, signer=signer, error=error.code, message=error.message)

@@ -137,7 +137,10 @@ class Job:
         self._inbox.put_nowait((event, None))
 
     async def tell(self, event: Event) -> None:
-        """Tell the job what happened, and come back when that is durable; at once when the job is over."""
+        """Tell the job what happened, and come back when that is durable; at once when the job is over.
+
+        Cancelled when this agent has to leave the job to another one before: nothing of it may be confirmed then.
+        """
         if self._retired:
             return
         done = asyncio.get_running_loop().create_future()
@@ -169,7 +172,10 @@ class Job:
             while not self._inbox.empty():
                 _, done = self._inbox.get_nowait()
                 if done is not None and not done.done():
-                    done.set_result(None)
+                    if self._retired:
+                        done.set_result(None)
+                    else:
+                        done.cancel()
 
     async def _step(self, event: Event, group: asyncio.TaskGroup) -> None:
         record, instructions = lifecycle.advance(self.record, event)
@@ -327,9 +333,12 @@ class Job:
         )
 
     def _is_awaited(self) -> bool:
-        """Tell whether somebody waits for accounting's figures: of several tasks only accounting knows them."""
-        options = self.record.options
-        return max(options.ntasks or 1, options.nodes or 1, options.ntasks_per_node or 1) > 1
+        """Tell whether somebody waits for accounting's figures, because it was said or because nobody else has them."""
+        options, live = self.record.options, self.record.starts[-1].live if self.record.starts else None
+        has_gpus = bool(options.gpus or options.gpus_per_node or "gpu" in (options.gres or ""))
+        has_steps = live is not None and live.steps
+        several = max(options.ntasks or 1, options.nodes or 1, options.ntasks_per_node or 1) > 1
+        return self._request.accounting_soon or several or has_gpus or has_steps
 
     async def _cancel_job(self, instruction: events.CancelJob) -> None:
         try:

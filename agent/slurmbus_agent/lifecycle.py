@@ -134,8 +134,8 @@ def _begun(record: Record, event: Begun) -> Result:
             return record, _closing(record)
         case _:
             ended = bool(record.starts) and record.starts[-1].ended_at is not None
-            closing = _closing(record) if ended else ()
-            return record, (ReadClaims(), Watch(urgent=ended), *closing, *_repeat_cancel(record))
+            left = _left(record, is_last=not record.requeue) if ended else ()
+            return record, (ReadClaims(), Watch(urgent=ended), *left, *_repeat_cancel(record))
 
 
 def _staged(record: Record, event: Staged) -> Result:
@@ -301,13 +301,17 @@ def _closing(record: Record) -> tuple[Instruction, ...]:
     """Say what is left to do before the job can be final: a claim, every start's bytes, the outputs."""
     if not record.starts:
         return (TakeClaim(start=0),)
-    drains = tuple(Drain(start=start.number) for start in record.starts if start.sizes is None)
     # A job that is requeueable may start again at any time; one whose end nobody reported may still run somewhere.
-    unseen = not drains and record.starts[-1].ended_at is None
+    unseen = all(start.sizes is not None for start in record.starts) and record.starts[-1].ended_at is None
     open_ended = not _is_closed(record) and (record.requeue or unseen)
     seal = (TakeClaim(start=record.starts[-1].number + 1),) if open_ended else ()
-    outputs = (CollectOutputs(),) if record.outputs_pending else ()
-    return (*seal, *drains, *outputs)
+    return (*seal, *_left(record, is_last=True))
+
+
+def _left(record: Record, *, is_last: bool) -> tuple[Instruction, ...]:
+    """Say what is left to fetch of what ran: each start's bytes, and the outputs unless another may write them."""
+    drains = tuple(Drain(start=start.number) for start in record.starts if start.sizes is None)
+    return (*drains, CollectOutputs()) if is_last and record.outputs_pending else drains
 
 
 def _is_closed(record: Record) -> bool:

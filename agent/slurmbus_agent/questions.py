@@ -40,6 +40,7 @@ class Questions:
         scheduler: for partitions.
         spool: for byte ranges that the bus doesn't hold any more.
         heartbeat: gives the agent's present state.
+        freshen: has the agent look whether its authority has changed, so that who has just renewed it sees that.
         leading: whether this agent serves the site at this moment; one that stands by leaves questions to the other.
     """
 
@@ -51,6 +52,7 @@ class Questions:
         scheduler: Scheduler,
         spool: Spool,
         heartbeat: Callable[[], Heartbeat],
+        freshen: Callable[[], Awaitable[None]],
         leading: Callable[[], bool],
     ) -> None:
         self._bus = bus
@@ -58,6 +60,7 @@ class Questions:
         self._scheduler = scheduler
         self._spool = spool
         self._heartbeat = heartbeat
+        self._freshen = freshen
         self._leading = leading
 
     async def serve(self) -> None:
@@ -93,6 +96,7 @@ class Questions:
     async def _info(self, question: Message) -> Message:
         if not isinstance(question, Ping):
             raise UnknownType(f"expected ping, got {question.TYPE}", hint="")
+        await self._freshen()
         return self._heartbeat()
 
     async def _partitions(self, question: Message) -> Message:

@@ -25,7 +25,7 @@ Duration = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class RetentionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table ``[retention]`` of the agent's configuration; ``inf`` keeps for ever."""
+    """The table ``[retention]`` of the agent's settings; ``inf`` keeps for ever."""
 
     succeeded_days: Duration = 7.0
     failed_days: Duration = 30.0

@@ -43,6 +43,8 @@ class RunnerPlan(msgspec.Struct, frozen=True, kw_only=True):
     argv: tuple[str, ...]
     cwd: str
     """An existing folder on the compute node."""
+    work: str = ""
+    """The job's own working directory, where its files are; empty is ``cwd``."""
     secret: bytes
     """At least 16 random bytes with which runner and agent prove themselves to each other; base64 in the file."""
     preamble: str = ""

@@ -159,10 +159,11 @@ class Stager:
             RunnerPlan(
                 key=record.key,
                 task=record.task,
-                argv=spec.plan.argv,
+                argv=_argv(spec, work),
                 preamble=spec.plan.preamble,
                 launch=launch_fields(spec.plan),
                 cwd=spec.cwd or str(work.path),
+                work=str(work.path),
                 secret=secrets.token_bytes(_SECRET_BYTES),
                 env={**traces.variables(spec.trace), **spec.env},
                 requeue=spec.options.requeue,
@@ -213,6 +214,12 @@ class Stager:
             await blobs.put_file(self._bus, path, digest, size, resume=False)
             outputs.append(FileRef(path=name, sha256=digest, size=size, executable=os.access(path, os.X_OK)))
         return tuple(outputs), "; ".join(problems)[:MAX_PROBLEMS] or None
+
+
+def _argv(spec: JobSpec, work: WorkDir) -> tuple[str, ...]:
+    """Give the payload's words, with the path of its working directory where the request leaves a place for it."""
+    word = spec.work_word
+    return spec.plan.argv if word is None else tuple(one.replace(word, str(work.path)) for one in spec.plan.argv)
 
 
 def _find_outputs(work: Path, spec: JobSpec) -> tuple[list[str], list[str]]:

@@ -66,6 +66,7 @@ __all__ = [
     "may_be_from_failure",
     "op_context",
     "partition",
+    "partition_of_asset",
     "pipes_partition",
     "pipes_session",
     "record_launch",
@@ -428,6 +429,19 @@ def pipes_partition(context: dg.OpExecutionContext, key: str) -> dict[str, Any]:
 def selected_assets(context: dg.OpExecutionContext) -> list[dg.AssetKey]:
     """Give the assets that this step materializes."""
     return sorted(context.selected_asset_keys) if context.has_assets_def else []
+
+
+def partition_of_asset(context: dg.OpExecutionContext, asset: dg.AssetKey, partition: str | None) -> str | None:
+    """Give the partition of an asset that something stands with: this one, else the only one that the run is about.
+
+    None for an asset without partitions, and where the run is about several.
+    """
+    if is_invoked_directly(context) or context.assets_def.specs_by_key[asset].partitions_def is None:
+        return None
+    if partition is not None:
+        return partition if partition in context.partition_keys else None
+    keys = context.partition_keys if context.has_partition_key or context.has_partition_key_range else ()
+    return keys[0] if len(keys) == 1 else None
 
 
 def add_partition_metadata(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,27 +12,39 @@ import dagster as dg
 import msgspec
 
 from dagster_slurmbus import _compat, array_launches
-from dagster_slurmbus.array_launches import FoundArray, Place
+from dagster_slurmbus.again import Ladder, changes
+from dagster_slurmbus.array_launches import FoundArray, Place, has_failed
 from dagster_slurmbus.array_results import (
     MOST_TOLD,
     CompletedArray,
     TaskOutcome,
     array_failure,
     array_metadata,
+    own_metadata_of_tasks,
     plain_metadata,
 )
 from dagster_slurmbus.array_tasks import NumberedTask
 from dagster_slurmbus.array_watching import ArrayWatching, WatchedTask
+from dagster_slurmbus.failures import may_run_again
 from dagster_slurmbus.files import LocalFile, local_files, without_duplicates
-from dagster_slurmbus.invocation import STREAM_LIMIT, Connect, Invocation, Request
-from dagster_slurmbus.outcomes import prefixed, success_metadata
+from dagster_slurmbus.invocation import (
+    ACCOUNTING_PATIENCE,
+    ACCOUNTING_WANTED,
+    STREAM_LIMIT,
+    Connect,
+    Invocation,
+    Request,
+)
+from dagster_slurmbus.metrics import metrics_metadata
+from dagster_slurmbus.outcomes import failure_metadata, outputs_metadata, prefixed, success_metadata
+from dagster_slurmbus.own_metrics import own_metadata
 from dagster_slurmbus.provenance import CommitLookup, provenance_metadata, versions
 from dagster_slurmbus.reattach import OnChangedRequest, request_digest
 from dagster_slurmbus.values import environment, wrong
 from dagster_slurmbus.watching import Conduct
 from slurmbus.client import SiteClient
-from slurmbus_protocol.errors import TooLarge
-from slurmbus_protocol.messages import JobSpec, Record, TaskSpec
+from slurmbus_protocol.errors import SlurmbusError, TooLarge
+from slurmbus_protocol.messages import JobOptions, JobSpec, Record, TaskSpec
 from slurmbus_protocol.subjects import new_ulid
 
 OnTaskFailure = Literal["raise", "cancel", "continue"]
@@ -40,6 +53,8 @@ LEAST_STREAM_LIMIT = 64 * 1024
 MOST_TRACED = 500
 """Tasks of an array that get spans of their own: a collector's queue holds about 2,000."""
 _DIGEST_LENGTH = 16
+
+Submit = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +71,26 @@ class ArrayRequest:
             raise wrong(f"on_task_failure={self.on_task_failure!r}: use 'raise', 'cancel' or 'continue'")
         if self.throttle is not None and self.throttle < 1:
             raise wrong(f"throttle={self.throttle!r}: at least one task must be able to run")
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What all tasks share, what each has of its own and its hash, by name, and the hashes of what they share."""
+
+    shared: JobSpec
+    specs: Mapping[str, TaskSpec]
+    digests: Mapping[str, str]
+    parts: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Tasks that become one array."""
+
+    key: str
+    options: JobOptions
+    before: dict[str, tuple[str, ...]]
+    """How the earlier attempts of each task ended, by name."""
 
 
 class ArrayInvocation(Invocation):
@@ -78,6 +113,10 @@ class ArrayInvocation(Invocation):
         super().__init__(context, connect, request, conduct)
         self._array = array
         self._watched: ArrayWatching | None = None
+        self._places: dict[str, Place] = {}
+        """Where each task is, also those that this call leaves out."""
+        self._options: dict[str, JobOptions] = {}
+        """What arrays with more memory or time ask for, by key."""
         self._task_files = {task.index: tuple(local_files(task.given.files, "tasks: files")) for task in array.tasks}
         for own in self._task_files.values():
             without_duplicates(own)
@@ -101,22 +140,35 @@ class ArrayInvocation(Invocation):
         digests = {name: request_digest(spec, self._context.run_id)[:_DIGEST_LENGTH] for name, spec in specs.items()}
         found = array_launches.find(self._context, self._call, parts)
         client = client if found is None or found.site == client.site else self._connect_there(found, client)
-        watching = self._watched = ArrayWatching(
-            self._context, client, self._conduct, cancel_on_failure=self._array.on_task_failure == "cancel"
-        )
-        submit = self._prepare(client, watching, found, parts, digests, specs, shared)
-        watching.follow(submit)
-        outcomes = self._outcomes(client, watching)
+        asked = _Asked(shared, specs, digests, parts)
+        watching = self._watch_tasks(client)
+        submit = self._prepare(client, watching, found, asked)
+        outcomes = self._outcomes(client, self._follow(client, watching, asked, submit))
         for task in outcomes[:MOST_TRACED]:
             self._trace.ended(task.record)
         metadata = {
             **array_metadata(outcomes),
             **provenance_metadata(list(shared.files), lookup.result(), versions()),
+            **own_metadata_of_tasks(outcomes),
         }
         self._report_partitions(outcomes)
         if self._array.on_task_failure != "continue" and any(not task.succeeded for task in outcomes):
-            raise array_failure(outcomes, self._array.tasks)
+            raise array_failure(outcomes, self._array.tasks, cancelled_on_failure=self._cancels)
         return CompletedArray(session, outcomes, metadata)
+
+    @property
+    def _cancels(self) -> bool:
+        return self._array.on_task_failure == "cancel"
+
+    def _watch_tasks(self, client: SiteClient) -> ArrayWatching:
+        self._watched = ArrayWatching(
+            self._context,
+            client,
+            self._conduct,
+            cancel_on_failure=self._cancels,
+            goes_on=lambda place, record: self._more(place, record) is not None,
+        )
+        return self._watched
 
     # ------------------------------------------------------------------ what is asked for
 
@@ -159,63 +211,164 @@ class ArrayInvocation(Invocation):
         return self._connect(found.site)
 
     def _prepare(
-        self,
-        client: SiteClient,
-        watching: ArrayWatching,
-        found: FoundArray | None,
-        parts: Mapping[str, str],
-        digests: Mapping[str, str],
-        specs: Mapping[str, TaskSpec],
-        shared: JobSpec,
-    ) -> Any:
+        self, client: SiteClient, watching: ArrayWatching, found: FoundArray | None, asked: _Asked
+    ) -> Submit | None:
         """Decide what becomes of each task, write down where each is, and give what submits those that aren't yet."""
         keys = dict.fromkeys(place.key for place in found.tasks.values()) if found is not None else {}
         records: dict[str, dict[int, Record]] = {key: client.task_records(key) for key in keys}
-        same = found is not None and dict(found.parts) == dict(parts)
-        decided = array_launches.plan(digests, found, records, same=same, on_changed=self._conduct.on_changed_request)
+        same = found is not None and dict(found.parts) == dict(asked.parts)
+        retried = found is not None and (found.launch.run_id == self._context.run_id or self._context.retry_number > 0)
+
+        def stays(place: Place, record: Record) -> bool:
+            """Tell whether a failed task is left to its policy, or to a person: a RetryPolicy asks for the same."""
+            return self._more(place, record) is not None or (retried and not may_run_again(record))
+
+        decided = array_launches.plan(
+            asked.digests, found, records, same=same, on_changed=self._conduct.on_changed_request, stays=stays
+        )
         if found is not None:
             self._tell(decided, found)
+            self._places, self._options = dict(found.tasks), dict(found.options)
         if decided.end:
             watching.end(decided.end.values(), f"Dagster run {self._context.run_id} asks for another job instead")
-        new = new_ulid()
-        tasks = {task.name: task for task in self._array.tasks}
-        places = dict(decided.follow)
-        places |= {name: Place(new, tasks[name].index, digests[name]) for name in decided.submit}
-        for name in specs:
-            place = places[name]
-            watching.add(tasks[name], place, reattached=name in decided.follow)
+        new: list[_Batch] = []
+        for name in decided.submit:
+            before = self._places.get(name)
+            alike = same and before is not None and before.digest == asked.digests[name]
+            kept = before if alike and before is not None else Place("", 0, "")
+            self._add(new, name, self._options.get(kept.key, self._request.options), kept.before)
         again = [name for name, place in decided.follow.items() if place.key == decided.repeat]
-        if not decided.submit and not again:
+        self._places |= decided.follow
+        self._place(new, asked)
+        for task in self._array.tasks:
+            watching.add(task, self._places[task.name], reattached=task.name in decided.follow)
+        if not new and not again:
             if found is not None:
                 _compat.record_reattach(self._context, found.launch, client=self._call)
             return None
-        self._check_run()
-        key, names = (new, list(decided.submit)) if decided.submit else (decided.repeat or new, again)
-        known = {**(found.tasks if found is not None else {}), **places}
-        launch = array_launches.extras(client.site, parts, known)
-        _compat.record_launch(self._context, client=self._call, key=key, extras=launch)
-        requests = [(key, names)]
-        if decided.submit and again and decided.repeat is not None:
-            requests.append((decided.repeat, again))
-
-        def submit() -> None:
-            for one, wanted in requests:
-                self._submit_array(client, one, [specs[name] for name in wanted], shared)
-
-        return submit
+        if again and decided.repeat is not None:
+            options = self._options.get(decided.repeat, self._request.options)
+            new.append(_Batch(decided.repeat, options, dict.fromkeys(again, ())))
+        return self._launch(client, new, asked)
 
     def _tell(self, decided: array_launches.Plan, found: FoundArray) -> None:
         log = self._context.log
         whose = "this run" if found.launch.run_id == self._context.run_id else f"run {found.launch.run_id}"
-        if decided.follow:
-            log.info("going on with %d tasks that an earlier attempt in %s submitted", len(decided.follow), whose)
+        going_on = len(decided.follow) - len(decided.failed)
+        if going_on:
+            log.info("going on with %d tasks that an earlier attempt in %s submitted", going_on, whose)
+        if decided.failed:
+            log.warning("not running %d failed tasks again as they are: %s", len(decided.failed), _told(decided.failed))
         if decided.submit:
-            names = ", ".join(decided.submit[:MOST_TOLD]) + (", …" if len(decided.submit) > MOST_TOLD else "")
-            log.info("running %d tasks again: %s", len(decided.submit), names)
+            log.info("running %d tasks again: %s", len(decided.submit), _told(decided.submit))
         if decided.changed:
             log.warning("%d tasks ask for something else than before", len(decided.changed))
 
+    # ------------------------------------------------------------------ again, with more memory or time
+
+    def _more(self, place: Place, record: Record) -> JobOptions | None:
+        """Give what a task that has failed asks for next; None when it isn't run again."""
+        return self._ladder_of(place).more(record) if has_failed(record) and record.cancel is None else None
+
+    def _ladder_of(self, place: Place) -> Ladder:
+        return Ladder(self._request.again, [{"state": state} for state in place.before])
+
+    def _follow(
+        self, client: SiteClient, watching: ArrayWatching, asked: _Asked, submit: Submit | None
+    ) -> list[WatchedTask]:
+        """Follow all tasks to their ends; those that lacked memory or time go on together, as arrays that have more."""
+        ended: dict[str, WatchedTask] = {}
+        while True:
+            watching.follow(submit)
+            just_ended = {watched.task.name: watched for watched in watching.tasks.values()}
+            self._add_accounting(client, list(just_ended.values()))
+            ended |= just_ended
+            batches = self._climbing(just_ended)
+            if not batches:
+                return list(ended.values())
+            self._place(batches, asked)
+            watching = self._watch_tasks(client)
+            for batch in batches:
+                for name in batch.before:
+                    watching.add(ended[name].task, self._places[name], reattached=False)
+            submit = self._launch(client, batches, asked)
+
+    def _climbing(self, ended: Mapping[str, WatchedTask]) -> list[_Batch]:
+        """Give the arrays of those that are run again; none when one that has failed for good ends its siblings."""
+        failed = {
+            name: (watched, record, self._more(watched.place, record))
+            for name, watched in ended.items()
+            if (record := watched.record) is not None and has_failed(record)
+        }
+        if self._cancels and any(options is None for _, _, options in failed.values()):
+            return []
+        batches: list[_Batch] = []
+        for name, (watched, record, options) in failed.items():
+            if options is not None:
+                self._trace.ended(record)
+                self._add(batches, name, options, (*watched.place.before, record.state.value))
+        for batch in batches:
+            _, record, _ = failed[next(iter(batch.before))]
+            self._context.log.warning(
+                "%d tasks had too little memory or time. Running them again with %s: %s",
+                len(batch.before),
+                changes(record.options, batch.options),
+                _told(list(batch.before)),
+            )
+        return batches
+
+    def _add_accounting(self, client: SiteClient, ended: Sequence[WatchedTask]) -> None:
+        """Wait a little, for all together, for accounting's figures of those whose runners' own aren't enough."""
+        wanting = [
+            task
+            for task in ended
+            if task.record is not None and self._wants_accounting(task.record, self._ladder_of(task.place))
+        ]
+        until = time.monotonic() + (ACCOUNTING_WANTED if self._request.wait_for_accounting else ACCOUNTING_PATIENCE)
+        try:
+            for task in wanting:
+                if (left := until - time.monotonic()) <= 0:
+                    break
+                client.wait_for_accounting(task.place.key, left, task.place.index)
+            records = {key: client.task_records(key) for key in dict.fromkeys(task.place.key for task in wanting)}
+        except SlurmbusError as error:  # the tasks have ended, whatever becomes of their figures
+            self._context.log.warning("accounting's figures of %d tasks can't be had: %s", len(wanting), error)
+            return
+        for task in wanting:
+            task.record = records[task.place.key].get(task.place.index, task.record)
+
     # ------------------------------------------------------------------ new tasks
+
+    @staticmethod
+    def _add(batches: list[_Batch], name: str, options: JobOptions, before: tuple[str, ...]) -> None:
+        """Put a task to those that ask for the same: the tasks of an array share what they ask Slurm for."""
+        for batch in batches:
+            if batch.options == options:
+                batch.before[name] = before
+                return
+        batches.append(_Batch(new_ulid(), options, {name: before}))
+
+    def _place(self, batches: Sequence[_Batch], asked: _Asked) -> None:
+        """Note where the tasks of these arrays are from now on."""
+        indexes = {task.name: task.index for task in self._array.tasks}
+        for batch in batches:
+            for name, before in batch.before.items():
+                self._places[name] = Place(batch.key, indexes[name], asked.digests[name], before)
+            if batch.options != self._request.options:
+                self._options[batch.key] = batch.options
+
+    def _launch(self, client: SiteClient, batches: Sequence[_Batch], asked: _Asked) -> Submit:
+        """Write down where all tasks are, and give what submits these."""
+        self._check_run()
+        launch = array_launches.extras(client.site, asked.parts, self._places, self._options)
+        _compat.record_launch(self._context, client=self._call, key=batches[0].key, extras=launch)
+
+        def submit() -> None:
+            for batch in batches:
+                shared = msgspec.structs.replace(asked.shared, options=batch.options)
+                self._submit_array(client, batch.key, [asked.specs[name] for name in batch.before], shared)
+
+        return submit
 
     def _submit_array(self, client: SiteClient, key: str, tasks: Sequence[TaskSpec], shared: JobSpec) -> None:
         self._uploaded(client)
@@ -247,10 +400,15 @@ class ArrayInvocation(Invocation):
 
     # ------------------------------------------------------------------ what came of it
 
-    def _outcomes(self, client: SiteClient, watching: ArrayWatching) -> list[TaskOutcome]:
-        return [self._outcome(client, task) for task in watching.tasks.values()]
+    def _outcomes(self, client: SiteClient, ended: Sequence[WatchedTask]) -> list[TaskOutcome]:
+        problems: list[str] = []
+        outcomes = [self._outcome(client, task, problems.append) for task in ended]
+        if problems:  # perhaps the same one a thousand times
+            more = f" ({len(problems) - 1} more tasks have such a problem)" if problems[1:] else ""
+            self._context.log.warning("%s%s", problems[0], more)
+        return outcomes
 
-    def _outcome(self, client: SiteClient, watched: WatchedTask) -> TaskOutcome:
+    def _outcome(self, client: SiteClient, watched: WatchedTask, warn: Callable[[str], None]) -> TaskOutcome:
         record = watched.record
         if record is None:
             raise RuntimeError(f"following task {watched.place.index} of {watched.place.key} ended without its record")
@@ -263,12 +421,17 @@ class ArrayInvocation(Invocation):
             results=tuple(watched.handler.get_reported_results()),
             last_words=watched.last_words,
             reattached=watched.reattached,
+            attempts=len(watched.place.before) + 1,
         )
+        metadata = metrics_metadata(record)
         if not outcome.succeeded:
-            return outcome
-        return replace(
-            outcome, metadata=success_metadata(record), outputs=self._fetch_outputs(client, record, watched.task.name)
+            return replace(outcome, metadata=metadata | failure_metadata(record, watched.last_words, None))
+        outputs = self._fetch_outputs(client, record, outcome.name)
+        metadata |= {**success_metadata(record), **outputs_metadata(outputs)}
+        own = own_metadata(
+            self._request.metrics, record, outputs, metadata, lambda text: warn(f"[{outcome.name}] {text}")
         )
+        return replace(outcome, metadata=metadata | own, own=own, outputs=outputs)
 
     def _report_partitions(self, outcomes: Sequence[TaskOutcome]) -> None:
         """Let what a partition's task reported stand with that partition."""
@@ -290,3 +453,7 @@ class ArrayInvocation(Invocation):
             return {}
         keys = ", ".join(dict.fromkeys(key for key, _ in watched.tasks))
         return prefixed({"key": dg.MetadataValue.text(keys), "site": dg.MetadataValue.text(watched.client.site)})
+
+
+def _told(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_TOLD]) + (", …" if len(names) > MOST_TOLD else "")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
+import msgspec
 
 from dagster_slurmbus import _compat
+from dagster_slurmbus.again import options_of
+from dagster_slurmbus.outcomes import succeeded
 from dagster_slurmbus.reattach import Choice, OnChangedRequest, choose
 from dagster_slurmbus.values import wrong
-from slurmbus_protocol.messages import Record
+from slurmbus_protocol.messages import JobOptions, Record
 
 CLIENT = "slurmbus-array:"
 """What the client names of arrays' launch handles begin with; the call follows."""
@@ -24,6 +27,8 @@ class Place:
     key: str
     index: int
     digest: str
+    before: tuple[str, ...] = ()
+    """How its earlier attempts ended, each of which had less memory or time; see ``dagster_slurmbus.again``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +40,26 @@ class FoundArray:
     parts: Mapping[str, str]
     tasks: Mapping[str, Place]
     """By name."""
+    options: Mapping[str, JobOptions] = field(default_factory=dict)
+    """What arrays of further attempts ask Slurm for, by key; the others ask for what the call does."""
 
 
-def extras(site: str, parts: Mapping[str, str], tasks: Mapping[str, Place]) -> dict[str, Any]:
+def extras(
+    site: str, parts: Mapping[str, str], tasks: Mapping[str, Place], options: Mapping[str, JobOptions] | None = None
+) -> dict[str, Any]:
     """Give what a launch handle keeps: a later attempt finds all tasks in the newest one."""
     keys = sorted({place.key for place in tasks.values()})
     at = {key: number for number, key in enumerate(keys)}
+    more = {key: msgspec.to_builtins(asked) for key, asked in (options or {}).items() if key in at}
     return {
         "site": site,
         "parts": dict(parts),
         "keys": keys,
-        "tasks": {name: [at[place.key], place.index, place.digest] for name, place in tasks.items()},
+        "tasks": {
+            name: [at[place.key], place.index, place.digest, *([list(place.before)] if place.before else [])]
+            for name, place in tasks.items()
+        },
+        **({"options": more} if more else {}),
     }
 
 
@@ -58,8 +72,12 @@ def find(context: dg.OpExecutionContext, client: str, parts: Mapping[str, str]) 
         if launch.client != client or launch.extras["parts"].get("partition") != parts.get("partition"):
             continue
         keys: Sequence[str] = launch.extras["keys"]
-        tasks = {name: Place(keys[at], index, digest) for name, (at, index, digest) in launch.extras["tasks"].items()}
-        return FoundArray(launch, str(launch.extras["site"]), dict(launch.extras["parts"]), tasks)
+        tasks = {
+            name: Place(keys[at], index, digest, tuple(*before))
+            for name, (at, index, digest, *before) in launch.extras["tasks"].items()
+        }
+        options = {key: options_of(asked) for key, asked in launch.extras.get("options", {}).items()}
+        return FoundArray(launch, str(launch.extras["site"]), dict(launch.extras["parts"]), tasks, options)
     return None
 
 
@@ -89,7 +107,7 @@ class Plan:
     """What an attempt does with the tasks that it finds."""
 
     follow: Mapping[str, Place]
-    """They run, or have succeeded."""
+    """They run, or have succeeded, or have failed and stay so."""
     submit: Sequence[str]
     """They have failed, ask for something else now, or are new."""
     end: Mapping[str, Place]
@@ -98,6 +116,8 @@ class Plan:
     """The launch of this key was written down, but the site knows nothing of it: the same request once more."""
     changed: Sequence[str]
     """Tasks that ask for something else now."""
+    failed: Sequence[str] = ()
+    """Those of ``follow`` that have failed."""
 
 
 def plan(
@@ -107,6 +127,7 @@ def plan(
     *,
     same: bool,
     on_changed: OnChangedRequest,
+    stays: Callable[[Place, Record], bool] = lambda _place, _record: False,
 ) -> Plan:
     """Decide for each task, as for a single job.
 
@@ -116,6 +137,7 @@ def plan(
         records: what the site knows, by key and number.
         same: whether what all tasks share is asked for now as then.
         on_changed: what shall happen when a task asks for something else.
+        stays: tells of a task that has failed, and asks for the same now, whether it is left at that.
     """
     follow: dict[str, Place] = {}
     submit: list[str] = []
@@ -139,7 +161,8 @@ def plan(
                 submit.append(name)
                 end[name] = place  # should its request turn up after all
             continue
-        match choose(record, same=alike, on_changed=on_changed):
+        stay = alike and record is not None and has_failed(record) and stays(place, record)
+        match Choice.FOLLOW if stay else choose(record, same=alike, on_changed=on_changed):
             case Choice.FOLLOW | Choice.REPEAT:  # the agent is about to make the record of the latter
                 follow[name] = place
             case Choice.REPLACE:
@@ -153,7 +176,17 @@ def plan(
                     "something else now; on_changed_request='fail' leaves the choice to you: set it to 'resubmit' or "
                     "'reattach', or re-execute all steps"
                 )
-    return Plan(follow, submit, end, repeat, changed)
+    return Plan(follow, submit, end, repeat, changed, _failed(follow, records))
+
+
+def has_failed(record: Record) -> bool:
+    """Tell whether this is the end of a task, and no success."""
+    return record.state.is_final and not succeeded(record)
+
+
+def _failed(follow: Mapping[str, Place], records: Mapping[str, Mapping[int, Record]]) -> list[str]:
+    known = {name: records.get(place.key, {}).get(place.index) for name, place in follow.items()}
+    return [name for name, record in known.items() if record is not None and has_failed(record)]
 
 
 def _unknown_keys(found: FoundArray | None, records: Mapping[str, Mapping[int, Record]]) -> set[str]:

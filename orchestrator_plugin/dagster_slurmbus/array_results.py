@@ -10,8 +10,9 @@ from typing import Any
 
 import dagster as dg
 
+from dagster_slurmbus.array_figures import array_figures
 from dagster_slurmbus.array_tasks import NumberedTask
-from dagster_slurmbus.failures import RETRYABLE, describe
+from dagster_slurmbus.failures import describe, may_run_again
 from dagster_slurmbus.outcomes import Metadata, figures, payload_end, prefixed, succeeded
 from slurmbus_protocol.arrays import compact, slurm_id
 from slurmbus_protocol.messages import Record
@@ -33,12 +34,14 @@ class TaskOutcome:
         name: what it is called.
         partition_key: the one that it was given.
         record: its final record: state, exit code, node, times, Slurm's ids.
-        metadata: its figures, like those of a single job.
+        metadata: its figures, like those of a single job, and what ``metrics=`` gave for it.
+        own: the latter alone.
         outputs: the files that came back: name in its working directory -> path here.
         messages: the custom messages that its payload reported.
         results: the materializations and checks that its payload reported.
         last_words: the end of what it wrote to stderr, or the exception of its payload.
         reattached: it ran (or runs) as a job that an earlier attempt submitted.
+        attempts: how many jobs it had, each asking for more memory or time than the one before.
     """
 
     index: int
@@ -46,11 +49,13 @@ class TaskOutcome:
     partition_key: str | None
     record: Record
     metadata: Metadata = field(default_factory=dict)
+    own: Metadata = field(default_factory=dict)
     outputs: Mapping[str, Path] = field(default_factory=dict)
     messages: Sequence[Any] = ()
     results: Sequence[dg.MaterializeResult[Any] | dg.AssetCheckResult] = ()
     last_words: str = ""
     reattached: bool = False
+    attempts: int = 1
 
     @property
     def state(self) -> str:
@@ -70,7 +75,8 @@ class TaskOutcome:
     def describe(self) -> str:
         """Say in a sentence or two what happened and what to do next."""
         last = self.last_words.strip().splitlines()[-1:] or [""]
-        return f"[{self.name}] {describe(self.record, last[0][:_WORDS])}"
+        attempts = f". It was the last of {self.attempts} attempts" if self.attempts > 1 else ""
+        return f"[{self.name}] {describe(self.record, last[0][:_WORDS])}{attempts}"
 
 
 class CompletedArray(dg.PipesClientCompletedInvocation):
@@ -203,6 +209,7 @@ _COLUMNS = [
     dg.TableColumn("node", "string"),
     dg.TableColumn("elapsed_seconds", "float"),
     dg.TableColumn("peak_memory_mib", "float"),
+    dg.TableColumn("attempts", "int"),
 ]
 _FAILED_COLUMNS = [*_COLUMNS[:4], dg.TableColumn("why", "string"), dg.TableColumn("spool", "string")]
 
@@ -210,24 +217,25 @@ _FAILED_COLUMNS = [*_COLUMNS[:4], dg.TableColumn("why", "string"), dg.TableColum
 def array_metadata(tasks: Sequence[TaskOutcome]) -> Metadata:
     """Give the table of all tasks and what can be counted, so that Dagster plots it."""
     records = [task.record for task in tasks]
-    known = [used for record in records if (used := figures(record)).elapsed is not None]
+    ids = {record.job_id for record in records}
     found: dict[str, dg.MetadataValue[Any] | None] = {
         "tasks": dg.MetadataValue.table([_row(task) for task in tasks[:MOST_ROWS]], dg.TableSchema(_COLUMNS)),
         "tasks_in_all": dg.MetadataValue.int(len(tasks)),
         "tasks_failed": dg.MetadataValue.int(sum(not task.succeeded for task in tasks)),
-        "tasks_reattached": dg.MetadataValue.int(sum(task.reattached for task in tasks)) or None,
+        "tasks_reattached": dg.MetadataValue.int(sum(task.reattached for task in tasks)),
+        "tasks_given_more": dg.MetadataValue.int(more) if (more := sum(task.attempts > 1 for task in tasks)) else None,
         "key": dg.MetadataValue.text(", ".join(dict.fromkeys(record.key for record in records))),
+        "job_id": dg.MetadataValue.int(job_id) if len(ids) == 1 and (job_id := ids.pop()) is not None else None,
         "site": dg.MetadataValue.text(records[0].site),
-        "elapsed_seconds_in_all": dg.MetadataValue.float(sum(used.elapsed or 0.0 for used in known)),
-        "node_hours": dg.MetadataValue.float(sum(used.node_hours or 0.0 for used in known)),
-        "peak_memory_bytes": _most([used.peak_memory for used in known]),
+        **array_figures(records),
     }
     return prefixed(found)
 
 
-def _most(values: Iterable[int | None]) -> dg.MetadataValue[Any] | None:
-    known = [value for value in values if value is not None]
-    return dg.MetadataValue.int(max(known)) if known else None
+def own_metadata_of_tasks(tasks: Sequence[TaskOutcome]) -> Metadata:
+    """Give what ``metrics=`` gave for the tasks; for tasks of partitions it stands with their partitions."""
+    own = [(task, task.own) for task in tasks if task.own and task.partition_key is None]
+    return _by_task(own) if own else {}
 
 
 def _row(task: TaskOutcome) -> dg.TableRecord:
@@ -242,26 +250,27 @@ def _row(task: TaskOutcome) -> dg.TableRecord:
             "node": task.record.node_list or "",
             "elapsed_seconds": round(used.elapsed, 3) if used.elapsed is not None else -1.0,
             "peak_memory_mib": round(memory, 1) if memory is not None else -1.0,
+            "attempts": task.attempts,
         }
     )
 
 
-def array_failure(tasks: Sequence[TaskOutcome], numbered: Sequence[NumberedTask]) -> dg.Failure:
-    """Give the failure of an array: each failed task by itself, and how they are run again alone."""
+def array_failure(
+    tasks: Sequence[TaskOutcome], numbered: Sequence[NumberedTask], *, cancelled_on_failure: bool = False
+) -> dg.Failure:
+    """Give the failure of an array: each failed task by itself, and how they are run again alone.
+
+    Args:
+        tasks: the outcomes.
+        numbered: the tasks that were asked for.
+        cancelled_on_failure: one failed task ends all others, so none is worth a retry when that one stays failed.
+    """
     failed = [task for task in tasks if not task.succeeded]
     ended = [task for task in failed if task.record.state is not JobState.CANCELLED] or failed
     told = [task.describe() for task in ended[:MOST_TOLD]]
     more = len(failed) - len(told)
     rest = f"\nand {more} more: see the table of failed tasks" if more else ""
-    names = [task.name for task in failed]
-    shown = ", ".join(map(repr, names[:MOST_TOLD])) + (", …" if len(names) > MOST_TOLD else "")
-    text = (
-        f"{len(failed)} of {len(numbered)} tasks failed:\n"
-        + "\n".join(told)
-        + rest
-        + "\nA retry of this step, or a re-execution from failure, runs these tasks again and no others; "
-        f"by hand: run_array(…, only=[{shown}])"
-    )
+    text = f"{len(failed)} of {len(numbered)} tasks failed:\n" + "\n".join(told) + rest + _what_runs_again(failed)
     rows = [_failed_row(task) for task in failed[:MOST_ROWS]]
     metadata = {
         **array_metadata(tasks),
@@ -273,7 +282,27 @@ def array_failure(tasks: Sequence[TaskOutcome], numbered: Sequence[NumberedTask]
             }
         ),
     }
-    return dg.Failure(text, metadata=metadata, allow_retries=any(task.record.state in RETRYABLE for task in ended))
+    worth_it = all if cancelled_on_failure else any
+    return dg.Failure(text, metadata=metadata, allow_retries=worth_it(may_run_again(task.record) for task in failed))
+
+
+def _what_runs_again(failed: Sequence[TaskOutcome]) -> str:
+    stay = [task for task in failed if not may_run_again(task.record)]
+    by_hand = f"by hand: run_array(…, only=[{_names(failed)}])"
+    if not stay:
+        return (
+            f"\nA retry of this step, or a re-execution from failure, runs these tasks again and no others; {by_hand}"
+        )
+    states = ", ".join(dict.fromkeys(task.state for task in stay))
+    others = " and runs the others again" if len(stay) < len(failed) else ""
+    return (
+        f"\nA RetryPolicy leaves {_names(stay)} failed ({states}){others}. A re-execution from failure runs all of "
+        f"these tasks again and no others; {by_hand}"
+    )
+
+
+def _names(tasks: Sequence[TaskOutcome]) -> str:
+    return ", ".join(repr(task.name) for task in tasks[:MOST_TOLD]) + (", …" if len(tasks) > MOST_TOLD else "")
 
 
 def _failed_row(task: TaskOutcome) -> dg.TableRecord:

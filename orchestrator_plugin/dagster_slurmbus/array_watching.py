@@ -17,8 +17,10 @@ from dagster_pipes import PipesMessage
 from dagster_slurmbus import _compat
 from dagster_slurmbus.array_launches import Place
 from dagster_slurmbus.array_tasks import NumberedTask
+from dagster_slurmbus.failures import BECAUSE_OF_A_SIBLING
 from dagster_slurmbus.messages import RelayedMessageReader
 from dagster_slurmbus.narrator import Narrator
+from dagster_slurmbus.observations import Addresses
 from dagster_slurmbus.outcomes import succeeded
 from dagster_slurmbus.shown import Shown
 from dagster_slurmbus.watching import INTERRUPTS, Conduct
@@ -166,20 +168,30 @@ class ArrayWatching:
         client: of the tasks' site.
         conduct: how to behave.
         cancel_on_failure: end all others as soon as one has failed.
+        goes_on: tells of a task that has failed whether it is run again, with more memory or time.
     """
 
     def __init__(
-        self, context: dg.OpExecutionContext, client: SiteClient, conduct: Conduct, *, cancel_on_failure: bool
+        self,
+        context: dg.OpExecutionContext,
+        client: SiteClient,
+        conduct: Conduct,
+        *,
+        cancel_on_failure: bool,
+        goes_on: Callable[[Place, Record], bool],
     ) -> None:
         self.client = client
         self.tasks: dict[tuple[str, int], WatchedTask] = {}
         self._context = context
         self._conduct = conduct
         self._cancel_on_failure = cancel_on_failure
+        self._goes_on = goes_on
         self._narrator = Narrator(client.site, "", info=context.log.info, warning=context.log.warning)
+        self._addresses = Addresses(context)
         self._told: str = ""
         self._told_at = 0.0
         self._failures = 0
+        self._cancelled = False
         self._handlers = ExitStack()
 
     def add(self, task: NumberedTask, place: Place, *, reattached: bool) -> None:
@@ -239,18 +251,23 @@ class ArrayWatching:
         if isinstance(event.event, Finished) and not succeeded(event.event.record):
             self._failed(task, event.event.record)
         if isinstance(event.event, StateChanged | Finished):
+            given = task.task.given
+            self._addresses.take(event.event.record, task=task.task.name, partition=given.partition_key)
             self._tell()
 
     def _failed(self, task: WatchedTask, record: Record) -> None:
         if record.cancel is not None:
             return
         self._failures += 1
+        again = self._goes_on(task.place, record)
         if self._failures <= MOST_FAILURES:
             job, why = slurm_id(record) or record.key, f": {record.reason}" if record.reason else ""
-            self._context.log.warning("task %r (%s) is %s%s", task.task.name, job, record.state, why)
-        if self._cancel_on_failure and self._failures == 1:
+            more = "; when all others have ended it is run again with more" if again else ""
+            self._context.log.warning("task %r (%s) is %s%s%s", task.task.name, job, record.state, why, more)
+        if self._cancel_on_failure and not self._cancelled and not again:
+            self._cancelled = True
             self._context.log.warning("task %r has failed: cancelling all others", task.task.name)
-            self._cancel_unfinished(f"task {task.task.name} has failed")
+            self._cancel_unfinished(f"{BECAUSE_OF_A_SIBLING} {task.task.name!r} has failed")
 
     def _cancel_unfinished(self, reason: str) -> None:
         unfinished: dict[str, list[int]] = {}

@@ -1,15 +1,14 @@
-"""The arguments that ``run_array()`` has in common with ``run()``, where they are explained.
-
-What runs a job again with more memory or time, and metrics of one's own, are for single jobs.
-"""
+"""The arguments that ``run_array()`` has in common with ``run()``, where they are explained."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from dagster_slurmbus.again import MoreMemory, MoreTime
 from dagster_slurmbus.files import Files, StrPath
 from dagster_slurmbus.launchers import ComputeLauncher
+from dagster_slurmbus.own_metrics import OwnMetrics
 from dagster_slurmbus.queue_config import Options
 from dagster_slurmbus.run_config import SlurmRunConfig
 from slurmbus.environments import AnyEnvironment
@@ -17,6 +16,7 @@ from slurmbus.secret_env import SecretEnv
 
 
 class _Call(TypedDict, total=False):
+    cwd: str | None
     extras: Mapping[str, Any] | None
     outputs: Sequence[str]
     outputs_dir: StrPath | None
@@ -28,6 +28,9 @@ class _Call(TypedDict, total=False):
     environment: AnyEnvironment | None
     ship_pipes_module: bool
     reattach_key: str | None
+    on_out_of_memory: MoreMemory | None
+    on_timeout: MoreTime | None
+    metrics: OwnMetrics | None
     secret_env: SecretEnv | None
 
 
@@ -46,5 +49,4 @@ class CommandCall(_Call, total=False):
     """Of ``PipesSlurmClient``."""
 
     env: Mapping[str, str] | None
-    cwd: str | None
     files: Files | None

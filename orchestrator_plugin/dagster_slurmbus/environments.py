@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ import dagster as dg
 from pydantic import Field
 
 from dagster_slurmbus._compat import is_env_var
-from dagster_slurmbus.values import wrong
+from dagster_slurmbus.values import class_named, wrong
 from slurmbus.environments import (
     AnyEnvironment,
     ApptainerImage,
@@ -50,7 +49,7 @@ class EnvironmentConfig(dg.Config):
 
     def environment(self) -> AnyEnvironment:
         """Make the environment; ``dagster.Failure`` when the settings don't fit."""
-        kind = KINDS.get(self.kind) or _own(self.kind)
+        kind = KINDS.get(self.kind) or class_named(self.kind, "environment", KINDS)
         settings = {name: tuple(value) if isinstance(value, list) else value for name, value in self.settings.items()}
         try:
             made = kind(*settings.pop("load", ()), **settings) if kind is Modules else kind(**settings)
@@ -59,14 +58,6 @@ class EnvironmentConfig(dg.Config):
         if not isinstance(made, PackedEnvironment | InstalledEnvironment | SiteFolder | Modules | ApptainerImage):
             raise wrong(f"environment: {self.kind} is no environment")
         return made
-
-
-def _own(kind: str) -> type[Any]:
-    module, _, name = kind.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
-    except (ImportError, AttributeError, ValueError) as error:
-        raise wrong(f"environment: kind {kind!r} is none of {', '.join(KINDS)}, nor a class that is here") from error
 
 
 def as_config(value: Any) -> Any:

@@ -18,6 +18,8 @@ from slurmbus_protocol.states import JobState
 
 RETRYABLE = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.NODE_FAIL, JobState.BOOT_FAIL, JobState.PREEMPTED})
 """Ends after which a RetryPolicy may run the step again; the others need another request, or a person."""
+BECAUSE_OF_A_SIBLING = "its sibling"
+"""What the reason of a cancel begins with by which an array ends its other tasks."""
 
 _MIB = 1024**2
 _UNITS = {"K": 1024, "M": _MIB, "G": 1024**3, "T": 1024**4}
@@ -52,6 +54,16 @@ def failure(
         metadata=metadata,
         allow_retries=record.state in RETRYABLE,
     )
+
+
+def may_run_again(record: Record) -> bool:
+    """Tell whether a RetryPolicy runs a task of an array again that ended so; with its step it runs the others again.
+
+    One that only had to end with its siblings is run again with them.
+    """
+    if record.state is JobState.CANCELLED and record.cancel is not None:
+        return record.cancel.reason.startswith(BECAUSE_OF_A_SIBLING)
+    return record.state in RETRYABLE
 
 
 def from_error(error: SlurmbusError, metadata: Metadata | None = None) -> dg.Failure:

@@ -25,7 +25,7 @@ from dagster_slurmbus.outcomes import (
     CompletedJob,
     Metadata,
     Tail,
-    is_one_task,
+    needs_accounting,
     outputs_metadata,
     prefixed,
     succeeded,
@@ -57,7 +57,9 @@ from slurmbus_protocol.subjects import new_ulid
 OUTPUTS_LIMIT = 64 * 1024**2
 STREAM_LIMIT = 64 * 1024**2
 ACCOUNTING_PATIENCE = 5.0
-"""Seconds that a finished job of several tasks waits for accounting's figures; its step is done either way."""
+"""Seconds that a finished job waits for figures that accounting alone has; its step is done either way."""
+ACCOUNTING_WANTED = 15.0
+"""The same when accounting's figures were asked for: the agent's last of its quick questions is after 10 s."""
 PIPES_MODULE = "dagster_pipes.py"
 RUN_LABEL = "dagster_run"
 DEPLOYMENT_LABEL = "dagster_deployment"
@@ -88,12 +90,15 @@ class Request:
     stream_limit: int = STREAM_LIMIT
     outputs_dir: Path | None = None
     cwd: str | None = None
+    work_word: str | None = None
+    """Stands in the plan for the job's own working directory."""
     work_base: str | None = None
     extras: Mapping[str, Any] | None = None
     ship_pipes_module: bool = True
     reattach_key: str | None = None
     again: Policy = NO_POLICY
     metrics: OwnMetrics | None = None
+    wait_for_accounting: bool = False
     secret_env: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Sealed when the job is submitted. Only the names are a part of what is asked for."""
 
@@ -253,7 +258,11 @@ class Invocation:
         parts = self._parts(plain)
         self._ship_environment(client)
         spec = msgspec.structs.replace(
-            plain, pipes_module=self._pipes_module(client), labels=self._labels(), trace=self._trace.context(self._call)
+            plain,
+            pipes_module=self._pipes_module(client),
+            labels=self._labels(),
+            trace=self._trace.context(self._call),
+            accounting_soon=self._request.wait_for_accounting,
         )
         extras: dict[str, Any] = {"site": client.site, "request": request_hash(parts), "parts": parts}
         if self._ladder.number:
@@ -307,6 +316,7 @@ class Invocation:
             env={**_LIVE, **request.env},
             cwd=request.cwd,
             work_base=request.work_base,
+            work_word=request.work_word,
             files=tuple(files),
             outputs=request.outputs,
             outputs_limit=request.outputs_limit,
@@ -431,16 +441,21 @@ class Invocation:
         self._trace.ended(record)
         return record
 
-    def _with_accounting(self, client: SiteClient, record: Record) -> Record:
-        """Wait a little for accounting's figures where the runner's own aren't enough."""
+    def _wants_accounting(self, record: Record, ladder: Ladder) -> bool:
+        """Tell whether accounting was asked for, or has what the runner couldn't see or the next attempt needs."""
         if record.accounting is not None or record.scheduler == "local" or not record.starts:
+            return False
+        climbing = self._request.again.of(record.state) is not None and ladder.more(record) is None
+        asked = self._request.wait_for_accounting
+        return asked or climbing or needs_accounting(record) or bool(gpus_asked_for(record))
+
+    def _with_accounting(self, client: SiteClient, record: Record) -> Record:
+        """Wait a little for accounting's figures where they were asked for, or the runner's own aren't enough."""
+        if not self._wants_accounting(record, self._ladder):
             return record
-        seen = is_one_task(record) and record.starts[-1].usage is not None
-        needed = self._request.again.of(record.state) is not None and self._ladder.more(record) is None
-        if seen and not needed and not gpus_asked_for(record):
-            return record
+        wanted = self._request.wait_for_accounting
         try:
-            return client.wait_for_accounting(record.key, ACCOUNTING_PATIENCE)
+            return client.wait_for_accounting(record.key, ACCOUNTING_WANTED if wanted else ACCOUNTING_PATIENCE)
         except SlurmbusError as error:  # the job has ended, whatever becomes of its figures
             self._context.log.warning("accounting's figures of job %s can't be had: %s", record.key, error)
             return record

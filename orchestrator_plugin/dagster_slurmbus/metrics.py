@@ -10,7 +10,8 @@ from typing import Any
 
 import dagster as dg
 
-from dagster_slurmbus.outcomes import Metadata, figures, is_one_task, prefixed
+from dagster_slurmbus.outcomes import Metadata, figures, is_on_one_node, live_use, prefixed
+from dagster_slurmbus.steps import memory_at_once
 from dagster_slurmbus.tables import steps_table
 from slurmbus_protocol.messages import Record
 
@@ -44,8 +45,8 @@ def metrics_metadata(record: Record) -> Metadata:
                 "gpu_utilization": _float(used.gpu_percent / 100 if used and used.gpu_percent is not None else None),
                 "gpu_memory_bytes": _int(used.gpu_memory if used else None),
                 "energy_joules": _float(used.energy_joules if used else None),
-                "disk_read_bytes": _int(_read(record)),
-                "disk_written_bytes": _int(_written(record)),
+                "disk_read_bytes": _int(disk_read(record)),
+                "disk_written_bytes": _int(disk_written(record)),
                 "steps": steps_table(accounting),
             }
         ),
@@ -61,7 +62,12 @@ def facts_metadata(record: Record) -> Metadata:
 
 def fact(value: str) -> dg.MetadataValue[Any]:
     """Give an address as one, everything else as text."""
-    return dg.MetadataValue.url(value) if _URL.fullmatch(value) else dg.MetadataValue.text(value)
+    return dg.MetadataValue.url(value) if is_address(value) else dg.MetadataValue.text(value)
+
+
+def is_address(value: str) -> bool:
+    """Tell whether this is an address that a browser takes."""
+    return _URL.fullmatch(value) is not None
 
 
 def allocated_gpus(record: Record) -> int:
@@ -86,7 +92,7 @@ def allocated_memory(record: Record) -> int | None:
     """Give the bytes that the job had on all its nodes: by accounting, else by what it asked for."""
     if record.accounting is not None and (told := _tres(record.accounting.alloc_tres).get("mem")):
         return int(told)
-    options, live = record.options, record.starts[-1].live if record.starts else None
+    options, live = record.options, live_use(record)
     if options.mem_per_node_mib:
         return options.mem_per_node_mib * MIB * (record.nodes or 1)
     if options.mem_per_cpu_mib and record.alloc_cpus:
@@ -95,23 +101,23 @@ def allocated_memory(record: Record) -> int | None:
 
 
 def memory_efficiency(record: Record) -> float | None:
-    """Give the part of its memory that the job used at its peak.
+    """Give the part of its memory, on all nodes together, that the job used at its peak.
 
-    Of several tasks it is the step that used most: its mean per task, times its tasks.
+    On several nodes that is the sum over the steps that ran side by side, or what was seen on the first node alone
+    should that be more.
     """
-    allocated, peak = allocated_memory(record), figures(record).peak_memory
-    if not allocated:
-        return None
-    if is_one_task(record):
-        return peak / allocated if peak else None
-    steps = record.accounting.steps if record.accounting else ()
-    largest = max(((step.ave_rss or 0) * (step.tasks or 1) for step in steps), default=0)
-    return largest / allocated if largest else None
+    allocated = allocated_memory(record)
+    if is_on_one_node(record):
+        peak = figures(record).peak_memory
+    elif peak := memory_at_once(record.accounting):
+        live = live_use(record)
+        peak = max(peak, live.peak_rss if live else 0)
+    return peak / allocated if peak and allocated else None
 
 
 def _first_node(record: Record) -> Metadata:
     """Give what the runner saw of a job on several nodes, and on which one."""
-    live = record.starts[-1].live if record.starts else None
+    live = live_use(record)
     if live is None or (record.nodes or 1) == 1:
         return {}
     return prefixed(
@@ -119,20 +125,22 @@ def _first_node(record: Record) -> Metadata:
     )
 
 
-def _read(record: Record) -> int | None:
+def disk_read(record: Record) -> int | None:
+    """Give the bytes that the job read: by accounting, else by its runner."""
     used = record.accounting.used if record.accounting else None
     return used.disk_read if used else _of_live(record, "read_bytes")
 
 
-def _written(record: Record) -> int | None:
+def disk_written(record: Record) -> int | None:
+    """Give the bytes that the job wrote: by accounting, else by its runner."""
     used = record.accounting.used if record.accounting else None
     return used.disk_written if used else _of_live(record, "written_bytes")
 
 
 def _of_live(record: Record, name: str) -> int | None:
     """Give a figure that the runner saw, when it saw all of the job."""
-    live = record.starts[-1].live if record.starts else None
-    return getattr(live, name) if live is not None and is_one_task(record) else None
+    live = live_use(record)
+    return getattr(live, name) if live is not None and is_on_one_node(record) else None
 
 
 # ---------------------------------------------------------------------- reading

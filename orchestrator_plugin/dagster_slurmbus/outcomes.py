@@ -9,7 +9,8 @@ from typing import Any
 
 import dagster as dg
 
-from slurmbus_protocol.messages import Record
+from dagster_slurmbus.steps import has_own_steps, memory_at_once
+from slurmbus_protocol.messages import Live, Record
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.traces import trace_id
 
@@ -69,7 +70,7 @@ class Figures:
 
 
 def is_one_task(record: Record) -> bool:
-    """Tell whether the runner saw all of the job's processes, so that its own figures are enough."""
+    """Tell whether the job asked for a single task, so that what it did was done by its payload."""
     if record.scheduler == "local":
         return True
     options = record.options
@@ -77,28 +78,57 @@ def is_one_task(record: Record) -> bool:
     return all((count or 1) == 1 for count in counts)
 
 
+def is_on_one_node(record: Record) -> bool:
+    """Tell whether the runner's node is the only one, so that it can see all of the job's processes."""
+    return record.nodes == 1 or is_one_task(record)
+
+
+def live_use(record: Record) -> Live | None:
+    """Give what the runner saw of the last start on its node."""
+    return record.starts[-1].live if record.starts else None
+
+
+def ran_steps(record: Record) -> bool:
+    """Tell whether job steps are known beside the batch script, which aren't below the runner."""
+    live = live_use(record)
+    return has_own_steps(record.accounting) or (live is not None and live.steps)
+
+
+def needs_accounting(record: Record) -> bool:
+    """Tell whether accounting knows more of the CPU time than the runner, which may miss a step's last seconds."""
+    return not is_one_task(record) or ran_steps(record) or not record.starts or record.starts[-1].usage is None
+
+
 def figures(record: Record) -> Figures:
     """Put together what the runner and Slurm's accounting measured.
 
-    The runner measures to the millisecond and accounting to the second, so its elapsed time comes first, and for jobs
-    of one task its other figures, too. Of a larger job it sees one node only, and accounting alone counts.
+    Each of them may miss something, so the largest one counts: the runner's children are known exactly, but not the
+    tasks of an srun, and their memory one by one; of its node the runner sees what is there when it looks, or all of it
+    where Slurm keeps a cgroup for the job; accounting knows each step, and looks at their memory now and then. Of
+    several nodes the runner sees one, and accounting alone counts. Accounting's CPU time is with the runner's own, so
+    it is left out where it can't tell more.
     """
-    accounting = record.accounting
+    accounting, live = record.accounting, live_use(record)
     measured = record.starts[-1].usage if record.starts else None
-    usage = measured if is_one_task(record) else None
     elapsed = measured.elapsed if measured else accounting.elapsed if accounting else None
     if elapsed is None and record.start_time is not None and record.end_time is not None:
         elapsed = max(0.0, record.end_time - record.start_time)
-    # Accounting cuts each step's CPU time to whole seconds; what the runner saw of it is never too much.
-    times = [measured.cpu_seconds] if measured and (usage or accounting) else []
-    times += [accounting.cpu_seconds] if accounting and not usage else []
-    peaks = [peak for peak in (usage and usage.max_rss, accounting and accounting.max_rss) if peak]
+    seen = live if is_on_one_node(record) else None
+    times, peaks = [], []
+    if is_one_task(record) or accounting:  # of several tasks the runner's part isn't the job's
+        times += [one.cpu_seconds for one in (measured, seen) if one]
+    if accounting:
+        times += [accounting.cpu_seconds] if needs_accounting(record) else []
+        peaks += [accounting.max_rss or 0]
+    if is_on_one_node(record):
+        peaks += [measured.max_rss if measured else 0, seen.peak_rss if seen else 0]
+        peaks += [memory_at_once(accounting)] if has_own_steps(accounting) else []
     return Figures(
         nodes=record.nodes or (accounting.alloc_nodes if accounting else None) or None,
         cpus=record.alloc_cpus or (accounting.alloc_cpus if accounting else None) or None,
         elapsed=elapsed,
         cpu_seconds=max(times, default=None),
-        peak_memory=max(peaks, default=None),
+        peak_memory=max(peaks, default=0) or None,
     )
 
 

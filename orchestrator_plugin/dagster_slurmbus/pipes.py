@@ -139,6 +139,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         on_out_of_memory: MoreMemory | None = None,
         on_timeout: MoreTime | None = None,
         metrics: OwnMetrics | None = None,
+        wait_for_accounting: bool = False,
         secret_env: SecretEnv | None = None,
     ) -> CompletedJob:
         """Run a command as one job and wait for its end; when this step is a retry, go on with the job that it has.
@@ -149,7 +150,8 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             command: the program and its arguments. A text is taken apart as a shell would (``shlex.split``), but no
                 shell runs it. ``python3`` and ``python`` are those of the site; nothing else is touched.
             env: environment variables, over the client's.
-            cwd: an absolute folder on the site, instead of the client's.
+            cwd: an absolute folder on the site, instead of the client's; ``files`` and ``outputs`` stay in the job's
+                own folder, which ``SLURMBUS_WORK_DIR`` names.
             files: files that go into the job's working directory.
             outputs: files in the working directory that come back.
             outputs_dir: the folder here that they come into; by default one of the run in Dagster's storage.
@@ -166,6 +168,8 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             on_timeout: run a job that reached its time limit again, with a longer one; else its step fails.
             metrics: called with the finished job; what it returns becomes further metadata. An error in it is told, and
                 fails nothing.
+            wait_for_accounting: come back when Slurm's accounting has the job, too, about a second later: for the table
+                of steps, energy, and what else only accounting knows.
             secret_env: variables of the job that nobody but the job and the site's agent can read: the names of
                 variables of this process, or a mapping from names to values. They stand in no log, record or metadata.
 
@@ -192,6 +196,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             on_out_of_memory=on_out_of_memory,
             on_timeout=on_timeout,
             metrics=metrics,
+            wait_for_accounting=wait_for_accounting,
             secret_env=secret_env,
         )
         return self.invoke(context, request)
@@ -250,6 +255,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         on_out_of_memory: MoreMemory | None = None,
         on_timeout: MoreTime | None = None,
         metrics: OwnMetrics | None = None,
+        wait_for_accounting: bool = False,
         secret_env: SecretEnv | None = None,
     ) -> Request:
         """Check what was asked for, and put it together; the arguments are those of ``run``."""
@@ -258,11 +264,11 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             context.log.warning(
                 "the command names this machine's Python, %s; on the site that is 'python3'", sys.executable
             )
+        call = CallOptions(options=options, extra_slurm_opts=extra_slurm_opts, run_config=run_config, cwd=cwd)
+        asked = call.over(self.queue, context, self._site(), resolved(self.cwd, "cwd"))
         return Request(
             plan=CommandPlan(argv=argv),
-            options=CallOptions(options=options, extra_slurm_opts=extra_slurm_opts, run_config=run_config).over(
-                self.queue, context
-            ),
+            options=asked.options,
             environment=environment,
             env={**variables(self.env, "env"), **variables(env, "env")},
             files=without_duplicates(local_files(files, "files")),
@@ -270,13 +276,14 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             outputs_limit=outputs_limit,
             stream_limit=stream_limit,
             outputs_dir=Path(outputs_dir) if outputs_dir is not None else None,
-            cwd=absolute(resolved(cwd if cwd is not None else self.cwd, "cwd"), "cwd"),
+            cwd=asked.cwd,
             work_base=absolute(resolved(self.remote_base, "remote_base"), "remote_base"),
             extras=extras,
             ship_pipes_module=ship_pipes_module,
             reattach_key=reattach_key,
             again=Policy(on_out_of_memory=on_out_of_memory, on_timeout=on_timeout),
             metrics=metrics,
+            wait_for_accounting=wait_for_accounting,
             secret_env=secrets(secret_env),
         )
 
@@ -296,13 +303,18 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         """
         if self._local if site is None else site == LOCAL_SITE:
             return local_client(self._home)
-        site = site or resolved(self.site, "site")
+        site = site or self._site()
         if not site:
             raise wrong(
                 "PipesSlurmClient: site isn't set; name the site whose agent takes the jobs, "
                 "or use PipesSlurmClient.local() for this machine"
             )
         return (self.bus or BusResource.from_env()).site_client(site)
+
+    def _site(self) -> str | None:
+        """Give the name of the configured site."""
+        named: str | None = LOCAL_SITE if self._local else resolved(self.site, "site")
+        return named
 
 
 def _argv(command: str | Sequence[StrPath]) -> tuple[str, ...]:

@@ -9,15 +9,17 @@ import dagster as dg
 from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from dagster_slurmbus._compat import is_env_var
-from dagster_slurmbus.values import resolved, wrong
+from dagster_slurmbus.values import absolute, resolved, wrong
 from slurmbus import job_options
 from slurmbus.job_options import Chosen
 from slurmbus_protocol.errors import InvalidSetting
 from slurmbus_protocol.messages import JobOptions
-from slurmbus_protocol.options import BY_NAME, Kind
+from slurmbus_protocol.options import BY_NAME, Kind, long_name
 
 _NUMBERS = frozenset({Kind.COUNT, Kind.NATURAL, Kind.NUMBER})
 _FLAGS = frozenset({Kind.FLAG, Kind.CHOICE})
+_CWD = frozenset({"cwd", "chdir"})
+"""Names of the working directory. To Slurm it is an option, to a request it is something of its own."""
 
 
 def _option(name: str) -> Any:
@@ -128,6 +130,10 @@ class SlurmQueueConfig(dg.Config):
         description='Options of sbatch that have no field here, by their long names: {"new-option": "value"}, '
         '{"new-flag": ""}.',
     )
+    cwd: str | None = Field(
+        default=None,
+        description="An absolute folder there to run in (sbatch's --chdir); by default each job has one of its own.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -135,8 +141,7 @@ class SlurmQueueConfig(dg.Config):
         """Name the nearest option when one isn't known."""
         for key in given if isinstance(given, Mapping) else ():
             if key not in cls.model_fields:
-                close = job_options.nearest(str(key))
-                hint = f"did you mean {close!r}?" if close else f"known: {', '.join(cls.model_fields)}"
+                hint = job_options.meant_by(str(key)) or f"known: {', '.join(cls.model_fields)}"
                 raise ValueError(f"{key!r} is no option: {hint}")
         return given
 
@@ -146,6 +151,8 @@ class SlurmQueueConfig(dg.Config):
         name = str(info.field_name)
         if is_env_var(value) or value is None:  # Dagster puts it back; the plain check would see no value
             return value
+        if name == "cwd":
+            return _absolute(check(value))
         option = BY_NAME.get(name)
         if option is not None and option.kind not in _NUMBERS | _FLAGS and isinstance(value, int):
             value = value if isinstance(value, bool) else str(value)
@@ -158,9 +165,8 @@ class SlurmQueueConfig(dg.Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> SlurmQueueConfig:
-        given = {name: getattr(self, name) for name in type(self).model_fields}
         try:
-            job_options.read({name: value for name, value in given.items() if not is_env_var(value)})
+            job_options.read({name: value for name, value in self._options().items() if not is_env_var(value)})
         except InvalidSetting as error:
             raise ValueError(str(error)) from error
         return self
@@ -171,7 +177,10 @@ class SlurmQueueConfig(dg.Config):
 
     def chosen(self) -> Chosen:
         """Give what is set, by the names and in the units of the request."""
-        return _read({name: resolved(getattr(self, name), name) for name in type(self).model_fields}, "options")
+        return _read({name: resolved(value, name) for name, value in self._options().items()}, "options")
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in type(self).model_fields if name not in _CWD}
 
 
 class SlurmOptions(SlurmQueueConfig):
@@ -180,6 +189,23 @@ class SlurmOptions(SlurmQueueConfig):
 
 Options = SlurmQueueConfig | JobOptions | Mapping[str, Any]
 """What ``run(options=…)`` takes: a config, a mapping with our names or sbatch's, or the request's own struct."""
+
+
+def apart(layer: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str | None]:
+    """Give a mapping of options without the working directory, and that.
+
+    Raises:
+        dagster.Failure: the folder isn't absolute.
+    """
+    folders = [value for key, value in layer.items() if long_name(str(key)) in _CWD and value is not None]
+    options = {key: value for key, value in layer.items() if long_name(str(key)) not in _CWD}
+    return options, absolute(resolved(folders[-1], "cwd"), f"{where}: cwd") if folders else None
+
+
+def _absolute(folder: str) -> str:
+    if not folder.startswith("/"):
+        raise ValueError(f"{folder!r} isn't absolute: name a folder on the site, e.g. /home/alice/work")
+    return folder
 
 
 def chosen_by(layer: Options | None, where: str = "options") -> Chosen:

@@ -19,9 +19,9 @@ from dagster_slurmbus.bus import BusResource
 from dagster_slurmbus.calls import PayloadCall
 from dagster_slurmbus.environments import EnvironmentConfig, as_config
 from dagster_slurmbus.files import Files, LocalFile, StrPath, local_file, local_files, without_duplicates
-from dagster_slurmbus.frameworks import launcher_for
+from dagster_slurmbus.frameworks import launcher_of_call
 from dagster_slurmbus.invocation import OUTPUTS_LIMIT, STREAM_LIMIT, Request
-from dagster_slurmbus.launchers import BashLauncher, ComputeLauncher
+from dagster_slurmbus.launchers import ComputeLauncher
 from dagster_slurmbus.option_layers import CallOptions
 from dagster_slurmbus.outcomes import CompletedJob
 from dagster_slurmbus.own_metrics import OwnMetrics
@@ -29,13 +29,24 @@ from dagster_slurmbus.pipes import PipesSlurmClient
 from dagster_slurmbus.queue_config import Options, SlurmQueueConfig
 from dagster_slurmbus.reattach import OnChangedRequest
 from dagster_slurmbus.run_config import SlurmRunConfig
-from dagster_slurmbus.sites import ENV_OF_A_SITE, SlurmSite, chosen_site, known_now
-from dagster_slurmbus.values import absolute, inside, resolved, secrets, wrong
+from dagster_slurmbus.sites import (
+    AGAIN_ON_A_SITE,
+    ENV_OF_A_SITE,
+    ENVIRONMENT_OF_A_SITE,
+    LAUNCHER_OF_A_SITE,
+    SlurmSite,
+    chosen_site,
+)
+from dagster_slurmbus.values import absolute, inside, known_now, resolved, secrets, wrong
 from dagster_slurmbus.values import environment as variables
 from slurmbus.environments import AnyEnvironment
+from slurmbus.local import LOCAL_SITE
 from slurmbus.secret_env import SecretEnv
 from slurmbus_protocol.errors import InvalidName
 from slurmbus_protocol.subjects import check_token
+
+WORK_WORD = "/__slurmbus_work_dir__"
+"""Stands for the job's own working directory, which only the agent knows; launchers take it for an absolute path."""
 
 
 class ExecutionMode(StrEnum):
@@ -72,6 +83,15 @@ class SlurmResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gener
         description="Names of variables of this process that every job gets, sealed so that only the job and the "
         "site's agent can read their values.",
     )
+    environment: EnvironmentConfig | None = Field(default_factory=lambda: None, description=ENVIRONMENT_OF_A_SITE)
+    default_launcher: ComputeLauncher | None = Field(default=None, description=LAUNCHER_OF_A_SITE)
+    on_out_of_memory: MoreMemory | None = Field(default=None, description=AGAIN_ON_A_SITE)
+    on_timeout: MoreTime | None = Field(default=None, description=AGAIN_ON_A_SITE)
+
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _environment_is_configuration(cls, value: Any) -> Any:
+        return as_config(value)
 
     @field_validator("env", mode="before")
     @classmethod
@@ -157,6 +177,11 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
     on_timeout: MoreTime | None = Field(
         default=None, description="Run a job that reached its time limit again, with a longer one; else its step fails."
     )
+    wait_for_accounting: bool = Field(
+        default_factory=lambda: False,
+        description="Come back from run() when Slurm's accounting has the job, too, about a second later: for the "
+        "table of steps, energy, and what else only accounting knows.",
+    )
 
     @field_validator("mode", mode="before")
     @classmethod
@@ -211,7 +236,9 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         on_out_of_memory: MoreMemory | None = None,
         on_timeout: MoreTime | None = None,
         metrics: OwnMetrics | None = None,
+        wait_for_accounting: bool | None = None,
         secret_env: SecretEnv | None = None,
+        cwd: str | None = None,
     ) -> CompletedJob:
         """Run a payload as one job and wait for its end; when this step is a retry, go on with the job that it has.
 
@@ -229,10 +256,11 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             stream_limit: bytes of stdout and of stderr that each start shows in full; the rest stays on the site.
             options: what this job asks Slurm for, over the resource's queue and the asset's metadata.
             extra_slurm_opts: the same under sbatch's names; what isn't known here is handed to sbatch as it is.
-            resource_requirements: the same in few words, for each node; the framework chooses the launcher:
-                ``{"framework": "ray", "cpus": 32, "gpus": 1, "memory_gb": 120}``.
+            resource_requirements: the same in few words, for each node; the framework chooses the launcher, which is
+                the default one if that is for this framework: ``{"framework": "ray", "cpus": 32, "gpus": 1,
+                "memory_gb": 120}``.
             run_config: what the launchpad says, over everything else.
-            launcher: instead of the resource's default one.
+            launcher: instead of the resource's default one; of the same class, it goes over that one's settings.
             environment: instead of the resource's own; an installed one by its name or hash.
             ship_pipes_module: put the ``dagster_pipes`` module beside the payload.
             reattach_key: a name of this call within the step, by which a retry finds its job; by default calls are told
@@ -241,8 +269,12 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             on_timeout: instead of the resource's.
             metrics: called with the finished job; what it returns becomes further metadata. An error in it is told, and
                 fails nothing.
+            wait_for_accounting: instead of the resource's.
             secret_env: variables of the job that nobody but the job and the site's agent can read: the names of
                 variables of this process, or a mapping from names to values. They stand in no log, record or metadata.
+            cwd: an absolute folder to run in, instead of the job's own: one that is there where the job runs, such as
+                ``compute.site_env(context)["DATA_DIR"]``. The payload is found from there; ``extra_files`` and
+                ``outputs`` stay in the job's own folder, which ``SLURMBUS_WORK_DIR`` names.
 
         Raises:
             dagster.Failure: the job failed or couldn't be submitted; the message says why and what to do.
@@ -270,7 +302,9 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             on_out_of_memory=on_out_of_memory,
             on_timeout=on_timeout,
             metrics=metrics,
+            wait_for_accounting=wait_for_accounting,
             secret_env=secret_env,
+            cwd=cwd,
         )
         return client.invoke(context, request)
 
@@ -332,45 +366,56 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
         on_out_of_memory: MoreMemory | None = None,
         on_timeout: MoreTime | None = None,
         metrics: OwnMetrics | None = None,
+        wait_for_accounting: bool | None = None,
         secret_env: SecretEnv | None = None,
+        cwd: str | None = None,
     ) -> tuple[PipesSlurmClient, Request]:
         """Check what was asked for, and put it together; the arguments are those of ``run``."""
         slurm = self.chosen(context)
         client = self.pipes_client(context)
+        own = self._of_the_site(slurm)
         payload, program = _payload(payload_path, remote_payload_path)
-        asked = CallOptions(
+        call = CallOptions(
             options=options,
             extra_slurm_opts=extra_slurm_opts,
             resource_requirements=resource_requirements,
             run_config=run_config,
+            cwd=cwd,
         )
-        launcher = launcher or launcher_for(asked.framework) or self.default_launcher or BashLauncher()
+        asked = call.over(slurm.queue if slurm else None, context, resolved(own.site, "slurm.site"))
+        launcher = launcher_of_call(launcher, call.framework, own.default_launcher or self.default_launcher)
         for file in payload:
             launcher.check(file.path)
+        is_elsewhere = bool(payload) and asked.cwd is not None
         request = Request(
-            plan=launcher.plan(program, tuple(payload_args)),
-            options=asked.over(slurm.queue if slurm else None, context),
+            plan=launcher.plan(f"{WORK_WORD}/{program}" if is_elsewhere else program, tuple(payload_args)),
+            options=asked.options,
             env={**self.site_env(context), **variables(extra_env, "extra_env")},
             files=without_duplicates([*payload, *local_files(extra_files, "extra_files")]),
-            environment=environment if environment is not None else self._own_environment(),
+            environment=environment if environment is not None else _made(own.environment or self.environment),
             outputs=tuple(inside(output, "outputs") for output in outputs),
             outputs_limit=outputs_limit,
             stream_limit=stream_limit,
             outputs_dir=Path(outputs_dir) if outputs_dir is not None else None,
+            cwd=asked.cwd,
+            work_word=WORK_WORD if is_elsewhere else None,
             work_base=absolute(resolved(client.remote_base, "slurm.remote_base"), "slurm.remote_base"),
             extras=extras,
             ship_pipes_module=ship_pipes_module,
             reattach_key=reattach_key,
             again=Policy(
-                on_out_of_memory=on_out_of_memory or self.on_out_of_memory, on_timeout=on_timeout or self.on_timeout
+                on_out_of_memory=on_out_of_memory or own.on_out_of_memory or self.on_out_of_memory,
+                on_timeout=on_timeout or own.on_timeout or self.on_timeout,
             ),
             metrics=metrics,
+            wait_for_accounting=self.wait_for_accounting if wait_for_accounting is None else wait_for_accounting,
             secret_env={**secrets(slurm.secret_env if slurm else None), **secrets(secret_env)},
         )
         return client, request
 
-    def _own_environment(self) -> AnyEnvironment | None:
-        return self.environment.environment() if self.environment is not None else None
+    def _of_the_site(self, slurm: SlurmResource | None) -> SlurmResource:
+        """Give what the site has of its own; this machine has nothing of that."""
+        return slurm if slurm is not None and self.mode != ExecutionMode.LOCAL else SlurmResource(site=LOCAL_SITE)
 
     def pipes_client(self, context: Context | None = None) -> PipesSlurmClient:
         """Give the Pipes client behind the mode; with a context also the run's own choice of a site counts."""
@@ -405,8 +450,16 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
             queue=other.queue,
             remote_base=other.remote_base,
             env=other.env,
-            secret_env=self.slurm.secret_env,
+            secret_env=self.slurm.secret_env if other.secret_env is None else other.secret_env,
+            environment=other.environment,
+            default_launcher=other.default_launcher.launcher() if other.default_launcher is not None else None,
+            on_out_of_memory=other.on_out_of_memory,
+            on_timeout=other.on_timeout,
         )
+
+
+def _made(environment: EnvironmentConfig | None) -> AnyEnvironment | None:
+    return environment.environment() if environment is not None else None
 
 
 def _payload(path: StrPath | None, remote: str | None) -> tuple[list[LocalFile], str]:

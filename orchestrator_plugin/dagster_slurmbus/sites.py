@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
 from pydantic import Field, field_validator
 
-from dagster_slurmbus._compat import Context, is_env_var, run_tags
+from dagster_slurmbus._compat import Context, run_tags
+from dagster_slurmbus.again import MoreMemory, MoreTime
+from dagster_slurmbus.environments import EnvironmentConfig, as_config
+from dagster_slurmbus.launcher_config import LauncherConfig, as_launcher_config
 from dagster_slurmbus.queue_config import SlurmQueueConfig
-from dagster_slurmbus.values import absolute, wrong
+from dagster_slurmbus.values import absolute, known_now, wrong
 from slurmbus_protocol.errors import InvalidName
 from slurmbus_protocol.subjects import check_token
 
@@ -20,14 +23,9 @@ SITE_TAG = "slurmbus/site"
 ENV_OF_A_SITE = (
     "Environment variables of every job there, e.g. where the data lie: DATA_DIR. A call's own go over them."
 )
-
-
-def known_now(value: Any) -> Any:
-    """Refuse a ``dg.EnvVar`` where Dagster resolves none and would take the variable's name for its value."""
-    for one in value.values() if isinstance(value, Mapping) else (value,):
-        if is_env_var(one):
-            raise ValueError(f"dg.EnvVar can't stand here: write os.environ[{one.env_var_name!r}]")
-    return value
+ENVIRONMENT_OF_A_SITE = "What payloads run in there, instead of ComputeResource.environment."
+LAUNCHER_OF_A_SITE = "How payloads are started there, instead of ComputeResource.default_launcher."
+AGAIN_ON_A_SITE = "There instead of ComputeResource's: nodes and queues differ in what they have."
 
 
 class SlurmSite(dg.Config):
@@ -41,13 +39,29 @@ class SlurmSite(dg.Config):
         default=None,
         description="An absolute folder there under which working directories are made; else the agent's spool.",
     )
-
     env: dict[str, str] = Field(default_factory=dict, description=ENV_OF_A_SITE)
+    secret_env: list[str] | None = Field(
+        default=None, description="Names of variables of this process for every job there; else the first site's."
+    )
+    environment: EnvironmentConfig | None = Field(default=None, description=ENVIRONMENT_OF_A_SITE)
+    default_launcher: LauncherConfig | None = Field(default=None, description=LAUNCHER_OF_A_SITE)
+    on_out_of_memory: MoreMemory | None = Field(default=None, description=AGAIN_ON_A_SITE)
+    on_timeout: MoreTime | None = Field(default=None, description=AGAIN_ON_A_SITE)
 
     @field_validator("site", "remote_base", "env", mode="before")
     @classmethod
     def _is_known_now(cls, value: Any) -> Any:
         return known_now(value)
+
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _environment_is_configuration(cls, value: Any) -> Any:
+        return as_config(known_now(value))
+
+    @field_validator("default_launcher", mode="before")
+    @classmethod
+    def _launcher_is_configuration(cls, value: Any) -> Any:
+        return as_launcher_config(known_now(value))
 
     @field_validator("site")
     @classmethod

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,6 +20,23 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 def wrong(message: str) -> dg.Failure:
     """Give the failure for something that the user's code or settings must change; running it again won't help."""
     return dg.Failure(message, allow_retries=False)
+
+
+def known_now(value: Any) -> Any:
+    """Refuse a ``dg.EnvVar`` where Dagster resolves none and would take the variable's name for its value."""
+    for one in value.values() if isinstance(value, Mapping) else (value,):
+        if is_env_var(one):
+            raise ValueError(f"dg.EnvVar can't stand here: write os.environ[{one.env_var_name!r}]")
+    return value
+
+
+def class_named(kind: str, field: str, known: Iterable[str]) -> type[Any]:
+    """Give a class of the user's own, named ``package.module:Class`` in configuration."""
+    module, _, name = kind.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+    except (ImportError, AttributeError, ValueError) as error:
+        raise wrong(f"{field}: kind {kind!r} is none of {', '.join(known)}, nor a class that is here") from error
 
 
 def resolved(value: Any, field: str) -> Any:
@@ -69,6 +87,6 @@ def inside(path: str, field: str) -> str:
 
 def absolute(path: str | None, field: str) -> str | None:
     """Check a folder on the site."""
-    if path is not None and not PurePosixPath(path).is_absolute():
+    if path is not None and not (isinstance(path, str) and PurePosixPath(path).is_absolute()):
         raise wrong(f"{field}={path!r} isn't absolute: name a folder on the site, e.g. /home/alice/work")
     return path

@@ -12,6 +12,7 @@ from dagster_slurmbus import _compat
 from dagster_slurmbus.forwarding import Forwarder
 from dagster_slurmbus.messages import RelayedMessageReader
 from dagster_slurmbus.narrator import Narrator
+from dagster_slurmbus.observations import Addresses
 from dagster_slurmbus.outcomes import Tail
 from dagster_slurmbus.reattach import OnChangedRequest
 from dagster_slurmbus.shown import Shown
@@ -60,6 +61,7 @@ class Watching:
         self.last: Record | None = None
         """The newest record that was seen."""
         self.narrator = Narrator(client.site, key, info=context.log.info, warning=context.log.warning)
+        self._addresses = Addresses(context)
         self._context = context
         self._conduct = conduct
         self._reader = reader
@@ -115,6 +117,7 @@ class Watching:
             case StateChanged(record=record) | Finished(record=record):
                 self.last = record
                 self.narrator.state(record)
+                self._addresses.take(record)
             case Gap():
                 self._gap(event)
             case Waiting():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import platform
 import time
+from collections.abc import Mapping
 
 import msgspec
 
@@ -18,8 +20,22 @@ REMOTE_FOLDER = ".config/slurmbus"
 """Where these files go, relative to the user's home on the login node; each with mode 0600."""
 
 
-def renew(home: Home, site: str, days: float = DAYS) -> Grant:
-    """Make a grant for a site that begins now, and keep it in the home.
+def files(home: Home, site: str) -> dict[str, bytes]:
+    """Give the files that a login writes to :data:`REMOTE_FOLDER` besides the grant, by their names.
+
+    A running agent takes a policy as it is; a changed bundle makes it begin anew by itself, while its jobs go on.
+    """
+    paths = (home.bundle_path(site), home.policy_path(site))
+    return {path.name: path.read_bytes() for path in paths if path.exists()}
+
+
+def hashes(brought: Mapping[str, bytes]) -> dict[str, str]:
+    """Give what tells whether the same files stand at a site."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in brought.items()}
+
+
+def issue(home: Home, site: str, days: float = DAYS) -> Grant:
+    """Make a grant for a site that begins now. It has to be written there, and kept here once it is there.
 
     Raises:
         UnknownSite: the home has no such site.
@@ -27,20 +43,12 @@ def renew(home: Home, site: str, days: float = DAYS) -> Grant:
     """
     profile = home.site(site)
     signer = Signer.load(home.path / profile.signing_key)
-    grant = grants.issue(signer, site, f"{getpass.getuser()}@{platform.node()}", days)
+    return grants.issue(signer, site, f"{getpass.getuser()}@{platform.node()}", days)
+
+
+def keep(home: Home, site: str, grant: Grant) -> None:
+    """Remember which grant a login has brought."""
     write_private(home.grant_path(site), grants.write(grant))
-    return grant
-
-
-def login_files(home: Home, site: str, days: float = DAYS) -> dict[str, bytes]:
-    """Renew a site's authority and give the files that a login writes to :data:`REMOTE_FOLDER`, by their names.
-
-    A running agent takes all of them without a restart: the grant, the policy and the keys as they are; a changed
-    bundle makes it begin anew by itself, while its jobs go on.
-    """
-    renew(home, site, days)
-    paths = (home.bundle_path(site), home.policy_path(site), home.grant_path(site))
-    return {path.name: path.read_bytes() for path in paths if path.exists()}
 
 
 def current(home: Home, site: str) -> Grant | None:
@@ -51,7 +59,16 @@ def current(home: Home, site: str) -> Grant | None:
         return None
 
 
-def is_fresh(home: Home, site: str) -> bool:
-    """Tell whether more than half of a site's authority is left."""
+def is_fresh(home: Home, site: str, until: float | None) -> bool:
+    """Tell whether more than half of a site's authority is left.
+
+    Args:
+        home: whose site.
+        site: its name.
+        until: what the agent says, whose policies may give less than the login did; None when it names no end.
+    """
     grant = current(home, site)
-    return grant is not None and time.time() < (grant.issued_at + grant.expires_at) / 2
+    if grant is None:
+        return False
+    end = grant.expires_at if until is None else min(until, grant.expires_at)
+    return time.time() < (grant.issued_at + end) / 2

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import ipaddress
 import os
+import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ import msgspec
 
 from slurmbus.bootstrap.login import Login
 from slurmbus.errors import UnknownSite
-from slurmbus_protocol.dialling import Address
+from slurmbus_protocol.dialling import check_encrypted, is_loopback
 from slurmbus_protocol.embedded import BusUser, new_user_seed, public_key
 from slurmbus_protocol.errors import BusUnreachable, InvalidSetting
 from slurmbus_protocol.pinned import PinnedKey
@@ -58,6 +58,8 @@ class SiteProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """The agent's former public key, which the bus still knows while the new one is on its way."""
     tls_name: str | None = None
     """The name in the certificate of the team's own bus, when it isn't the host's in its address."""
+    allow_plain: bool = False
+    """The team's own bus may be reached without TLS, by this machine and by the agent."""
     tls: bool = False
     """Its agent's file names the authority of this home's bus. Files from before there was TLS don't: see
     :meth:`Home.also_plain`."""
@@ -77,6 +79,8 @@ class AgentBundle(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """The authority of the bus's certificate, as PEM: the agent takes no other."""
     tls_name: str | None = None
     """The name in that certificate, when it isn't the host's in ``servers``."""
+    allow_plain: bool = False
+    """The bus may be reached without TLS."""
     spool: str | None = None
     slurm_conf: str | None = None
     link_host: str | None = None
@@ -106,21 +110,18 @@ class BusAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def loopback(self) -> bool:
         """True when only this machine reaches it."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
 
-S = TypeVar("S", bound=msgspec.Struct)
+S = TypeVar("S")
 
 
 class Home:
     """The folder; nothing is made before something is added.
 
     ``bus/`` belongs to the embedded server, ``tls/`` holds its authority and certificate, ``client.key`` signs
-    requests, ``client.nkey`` opens the bus, ``sites/<name>.toml`` are the profiles and ``agents/<name>.toml`` the
-    bundles for the agents.
+    requests, ``client.nkey`` opens the bus, ``metrics.token`` opens ``/metrics``,
+    ``sites/<name>.toml`` are the profiles and ``agents/<name>.toml`` the bundles for the agents.
     """
 
     def __init__(self, path: Path) -> None:
@@ -143,9 +144,18 @@ class Home:
         data = env.get("XDG_DATA_HOME")
         return cls((Path(data) if data else Path("~/.local/share")) / "slurmbus")
 
+    def metrics_token(self) -> Path:
+        """Give the file with the token that opens ``/metrics``; it is made once, so that scrapers keep it."""
+        self.make_folders()
+        path = self.path / "metrics.token"
+        with self._locked():
+            if not path.exists():
+                write_private(path, secrets.token_urlsafe(32).encode())
+        return path
+
     def make(self) -> None:
         """Make the folder and the client's two keys where they are missing."""
-        self._make_folders()
+        self.make_folders()
         with self._locked():
             if not self.signing_key.exists():
                 Signer.generate().save(self.signing_key)
@@ -168,6 +178,7 @@ class Home:
         link_host: str | None = None,
         python: str | None = None,
         tls_name: str | None = None,
+        allow_plain: bool = False,
     ) -> SiteProfile:
         """Make a site with its keys, or change its settings; keys are made once and kept.
 
@@ -185,14 +196,15 @@ class Home:
             link_host: address on which runners reach the agent; None leaves it to the agent.
             python: interpreter that starts the runner on the cluster; None leaves it to the agent.
             tls_name: the name in the bus's certificate, when it isn't the host's in its address.
+            allow_plain: the bus may be reached without TLS, outside the loopback, too.
 
         Raises:
             InvalidName: the name can't stand in a subject.
-            InvalidSetting: an address is none, or the authority can't be read.
+            InvalidSetting: an address is none or isn't encrypted, or the authority can't be read.
         """
         check_token(name, "site")
-        for address in (*(servers or ()), *(agent_servers or ())):
-            Address.parse(address)
+        pinned = not servers or ca_file is not None
+        check_encrypted((*(servers or ()), *(agent_servers or ())), pinned=pinned, allow_plain=allow_plain)
         self.make()
         with self._locked():
             bundle = self._bundle(name)
@@ -217,6 +229,7 @@ class Home:
                 revoked=before.revoked if before else (),
                 retiring_nkey=before.retiring_nkey if before else None,
                 tls_name=tls_name,
+                allow_plain=allow_plain,
                 tls=not servers,
                 login=before.login if before else None,
             )
@@ -373,6 +386,7 @@ class Home:
             scheduler=profile.scheduler,
             ca=self._authority(profile),
             tls_name=TLS_NAME if profile.bus == EMBEDDED else profile.tls_name,
+            allow_plain=profile.allow_plain,
             spool=profile.spool,
             slurm_conf=profile.slurm_conf,
             link_host=profile.link_host,
@@ -381,7 +395,10 @@ class Home:
             keys=profile.trusted,
             revoked_keys=profile.revoked,
         )
-        _write_toml(self.bundle_path(profile.name), bundle)
+        path = self.bundle_path(profile.name)
+        by_hand = _read_toml(path, dict[str, Any]) if path.exists() else {}
+        kept = {name: value for name, value in by_hand.items() if name not in AgentBundle.__struct_fields__}
+        write_private(path, msgspec.toml.encode({**msgspec.to_builtins(bundle), **kept}))
 
     def _servers(self, profile: SiteProfile) -> tuple[str, ...]:
         """Give the bus's addresses as another machine sees them."""
@@ -411,7 +428,8 @@ class Home:
     def _profile_path(self, name: str) -> Path:
         return self._sites / f"{name}.toml"
 
-    def _make_folders(self) -> None:
+    def make_folders(self) -> None:
+        """Make the folders where they are missing; InvalidSetting when others can read them."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self._sites, self._agents):
             folder.mkdir(mode=0o700, exist_ok=True)

@@ -17,7 +17,11 @@ from slurmbus_protocol.messages import JobOptions
 from slurmbus_protocol.options import (
     BY_NAME,
     CONFLICTS,
+    FORMER,
     GROUPS,
+    LISTED,
+    LISTS,
+    OF_GPUS,
     OPTIONS,
     OTHER_WORDS,
     OWNED,
@@ -33,6 +37,8 @@ Chosen = dict[str, Any]
 EXTRA = "extra"
 _EXTRA_NAME = re.compile(r"[a-z][a-z0-9-]*")
 _GPUS = re.compile(r"(?:[\w.-]+:)?\d+")
+_NO_GPUS = re.compile(r"(?:gres[/:])?gpu(?:[:=][\w.-]+)?[:=]0+")
+_GPU_FIELDS = next(group for group in GROUPS if "gpus" in group)
 _NODES = re.compile(r"(\d+)(?:-(\d+))?")
 _SIGNAL = re.compile(r"(?:(?P<flags>[RB]+):)?(?P<signal>\w+)(?:@\d{1,5})?", re.IGNORECASE)
 _FORWARDED = {"HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "1", "2", "3", "10", "12", "15"}
@@ -62,6 +68,10 @@ def read(given: Mapping[str, Any], where: str = "options") -> Chosen:
     Raises:
         InvalidSetting: a key is unknown or isn't the user's to say, or a value can't be used.
     """
+    return _read(given, where, _OTHER)
+
+
+def _read(given: Mapping[str, Any], where: str, others: Mapping[str, Callable[[Any, str], Chosen]]) -> Chosen:
     chosen: Chosen = {}
     written: dict[str, str] = {}
     for key, value in given.items():
@@ -70,7 +80,7 @@ def read(given: Mapping[str, Any], where: str = "options") -> Chosen:
         if key == EXTRA:
             chosen[EXTRA] = read_extra(value, where)
             continue
-        fields = _read_key(str(key), value, where)
+        fields = _read_key(str(key), value, where, others)
         for field, meant in fields.items():
             if field in chosen and chosen[field] != meant:
                 raise InvalidSetting(f"{where}: {written[field]!r} and {key!r} say different things", hint="keep one")
@@ -81,13 +91,16 @@ def read(given: Mapping[str, Any], where: str = "options") -> Chosen:
 
 
 def read_loosely(given: Mapping[str, Any], where: str) -> Chosen:
-    """Read options like :func:`read`, and take what isn't known as another option of sbatch (``extra``)."""
+    """Read options like :func:`read`, and take what isn't known as another option of sbatch (``extra``).
+
+    Former names are understood, too: calls that were written for the SSH-based integration stay as they are.
+    """
     known: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for key, value in given.items():
-        is_known = key == EXTRA or _is_known(str(key)) or nearest(str(key)) is not None
+        is_known = key == EXTRA or _is_known(str(key)) or meant_by(str(key)) is not None
         (known if is_known else extra)[key] = value
-    chosen = read(known, where)
+    chosen = _read(known, where, {**_OTHER, **_FORMER})
     if extra:
         chosen[EXTRA] = {**chosen.get(EXTRA, {}), **read_extra(extra, where)}
     return chosen
@@ -107,8 +120,10 @@ def merge(*layers: Chosen) -> JobOptions:
     merged: Chosen = {}
     for layer in layers:
         for group in GROUPS:
-            if group & layer.keys():
-                merged = {field: value for field, value in merged.items() if field not in group}
+            if group & layer.keys() or _listed(layer, group):
+                merged = _without(merged, group)
+        if _has_no_gpus(layer):
+            merged = {field: value for field, value in merged.items() if field not in OF_GPUS}
         extra = {**merged.get(EXTRA, {}), **layer.get(EXTRA, {})}
         merged.update(layer)
         if extra:
@@ -117,6 +132,32 @@ def merge(*layers: Chosen) -> JobOptions:
         return msgspec.convert(merged, JobOptions)
     except msgspec.ValidationError as error:
         raise InvalidSetting(f"options can't be used: {error}") from error
+
+
+def _items(listed: str | None) -> list[str]:
+    return listed.split(",") if listed else []
+
+
+def _listed(layer: Chosen, group: frozenset[str]) -> bool:
+    """Tell whether a list of a layer has an item that says what a group says."""
+    patterns = [pattern for field, pattern in LISTED if field in group]
+    items = [item for name in LISTS for item in _items(layer.get(name))]
+    return any(pattern.fullmatch(item) for pattern in patterns for item in items)
+
+
+def _without(merged: Chosen, group: frozenset[str]) -> Chosen:
+    """Leave out what says what a group says: its fields, and the items of lists that say the same."""
+    left = {field: value for field, value in merged.items() if field not in group}
+    for pattern in (pattern for field, pattern in LISTED if field in group):
+        for name in left.keys() & set(LISTS):
+            left[name] = ",".join(item for item in _items(left[name]) if not pattern.fullmatch(item)) or None
+    return left
+
+
+def _has_no_gpus(layer: Chosen) -> bool:
+    """Tell whether a layer says that the job gets no GPUs."""
+    said = [layer[field] for field in _GPU_FIELDS & layer.keys()]
+    return bool(said) and not any(said) and not _listed(layer, _GPU_FIELDS)
 
 
 def chosen_of(options: JobOptions) -> Chosen:
@@ -133,6 +174,17 @@ def nearest(key: str) -> str | None:
     return known[close[0]].replace("-", "_") if close else None
 
 
+def meant_by(key: str) -> str | None:
+    """Say which option somebody means by a name that there isn't; None when none is like it."""
+    former = FORMER.get(long_name(key))
+    if former is not None:
+        return f"its name here is {former}"
+    if long_name(key) in OWNED:
+        return OWNED[long_name(key)]
+    close = nearest(key)
+    return f"did you mean {close!r}?" if close else None
+
+
 def read_extra(value: Any, where: str) -> dict[str, str]:
     """Read the options that have no field of their own: sbatch's long names and their values, "" for none."""
     if not isinstance(value, Mapping):
@@ -144,6 +196,10 @@ def read_extra(value: Any, where: str) -> dict[str, str]:
         if typed is not None or name in OTHER_WORDS:
             word = typed.name if typed else OTHER_WORDS[name]
             raise InvalidSetting(f"{where}: extra[{key!r}] has a name of its own", hint=f"write {word} instead")
+        if name in FORMER:
+            raise InvalidSetting(
+                f"{where}: extra[{key!r}] is no option of sbatch", hint=f"its name here is {FORMER[name]}"
+            )
         _refuse_owned(name, where)
         if not _EXTRA_NAME.fullmatch(name):
             raise InvalidSetting(f"{where}: extra has {key!r}, which is no name of an option of sbatch")
@@ -158,16 +214,15 @@ def _is_known(key: str) -> bool:
     return find(key) is not None or name in OWNED or name in OTHER_WORDS
 
 
-def _read_key(key: str, value: Any, where: str) -> Chosen:
+def _read_key(key: str, value: Any, where: str, others: Mapping[str, Callable[[Any, str], Chosen]]) -> Chosen:
     name = long_name(key)
     option = find(key)
     if option is not None:
         return read_one(option, value, where)
     _refuse_owned(name, where)
-    if name in _OTHER:
-        return _OTHER[name](value, f"{where}: {key}")
-    close = nearest(key)
-    hint = f"did you mean {close!r}?" if close else f"known: {', '.join(BY_NAME)}"
+    if name in others:
+        return others[name](value, f"{where}: {key}")
+    hint = meant_by(key) or f"known: {', '.join(BY_NAME)}"
     raise InvalidSetting(
         f"{where} has the unknown key {key!r}", hint=f"{hint}; another option of sbatch goes into extra={{name: value}}"
     )
@@ -210,11 +265,13 @@ def _list(value: Any, label: str) -> str:
     return _text(value, label)
 
 
-def _gpus(value: Any, label: str) -> str:
+def _gpus(value: Any, label: str) -> str | None:
+    """Read a number of GPUs; None are none."""
     text = _list(value, label)
-    if not all(_GPUS.fullmatch(item) for item in text.split(",")):
+    items = text.split(",")
+    if not all(_GPUS.fullmatch(item) for item in items):
         raise InvalidSetting(f"{label}={text!r} is no number of GPUs", hint="e.g. 2, a100:2 or a100:2,v100:1")
-    return text
+    return ",".join(item for item in items if int(item.rpartition(":")[2])) or None
 
 
 def _integer(value: Any, label: str) -> int:
@@ -358,6 +415,17 @@ def _node_names(field: str) -> Callable[[Any, str], Chosen]:
     return reader
 
 
+def _with_gpus(field: str) -> Callable[[Any, str], Chosen]:
+    """Read a list that may say how many GPUs there shall be; ``gpu:0`` is a job without any."""
+
+    def reader(value: Any, label: str) -> Chosen:
+        items = _list(value, label).split(",")
+        left = [item for item in items if not _NO_GPUS.fullmatch(item)]
+        return {field: ",".join(left) or None} | ({"gpus": None} if left != items else {})
+
+    return reader
+
+
 def _resv_ports(value: Any, label: str) -> Chosen:
     return {"resv_ports": "" if value is True or value == "" else str(_at_least(0)(value, label))}
 
@@ -376,6 +444,8 @@ _SPECIAL: dict[str, Callable[[Any, str], Chosen]] = {
     "nodelist": _node_names("nodelist"),
     "exclude": _node_names("exclude"),
     "resv_ports": _resv_ports,
+    "gres": _with_gpus("gres"),
+    "tres_per_task": _with_gpus("tres_per_task"),
     "propagate": lambda value, label: {"propagate": "ALL" if value is True or value == "" else _list(value, label)},
 }
 
@@ -417,6 +487,17 @@ _OTHER: dict[str, Callable[[Any, str], Chosen]] = {
     "tasks-per-node": lambda value, label: {"ntasks_per_node": _at_least(1)(value, label)},
     "ntasks-per-tres": lambda value, label: {"ntasks_per_gpu": _at_least(1)(value, label)},
 }
+
+
+def _former_signal(value: Any, label: str) -> Chosen:
+    """Read ``TERM@120``, which the batch shell got there; an empty one is none. Source: dagster-slurm 1.22."""
+    if isinstance(value, str) and not value.strip():
+        return {}
+    text = _text(value, label)
+    return _signal(text if ":" in text else f"B:{text}", label)
+
+
+_FORMER: dict[str, Callable[[Any, str], Chosen]] = {"num-nodes": _nodes, "signal-before-timeout": _former_signal}
 
 
 def _check_conflicts(chosen: Chosen, where: str) -> None:

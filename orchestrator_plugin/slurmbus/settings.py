@@ -12,7 +12,7 @@ from typing import Self
 from slurmbus.errors import UnknownSite
 from slurmbus.home import EMBEDDED, Home
 from slurmbus_protocol.bus import BusSettings
-from slurmbus_protocol.dialling import Address
+from slurmbus_protocol.dialling import check_encrypted
 from slurmbus_protocol.errors import InvalidSetting
 from slurmbus_protocol.server_tls import TLS_NAME
 from slurmbus_protocol.signing import Signer
@@ -36,6 +36,8 @@ class ConnectionSettings:
     home: Path | None = None
     tls_name: str | None = None
     """The name in the servers' certificate, when it isn't the host's in their address."""
+    allow_plain: bool = False
+    """The servers may be reached without TLS, outside the loopback, too."""
     seal_key: str | None = None
     """The public key of the site's agent for secret values; None is what the site's profile has."""
 
@@ -50,6 +52,7 @@ class ConnectionSettings:
             ca_file=home.path / profile.ca_file if profile.ca_file else None,
             home=home.path,
             tls_name=profile.tls_name,
+            allow_plain=profile.allow_plain,
         )
 
     @classmethod
@@ -58,8 +61,8 @@ class ConnectionSettings:
     ) -> Self:
         """Read ``<PREFIX>_URL`` (comma-separated), ``_CREDENTIALS``, ``_SIGNING_KEY``, ``_CA`` and the like.
 
-        They are the fields of this class, and ``<PREFIX>_HOME``. What isn't set comes from the site's profile in the
-        home; without a site, from the home's embedded server.
+        They are the fields of this class (``_ALLOW_PLAIN`` is 1 for yes), and ``<PREFIX>_HOME``. What isn't set comes
+        from the site's profile in the home; without a site, from the home's embedded server.
 
         Raises:
             InvalidSetting: a value can't be used (the variable is named), or nothing says where the bus is.
@@ -70,12 +73,20 @@ class ConnectionSettings:
         home = Home(Path(named)) if named else Home.default(env)
         servers = _servers(f"{prefix}_URL", env)
         base = cls._from_home(home, site, prefix, required=not servers)
+        ca_file = _file(f"{prefix}_CA", env) or base.ca_file
+        # The profile's word is about the profile's bus.
+        allow_plain = env.get(f"{prefix}_ALLOW_PLAIN") == "1" if servers else base.allow_plain
+        try:
+            check_encrypted(servers, pinned=ca_file is not None, allow_plain=allow_plain)
+        except InvalidSetting as error:
+            raise InvalidSetting(f"{prefix}_URL: {error.message}", hint=error.hint) from error
         return cls(
             servers=servers or base.servers,
             credentials=_file(f"{prefix}_CREDENTIALS", env) or base.credentials,
             signing_key=_file(f"{prefix}_SIGNING_KEY", env) or base.signing_key,
-            ca_file=_file(f"{prefix}_CA", env) or base.ca_file,
+            ca_file=ca_file,
             home=home.path,
+            allow_plain=allow_plain,
             tls_name=env.get(f"{prefix}_TLS_NAME") or base.tls_name,
             seal_key=env.get(f"{prefix}_SEAL_KEY") or None,
         )
@@ -105,9 +116,10 @@ class ConnectionSettings:
         """Read what is needed to connect.
 
         Raises:
-            InvalidSetting: a file can't be read.
+            InvalidSetting: a file can't be read, or an address isn't encrypted.
             BusUnreachable: the home has no bus.
         """
+        check_encrypted(self.servers, pinned=self.ca_file is not None, allow_plain=self.allow_plain)
         seed = None
         if self.credentials is not None:
             try:
@@ -153,13 +165,7 @@ class ConnectionSettings:
 
 
 def _servers(variable: str, env: Mapping[str, str]) -> tuple[str, ...]:
-    urls = tuple(url for url in (part.strip() for part in env.get(variable, "").split(",")) if url)
-    for url in urls:
-        try:
-            Address.parse(url)
-        except InvalidSetting as error:
-            raise InvalidSetting(f"{variable}: {error.message}", hint=error.hint) from error
-    return urls
+    return tuple(url for url in (part.strip() for part in env.get(variable, "").split(",")) if url)
 
 
 def _file(variable: str, env: Mapping[str, str]) -> Path | None:

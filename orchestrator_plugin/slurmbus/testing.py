@@ -111,7 +111,7 @@ class ScriptedAgent:
         await self._publish(f"KV_{subjects.AGENTS_BUCKET}", subjects.lease(self.site), data)
 
     async def record(self, key: str, state: JobState, **fields: Any) -> Record:
-        """Publish a job's record."""
+        """Publish a job's record, or with ``task=`` that of a task of an array."""
         now = time.time()
         record = Record(
             key=key,
@@ -124,16 +124,16 @@ class ScriptedAgent:
             updated_at=now,
             **fields,
         )
-        await self._publish(subjects.STATES, subjects.state(self.site, key, 0), codec.encode(record))
+        await self._publish(subjects.STATES, subjects.state(self.site, key, record.task), codec.encode(record))
         return record
 
     async def chunk(
-        self, key: str, stream: Stream, offset: int, data: bytes, *, start: int = 0, skipped: int = 0
+        self, key: str, stream: Stream, offset: int, data: bytes, *, task: int = 0, start: int = 0, skipped: int = 0
     ) -> None:
         """Publish a byte range of a stream; ``skipped`` bytes right before it were left out on purpose."""
         kept_in = subjects.MESSAGES if stream is Stream.MESSAGES else subjects.LOGS
         await self._publish(
-            kept_in, subjects.stream(self.site, key, 0, start, stream), codec.chunk(offset, data, skipped)
+            kept_in, subjects.stream(self.site, key, task, start, stream), codec.chunk(offset, data, skipped)
         )
 
     async def _publish(self, stream: str, subject: str, data: bytes) -> None:

@@ -21,6 +21,7 @@ LAUNCH_TORCHRUN = "launch-torchrun"
 LAUNCH_SPARK = "launch-spark"
 ARRAYS = "arrays"
 SEALED = "sealed"
+WORK_WORD = "work-word"
 REQUEUE = "requeue"
 
 FIRST_OPTIONS = frozenset(
@@ -75,6 +76,7 @@ ADDITIONS: dict[str, Addition] = {
     OPTIONS_2: Addition("all of Slurm's options", lambda job: bool(newer_options(job.options))),
     ENVIRONMENTS: Addition("environments", lambda job: job.environment is not None),
     ARRAYS: Addition("job arrays", lambda job: bool(job.tasks)),
+    WORK_WORD: Addition("payloads that run in another folder", lambda job: job.work_word is not None),
     SEALED: Addition("secret environment values", lambda job: job.sealed is not None),
 }
 """By token."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from ssl import SSLContext, create_default_context
 from typing import Self
@@ -62,6 +64,11 @@ class Address:
         return self.scheme in _ENCRYPTED
 
     @property
+    def local(self) -> bool:
+        """True when nothing leaves this machine: a Unix socket, or the loopback."""
+        return self.path is not None or is_loopback(self.host)
+
+    @property
     def web(self) -> bool:
         """True for WebSocket."""
         return self.scheme in _WEB
@@ -70,6 +77,48 @@ class Address:
     def url(self) -> str:
         """The address as nats-py takes it; it only reads the host's name from it."""
         return f"nats://[{self.host}]:{self.port}" if ":" in self.host else f"nats://{self.host}:{self.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is this machine itself; a name in general isn't, whatever it leads to."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def in_plain(text: str, *, pinned: bool) -> bool:
+    """Tell whether what goes to an address could be read and changed on the way.
+
+    Args:
+        text: the address.
+        pinned: whether the authority of the bus's certificate is known: then ``nats://`` is encrypted, too.
+
+    Raises:
+        InvalidSetting: it is no address.
+    """
+    address = Address.parse(text)
+    return not (address.encrypted or address.local or (pinned and not address.web))
+
+
+def check_encrypted(addresses: Iterable[str], *, pinned: bool, allow_plain: bool) -> None:
+    """Look whether a bus may be reached like this.
+
+    Args:
+        addresses: of the bus.
+        pinned: whether the authority of its certificate is known.
+        allow_plain: somebody said that the way there is safe without TLS.
+
+    Raises:
+        InvalidSetting: an address is none, or isn't encrypted and nobody has allowed that.
+    """
+    for text in addresses:
+        if in_plain(text, pinned=pinned) and not allow_plain:
+            raise InvalidSetting(
+                f"{text} isn't encrypted: whoever is on the way can read everything and answer in the bus's place",
+                hint="use tls:// or wss://, or name the certificate's authority (--ca); where the network itself is "
+                "safe, --allow-plain (allow_plain = true in the file, SLURMBUS_ALLOW_PLAIN=1 beside SLURMBUS_URL)",
+            )
 
 
 @dataclass(frozen=True, slots=True)

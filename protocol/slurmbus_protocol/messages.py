@@ -253,6 +253,9 @@ class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """An absolute folder on the site; None is the job's own working directory."""
     work_base: str | None = None
     """An absolute folder on the site under which the working directory is made; None is the spool."""
+    work_word: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    """What stands in the plan's ``argv`` for the path of the job's own working directory, which only the agent knows:
+    with it a payload that came along is found from another ``cwd``."""
     files: tuple[FileRef, ...] = ()
     outputs: tuple[str, ...] = ()
     """Files, relative to the working directory, that come back as blobs."""
@@ -276,6 +279,8 @@ class JobSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Secret variables, which stand over ``env``; an array's tasks have them in common."""
     trace: TraceContext | None = None
     """Goes into the payload's environment as TRACEPARENT and TRACESTATE, and into the record and the agent's log."""
+    accounting_soon: bool = False
+    """Somebody will wait for accounting's figures: it is asked as soon as the job has ended."""
 
 
 class Submit(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -332,10 +337,11 @@ class Problem(Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Usage(Value, frozen=True, kw_only=True, omit_defaults=True):
-    """What the processes under the runner used (getrusage of its children)."""
+    """What the processes under the runner used (getrusage of its children); tasks of an srun aren't among them."""
 
     cpu_seconds: float
     max_rss: NonNegative
+    """Memory of the process with most of it, in bytes; see ``Live.peak_rss`` for all of them together."""
     elapsed: float
 
 
@@ -353,12 +359,15 @@ class Live(Value, frozen=True, kw_only=True, omit_defaults=True):
     rss: NonNegative
     """Memory of all processes together, in bytes."""
     peak_rss: NonNegative
+    """The most that was seen of ``rss``, or the kernel's own peak where the job has a cgroup."""
     processes: NonNegative
     read_bytes: NonNegative | None = None
     """Bytes read so far by system calls, from whatever file system."""
     written_bytes: NonNegative | None = None
     memory_limit: NonNegative | None = None
     """Bytes of memory that the job may use on this node, where that is known."""
+    steps: bool = False
+    """It was seen to run job steps of its own (srun), of which accounting knows more."""
 
 
 class Start(Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -412,6 +421,8 @@ class AccountingStep(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Bytes of the task with most of it (TRESUsageInMax, gres/gpumem)."""
     gpu_percent: float | None = None
     """Mean over the tasks (TRESUsageInAve, gres/gpuutil)."""
+    start_time: float | None = None
+    end_time: float | None = None
 
 
 class Used(Value, frozen=True, kw_only=True, omit_defaults=True):

@@ -6,6 +6,7 @@ express it as sbatch does, how pyslurm calls it. Source of the meanings: sbatch(
 
 from __future__ import annotations
 
+import re
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -180,7 +181,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("tmp", "tmp", K.MEMORY, "Least temporary disk of each node.", field="tmp_mib"),
     # GPUs and other resources
-    Option("gpus", "gpus", K.GPUS, 'GPUs of the whole job: "4" or "a100:4".'),
+    Option("gpus", "gpus", K.GPUS, 'GPUs of the whole job: "4" or "a100:4"; 0 is a job without any.'),
     Option("gpus_per_node", "gpus-per-node", K.GPUS, 'GPUs on each node: "2" or "a100:2".', native="gres_per_node"),
     Option("gpus_per_task", "gpus-per-task", K.GPUS, "GPUs for each task."),
     Option("gpus_per_socket", "gpus-per-socket", K.GPUS, "GPUs on each socket; needs sockets_per_node."),
@@ -244,7 +245,7 @@ OWNED: dict[str, str] = {
     "error": "the payload's output comes here as it is written, and stays in the job's folder",
     "input": "the payload reads files: pass them with extra_files",
     "open-mode": "output is never overwritten",
-    "chdir": "use the argument cwd of PipesSlurmClient.run, or remote_base of the site",
+    "chdir": "write cwd: an argument of run(…), and a key of the queue, the asset's metadata and the launchpad",
     "export": "jobs start from a fresh login shell: pass variables with extra_env",
     "export-file": "jobs start from a fresh login shell: pass variables with extra_env",
     "get-user-env": "jobs start from a fresh login shell anyway",
@@ -321,10 +322,30 @@ GROUPS: tuple[frozenset[str], ...] = (
     frozenset({"nodes", "nodes_max", "node_counts"}),
     frozenset({"requeue", "requeue_expedite"}),
     frozenset({"time_limit_minutes", "unlimited_time"}),
+    frozenset({"ntasks", "ntasks_per_node", "ntasks_per_gpu"}),
     frozenset({"cpus_per_task", "cpus_per_gpu"}),
+    frozenset({"gpus", "gpus_per_node", "gpus_per_task", "gpus_per_socket"}),
     frozenset({"core_spec", "thread_spec"}),
 )
 """Fields of JobOptions that are ways of saying one thing: who sets one of them replaces them all."""
+
+FORMER: dict[str, str] = {
+    "num-nodes": "nodes",
+    "signal-before-timeout": "signal, with a B: as in signal='B:TERM@120'",
+}
+"""Names that the SSH-based integration (dagster-slurm) has for options, and what they are called here."""
+
+LISTS = ("gres", "tres_per_task")
+"""Fields whose items may say what a group says, too."""
+
+LISTED: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("cpus_per_task", re.compile(r"cpu[:=].*")),
+    ("gpus", re.compile(r"(?:gres[/:])?gpu(?:[:=].*)?")),
+)
+"""Items of these lists that say what a group says, each with a field of that group."""
+
+OF_GPUS = frozenset({"gpu_bind", "gpu_freq", "cpus_per_gpu", "mem_per_gpu_mib", "ntasks_per_gpu"})
+"""Fields of JobOptions that mean nothing to a job without GPUs."""
 
 CONFLICTS: tuple[tuple[str, str], ...] = (
     ("mem", "mem_per_cpu"),

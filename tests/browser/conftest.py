@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from playwright.async_api import async_playwright
 
-from browser.scene import ARGUMENTS, Play, Scene, Story
+from browser.scene import ARGUMENTS, PATIENCE, Play, Scene, Story
 from browser.served import served
 from browser.stage import Stage
 from contract.bus_site import BusSite, bus_site
 
 REQUIRED = "SLURMBUS_REQUIRE_BROWSER"
-DEADLINE = 90.0
+HANGING = 900.0
+"""Seconds after which a story is ended that hangs; each of its steps has a patience of its own."""
 
 
 @pytest.fixture(scope="session")
@@ -42,15 +43,17 @@ def bus_there(tmp_path: Path) -> Iterator[BusSite]:
 def play(bus_there: BusSite, chromium: str) -> Play:
     """Run a story with the command serving, and a browser."""
 
-    def run(story: Story, *options: str) -> None:
+    def run(story: Story, *options: str, **environment: str) -> None:
         async def staged() -> None:
-            with served(bus_there.home, *options) as server:
+            with served(bus_there.home, *options, **environment) as server:
                 async with (
-                    asyncio.timeout(DEADLINE),
+                    asyncio.timeout(HANGING),
                     async_playwright() as playwright,
                     Stage(bus_there.home) as stage,
                 ):
-                    browser = await playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+                    browser = await playwright.chromium.launch(
+                        executable_path=chromium, args=ARGUMENTS, timeout=PATIENCE
+                    )
                     try:
                         await story(Scene(bus_there, server, stage, browser))
                     finally:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from slurmbus.dashboard.links import Links
 from slurmbus.home import Home
 
 COMMAND = str(Path(sys.executable).with_name("slurmbus"))
@@ -21,11 +22,16 @@ class Served:
 
     process: subprocess.Popen[str]
     url: str
-    signed_in_url: str
+    printed_link: str
+    """Signs one browser in."""
+    links: Links
 
-    @property
+    def link(self) -> str:
+        """Give a new link, as ``slurmbus dashboard --link`` does."""
+        return self.links.link()
+
     def token(self) -> str:
-        return self.signed_in_url.partition("#token=")[2]
+        return self.link().partition("#token=")[2]
 
     @property
     def port(self) -> int:
@@ -33,16 +39,17 @@ class Served:
 
 
 @contextmanager
-def served(home: Home, *options: str, port: int = 0) -> Iterator[Served]:
+def served(home: Home, *options: str, port: int = 0, **environment: str) -> Iterator[Served]:
     """Run it until the end of the block."""
     process = subprocess.Popen(
         [COMMAND, "dashboard", "--port", str(port), *options],
-        env={"PATH": "/usr/bin:/bin", "SLURMBUS_HOME": str(home.path), "PYTHONWARNINGS": "error"},
+        env={"PATH": "/usr/bin:/bin", "SLURMBUS_HOME": str(home.path), "PYTHONWARNINGS": "error", **environment},
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        yield Served(process, _address(process, "dashboard"), _address(process, "signed in"))
+        page, link = _address(process, "dashboard"), _address(process, "sign in")
+        yield Served(process, page, link, Links.of(home))
     finally:
         process.kill()
         process.wait()

@@ -149,7 +149,11 @@ class Stage:
         )
 
     def heartbeat_of(self, site: str, **changes: Any) -> Heartbeat:
-        """Make the heartbeat of a healthy agent."""
+        """Make the heartbeat of a healthy agent.
+
+        It counts for long, so that an agent stays alive however slowly a browser starts; ``interval`` and
+        ``lease_seconds`` say otherwise.
+        """
         now = time.time()
         health = SchedulerHealth(
             kind="native",
@@ -182,8 +186,8 @@ class Stage:
             agent_id=f"login1-{site}",
             epoch=3,
             leader=True,
-            interval=2.0,
-            lease_seconds=6.0,
+            interval=600.0,
+            lease_seconds=1800.0,
             host="login1",
             user="alice",
             pid=21_417,

@@ -31,7 +31,7 @@ async def _nothing_found(page: Page, view: str) -> None:
 def test_axe_finds_no_violations(play: Play, scheme: str, device: dict[str, Any]) -> None:
     async def story(scene: Scene) -> None:
         stage = scene.stage
-        async with scene.page(color_scheme=scheme, **device) as page:
+        async with scene.page(signed_in=False, color_scheme=scheme, **device) as page:
             await _nothing_found(page, "empty")
             await stage.answer_partitions(SITE, [Partition(name="main", state="UP", nodes=4, cpus=512)])
             await stage.heartbeat(stage.heartbeat_of(SITE, alarms=("the quota is nearly full",)))
@@ -59,4 +59,4 @@ def test_axe_finds_no_violations(play: Play, scheme: str, device: dict[str, Any]
             await expect(page.locator("#stale-bar")).to_be_visible()
             await _nothing_found(page, "stale")
 
-    play(story)
+    play(story, "--public")

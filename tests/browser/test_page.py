@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from playwright.async_api import Page, expect
+import msgspec
+from playwright.async_api import Page, Route, expect
 
+from browser.endurance import HEAP_GROWTH, NODE_GROWTH, OBSERVE, Probes, measures
 from browser.scene import Play, Scene
 from contract.bus_site import SITE
 from slurmbus_protocol.messages import Partition
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import Stream
 
+PROBES = 50
 MANY_JOBS = 1000
 MANY_AGENTS = 50
+FEW_JOBS = 200
+PARTS = 20
+"""Each changes every one of the few jobs."""
 
 
 def test_changes_are_pushed_and_the_page_never_asks(play: Play) -> None:
@@ -22,7 +28,7 @@ def test_changes_are_pushed_and_the_page_never_asks(play: Play) -> None:
         stage = scene.stage
         await stage.heartbeat(stage.heartbeat_of(SITE))
         async with scene.page() as page:
-            await expect(page.get_by_role("button", name=SITE)).to_be_visible()
+            await expect(page.get_by_role("button", name=SITE, exact=True)).to_be_visible()
             await expect(page.locator(".site .condition b")).to_have_text("alive")
             asked: list[str] = []
             page.on("request", lambda request: asked.append(request.url))
@@ -35,6 +41,14 @@ def test_changes_are_pushed_and_the_page_never_asks(play: Play) -> None:
             await stage.record(stage.record_of(SITE, JobState.RUNNING, 1, name="brand-new", key=job.key))
             await expect(row.locator(".state")).to_have_text("RUNNING")
             await expect(page.locator("#totals")).to_contain_text("1 running")
+            await page.evaluate(OBSERVE)
+            probes, names = Probes(), page.locator(".sizer .row .name")
+            for number in range(PROBES):
+                await probes.send(stage, job, number)
+                await expect(names.get_by_text(f"probe-{number}", exact=True)).to_be_visible()
+            await probes.collect(page)
+            assert len(probes.took) == PROBES
+            print(probes.told())  # how long it took depends on the machine; 'python -m browser.endurance' has bounds
             assert asked == []
             assert frames == []  # it came over the connection that was there already
 
@@ -183,15 +197,44 @@ def test_the_page_says_when_its_server_is_gone_and_goes_on_with_the_next(play: P
         from browser.served import served
 
         await scene.stage.heartbeat(scene.stage.heartbeat_of(SITE))
-        async with scene.page() as page:
+        async with scene.page(signed_in=False) as page:
             scene.server.process.kill()
             alert = page.get_by_role("alert").filter(has_text="The dashboard's server doesn't answer")
             await expect(alert).to_be_visible()
             await expect(page.locator("#live")).to_have_text("not connected")
             scene.server.process.wait()
-            with served(scene.there.home, port=scene.server.port):
+            with served(scene.there.home, "--public", port=scene.server.port):
                 await expect(page.locator("#live")).to_have_text("live")
                 await expect(page.locator("#stale-bar")).to_be_hidden()
+
+    play(story, "--public")
+
+
+def test_a_part_or_an_answer_that_is_lost_on_its_way_is_asked_for_again(play: Play) -> None:
+    """Chromium gives up every request when a network comes or goes; a link that was used by it still signs in."""
+
+    async def story(scene: Scene) -> None:
+        lost: list[str] = []
+
+        async def lose(route: Route) -> None:
+            name = route.request.url.rpartition("/")[2]
+            if name in lost:
+                await route.continue_()
+                return
+            lost.append(name)
+            if name == "sign-in":
+                assert (await route.fetch()).status == 200  # the server has taken it
+            await route.abort("failed")
+
+        async with scene.page() as page:
+            await page.context.clear_cookies()
+            for part in ("store.js", "page.css", "sign-in"):
+                await page.route(f"**/{part}", lose)
+            await page.goto("about:blank")
+            await page.goto(scene.server.link())
+            await expect(page.locator("#live")).to_have_attribute("data-live", "yes")
+            await expect(page.get_by_role("button", name="Sign out")).to_be_visible()
+            assert sorted(lost) == ["page.css", "sign-in", "store.js"]
 
     play(story)
 
@@ -248,6 +291,51 @@ def test_what_is_kept_is_bounded(play: Play) -> None:
             await expect(last).to_have_text("line 9999")
             assert await page.get_by_role("log").locator("div").count() <= 2000
             assert await _elements(page) - before <= 2200
+
+    play(story)
+
+
+def test_memory_is_flat(play: Play) -> None:
+    """After the first tenth of many changes the page's scripts, nodes and listeners grow no more."""
+
+    async def story(scene: Scene) -> None:
+        stage = scene.stage
+        states = (JobState.PENDING, JobState.RUNNING, JobState.COMPLETED)
+        jobs = [stage.record_of(SITE, JobState.PENDING, 60 + number) for number in range(FEW_JOBS)]
+        writer = stage.record_of(SITE, JobState.RUNNING, 5000, name="writer")
+        await stage.record(writer)
+        last = stage.record_of(SITE, JobState.PENDING, 0)
+        offset = 0
+
+        async def change(part: int) -> None:
+            nonlocal offset
+            changed = [
+                stage.record_of(SITE, states[part % 3], 60 + number, name=job.name, key=job.key)
+                for number, job in enumerate(jobs)
+            ]
+            await asyncio.gather(*map(stage.record, changed))
+            for _ in range(150):  # more than the 120 that are kept
+                await stage.heartbeat(stage.heartbeat_of(SITE))
+            lines = "".join(f"line {part}-{line}\n" for line in range(2200))  # more than the 2,000 that are kept
+            offset = await stage.output(writer, Stream.STDOUT, offset, lines)
+            await stage.record(msgspec.structs.replace(last, name=f"part-{part}"))
+            await expect(page.locator(".sizer .row .name").get_by_text(f"part-{part}", exact=True)).to_be_visible()
+            await expect(page.get_by_role("log").locator("div").last).to_have_text(f"line {part}-2199")
+
+        async with scene.page() as page:
+            await page.locator(".sizer .row", has_text="writer").click()
+            session = await page.context.new_cdp_session(page)
+            await session.send("Performance.enable")
+            for part in range(PARTS // 10):
+                await change(part)
+            before = await measures(session)
+            for part in range(PARTS // 10, PARTS):
+                await change(part)
+            after = await measures(session)
+            print(f"after {PARTS // 10 * FEW_JOBS} changes: {before}; after {PARTS * FEW_JOBS}: {after}")
+            assert after.heap - before.heap < HEAP_GROWTH
+            assert after.nodes - before.nodes < NODE_GROWTH
+            assert after.listeners - before.listeners < NODE_GROWTH
 
     play(story)
 

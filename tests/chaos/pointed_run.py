@@ -67,16 +67,27 @@ class PointRun(Run):
         seed: of the jobs.
         cases: what to do.
         progress: takes a line of text now and then.
+        before: jobs and faults at random moments that come first, on the same system.
     """
 
-    def __init__(self, rig: Rig, seed: int, cases: Sequence[Case], progress: Callable[[str], None]) -> None:
-        super().__init__(rig, Schedule(seed, 0.0, [], []), progress)
+    def __init__(
+        self,
+        rig: Rig,
+        seed: int,
+        cases: Sequence[Case],
+        progress: Callable[[str], None],
+        *,
+        before: Schedule | None = None,
+    ) -> None:
+        super().__init__(rig, before or Schedule(seed, 0.0, [], []), progress)
         self._cases = cases
         self._faults: list[FaultHistory] = self.saboteur.done
         self._tasks: list[asyncio.Task[None]] = []
 
     async def _disturb(self, site: Site, payload: FileRef) -> None:
         self._history.begin = time.time()
+        if self._schedule.jobs:
+            await super()._disturb(site, payload)
         keeping = asyncio.create_task(self._keep_busy(site, payload))
         try:
             await self._settled()

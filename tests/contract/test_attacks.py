@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,9 +16,22 @@ import pytest
 from contract.agent_site import SITE, shell
 from contract.authority_site import QUICK, Guarded, guarded_site, signed, submission
 from contract.bus_site import wait_until
+from environment_lab import make_lock, make_package
+from slurmbus.environments import Requirements, Shipper
 from slurmbus_protocol import codec, subjects
 from slurmbus_protocol.bus import Bus
-from slurmbus_protocol.messages import AskKeys, Cancel, FileRef, JobSpec, RevokeKey, SiteKeys, TrustKey
+from slurmbus_protocol.messages import (
+    AskKeys,
+    Cancel,
+    FileRef,
+    InstallEnvironment,
+    JobSpec,
+    Problem,
+    RemoveEnvironment,
+    RevokeKey,
+    SiteKeys,
+    TrustKey,
+)
 from slurmbus_protocol.signing import KEY_HEADER, SIGNATURE_HEADER, Signer
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import new_ulid
@@ -166,6 +179,57 @@ def test_a_forged_change_of_keys_changes_nothing(guarded: Guarded, wish: str) ->
         assert asyncio.run(ask(headers)) == "problem"
     keys = guarded.client.ask("keys", AskKeys(), SiteKeys).keys
     assert not any(key.key == stranger.public or key.revoked for key in keys)
+
+
+def test_a_replayed_request_about_an_environment_changes_nothing(
+    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one that was carried out nor one that has expired; who asked, and what was refused, is in the audit."""
+    monkeypatch.setenv("SLURMBUS_CACHE", str(tmp_path / "cache"))
+
+    def sign(wish: InstallEnvironment | RemoveEnvironment, signer: Signer) -> Callable[[], str]:
+        subject, body = subjects.rpc(SITE, wish.TYPE), codec.encode(wish)
+        headers = signer.headers(subject, body)
+
+        async def ask() -> str:
+            async with Bus(guarded.client.connection.settings.bus_settings()) as bus:
+                reply = codec.decode((await bus.request(subject, body, headers=headers)).data)
+                return reply.code if isinstance(reply, Problem) else reply.TYPE
+
+        return lambda: asyncio.run(ask())
+
+    def noted(what: str) -> list[tuple[object, object]]:
+        about = [line for line in guarded.audit() if line["what"] == what and line.get("digest") == pack.ref.digest]
+        return [(line["signer"], line["expires_at"]) for line in about]
+
+    with guarded.deployment("colleague") as colleague:
+        shipper, ours, theirs = Shipper(guarded.client), guarded.signer, colleague.connection.session.signer
+        pack = shipper.pack(Requirements(str(make_lock(tmp_path, make_package(tmp_path, "demo", "def main(): ...")))))
+        shipper.upload(pack)
+        about = {"site": SITE, "expires_at": time.time() + 60, "submitter": "me"}
+        removal = RemoveEnvironment(digest=pack.ref.digest, **about)
+        remove, remove_again = sign(removal, ours), sign(removal, theirs)
+        install = sign(InstallEnvironment(environment=pack.ref, name="mine", **about), ours)
+        expired = sign(msgspec.structs.replace(removal, expires_at=time.time() - 1), ours)
+
+        shipper.install(pack, "mine")
+        assert expired() == "request-expired"
+        assert install() == "environment-status"
+        assert remove() == "environment-status"
+        assert install() == "request-expired"  # what was carried out isn't begun anew
+        shipper.install(pack)
+        assert remove() == "request-expired"
+        assert [one.digest for one in shipper.installed().environments] == [pack.ref.digest]
+        assert shipper.installed().environments[0].names == ()
+        assert install() == "environment-status"
+        assert shipper.installed().environments[0].names == ()
+        assert remove_again() == "environment-status"
+    assert noted("remove-environment") == [(ours.public, about["expires_at"]), (theirs.public, about["expires_at"])]
+    assert (ours.public, about["expires_at"]) in noted("install-environment")
+    refusals = [
+        (line["claimed"], line["error"]) for line in guarded.audit() if "remove-env" in str(line.get("subject", ""))
+    ]
+    assert refusals == [(ours.public, "request-expired")] * 2
 
 
 @pytest.mark.parametrize(

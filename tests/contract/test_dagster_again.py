@@ -4,7 +4,9 @@ A real bus and real Dagster, and an agent that plays what Slurm would say.
 """
 
 # No "from __future__ import annotations" here: Dagster reads the annotations of assets at run time.
+import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,8 @@ import dagster as dg
 import pytest
 
 from contract.bus_site import bus_site
-from contract.test_dagster_jobs import DagsterSite, ScriptedJob, failure_of, handles_of, log_of, succeed
-from dagster_slurmbus import FinishedJob, MoreMemory, MoreTime
+from contract.test_dagster_jobs import SITE, DagsterSite, ScriptedJob, failure_of, handles_of, log_of, succeed
+from dagster_slurmbus import ComputeResource, FinishedJob, MoreMemory, MoreTime, SlurmResource
 from slurmbus.home import Home
 from slurmbus_protocol.messages import Accounting, AccountingStep, JobOptions, Live, Used
 from slurmbus_protocol.states import JobState
@@ -314,13 +316,18 @@ def test_all_figures_of_a_job_with_accounting_live_use_and_facts(
     shown = result.asset_materializations_for_node("thing")[0].metadata
     assert isinstance(shown["slurmbus/ray_dashboard"], dg.UrlMetadataValue)
     assert isinstance(shown["slurmbus/workers"], dg.TextMetadataValue)
+    # While it ran the address could be clicked, too.
+    (observation,) = result.asset_observations_for_node("thing")
+    assert observation.metadata["slurmbus/ray_dashboard"] == dg.MetadataValue.url("http://c1:8265")
+    assert observation.metadata["slurmbus/job_id"].value == 100
+    assert observation.partition is None
     expected = {
         "cpu_efficiency": 0.75,
         "cpu_seconds": 30.0,
         "core_hours": 40 / 3600,
         "node_hours": 20 / 3600,
         "memory_allocated_bytes": 4 * GIB,
-        "memory_efficiency": 0.25,
+        "memory_efficiency": 0.5,  # by what its first node was seen to hold
         "peak_memory_bytes": GIB,
         "first_node": "c1",
         "first_node_peak_memory_bytes": 2 * GIB,
@@ -356,6 +363,110 @@ def test_all_figures_of_a_job_with_accounting_live_use_and_facts(
     lines = log_of(instance, result.run_id)
     assert "Slurm job 100: ray_dashboard: http://c1:8265" in lines
     assert any(line.startswith("Slurm job 100 uses 90 % of 2 CPUs and 1 GiB of memory") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("resources", "calls", "waits"),
+    [(False, None, False), (True, None, True), (True, False, False), (False, True, True)],
+)
+def test_accounting_is_waited_for_where_that_is_wanted(
+    slurm: DagsterSite, instance: dg.DagsterInstance, tmp_path: Path, resources: bool, calls: bool | None, waits: bool
+) -> None:
+    step = AccountingStep(step="batch", name="batch", state="COMPLETED", energy_joules=7.0)
+    accounting = Accounting(
+        state="COMPLETED",
+        exit_code=0,
+        signal=0,
+        elapsed=10.0,
+        cpu_seconds=30.0,
+        alloc_cpus=4,
+        used=Used(energy_joules=7.0),
+        steps=(step,),
+        steps_in_all=1,
+    )
+    done = threading.Event()
+
+    async def script(job: ScriptedJob) -> None:
+        await job.begin()
+        await job.end()
+        if not waits:
+            await asyncio.to_thread(done.wait, 60)  # accounting has it when the step is over
+        await job.state(JobState.COMPLETED, accounting=accounting)
+
+    slurm.script = script
+    payload = tmp_path / "run.sh"
+    payload.write_text("true")
+    compute = ComputeResource(
+        mode="slurm", slurm=SlurmResource(site=SITE, bus=slurm.bus), wait_for_accounting=resources
+    )
+
+    @dg.asset
+    def thing(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        run = compute.run(context=context, payload_path=payload, wait_for_accounting=calls)
+        return run.get_materialize_result()
+
+    metadata = metadata_of(dg.materialize([thing], instance=instance, raise_on_error=False))
+    done.set()
+    assert slurm.jobs[-1].spec.accounting_soon == waits
+    assert metadata.get("energy_joules") == (7.0 if waits else None)
+    assert ("steps" in metadata) == waits
+
+
+async def with_a_dashboard(job: ScriptedJob) -> None:
+    await job.begin()
+    last = job.starts[-1]
+    for page in ("http://c1:8265", "http://c1:8265", "http://c1:9999"):
+        facts = {"dashboard": page, "workers": "2"}
+        job.starts[-1] = type(last)(number=0, job_id=100, node="c1", nonce="n0", started_at=1003.0, facts=facts)
+        await job.state(JobState.RUNNING)
+    await job.pipes("opened", extras={})
+    await job.pipes("closed")
+    await job.end()
+
+
+def test_each_address_is_observed_once_for_each_asset_and_for_its_partition(
+    slurm: DagsterSite, instance: dg.DagsterInstance
+) -> None:
+    slurm.script = with_a_dashboard
+    days = dg.StaticPartitionsDefinition(["monday", "tuesday"])
+
+    @dg.multi_asset(specs=[dg.AssetSpec("one", partitions_def=days), dg.AssetSpec("two", partitions_def=days)])
+    def both(context: dg.AssetExecutionContext):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        return slurm.client.run(context=context, command="true").get_results()
+
+    result = dg.materialize([both], instance=instance, partition_key="tuesday")
+    assert result.success
+    seen = [
+        (one.asset_key.to_user_string(), one.partition, one.metadata["slurmbus/dashboard"].value)
+        for one in result.asset_observations_for_node("both")
+    ]
+    pages = ("http://c1:8265", "http://c1:9999")
+    assert seen == [(name, "tuesday", page) for page in pages for name in ("one", "two")]
+
+
+def test_an_op_without_assets_and_an_observation_that_cant_be_made_fail_nothing(
+    slurm: DagsterSite, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.script = with_a_dashboard
+
+    @dg.op
+    def plain(context: dg.OpExecutionContext) -> None:
+        slurm.client.run(context=context, command="true")
+
+    @dg.job
+    def only_ops() -> None:
+        plain()
+
+    result = only_ops.execute_in_process(instance=instance)
+    assert result.success
+    assert result.asset_observations_for_node("plain") == []
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("the event log is full")
+
+    monkeypatch.setattr(dg.OpExecutionContext, "log_event", broken)
+    told = [line for line in log_of(instance, materialized(slurm, instance).run_id) if "can't be observed" in line]
+    assert told == ["the job's addresses can't be observed: the event log is full"] * 2
 
 
 def test_a_bus_that_is_away_after_the_end_fails_no_finished_job(

@@ -85,7 +85,8 @@ class ScriptedJob:
         await self.state(JobState.RUNNING, **running)
 
     async def write(self, stream: Stream, data: bytes) -> None:
-        await self.agent.chunk(self.submit.key, stream, self.sizes[stream], data, start=self.starts[-1].number)
+        place = {"task": self.fields.get("task", 0), "start": self.starts[-1].number}
+        await self.agent.chunk(self.submit.key, stream, self.sizes[stream], data, **place)
         self.sizes[stream] += len(data)
 
     async def pipes(self, method: str, **params: Any) -> None:

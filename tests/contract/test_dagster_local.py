@@ -16,7 +16,7 @@ import pytest
 
 from contract.bus_site import wait_until
 from contract.test_dagster_jobs import failure_of, log_of, output_of
-from dagster_slurmbus import BashLauncher, ComputeResource, PipesSlurmClient
+from dagster_slurmbus import BashLauncher, ComputeResource, PipesSlurmClient, SlurmQueueConfig, SlurmResource
 from dagster_slurmbus.bus import local_client
 from slurmbus.home import Home
 from slurmbus.local import stop_local
@@ -163,6 +163,39 @@ def run_payload(payload: Path, instance: dg.DagsterInstance | None = None, **opt
         yield from context.resources.compute.run(context=context, payload_path=payload, **options).get_results()
 
     return dg.materialize([thing], resources={"compute": compute}, instance=instance, raise_on_error=False)
+
+
+@pytest.mark.usefixtures("home")
+def test_a_payload_runs_in_another_folder_and_is_found_there(tmp_path: Path) -> None:
+    """Alone and as an array; what came along and what goes back stay in each job's own folder."""
+    data = tmp_path / "the data"
+    data.mkdir()
+    (data / "values.txt").write_text("41")
+    (tmp_path / "helper.py").write_text("def more(number): return number + 1")
+    payload = tmp_path / "sum.py"
+    payload.write_text(
+        "import os, sys, helper, pathlib\n"
+        "found = helper.more(int(open('values.txt').read()))\n"
+        "out = pathlib.Path(os.environ['SLURMBUS_WORK_DIR'], 'sum.txt')\n"
+        "out.write_text(f'{found} {os.getcwd()} {sys.argv[1:]} {out.parent == pathlib.Path(__file__).parent}')\n"
+    )
+    texts: list[str] = []
+
+    @dg.asset(required_resource_keys={"compute"})
+    def thing(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
+        call = {"payload_path": payload, "extra_files": [tmp_path / "helper.py"], "outputs": ["sum.txt"]}
+        compute = context.resources.compute
+        alone = compute.run(context=context, cwd=str(data), payload_args=["alone"], **call)
+        array = compute.run_array(context=context, tasks=["one", "two"], options={"chdir": str(data)}, **call)
+        texts.extend(one.outputs["sum.txt"].read_text() for one in (alone, *array))
+        result: dg.MaterializeResult[Any] = array.get_materialize_result()
+        return result
+
+    queue = SlurmQueueConfig(cwd="/a/folder/of/the/site")
+    compute = ComputeResource(slurm=SlurmResource(site="alpha", queue=queue))
+    result = dg.materialize([thing], resources={"compute": compute}, raise_on_error=False)
+    assert result.success, failure_of(result)
+    assert texts == [f"42 {data} {[name]} True" for name in ("alone", "one", "two")]
 
 
 @pytest.mark.usefixtures("home")

@@ -10,10 +10,18 @@ import pytest
 
 from contract.bus_site import bus_site
 from contract.test_dagster_jobs import SITE, DagsterSite, failure_of
-from dagster_slurmbus import ComputeResource, SlurmOptions, SlurmQueueConfig, SlurmResource, SlurmRunConfig
+from dagster_slurmbus import (
+    ComputeResource,
+    RayLauncher,
+    SlurmOptions,
+    SlurmQueueConfig,
+    SlurmResource,
+    SlurmRunConfig,
+)
 from dagster_slurmbus.option_layers import METADATA_KEY
 from slurmbus_protocol.errors import AgentTooOld
 from slurmbus_protocol.messages import CommandPlan, JobOptions, JobSpec
+from slurmbus_protocol.plans import RayPlan
 
 pytestmark = pytest.mark.filterwarnings(  # Dagster's own, for every nested resource
     "ignore:InitResourceContext.dagster_run is deprecated:DeprecationWarning"
@@ -79,6 +87,41 @@ def test_later_layers_go_over_earlier_ones(
         constraint="big",  # the launchpad
         begin="now+1hour",
     )
+
+
+def test_requirements_in_few_words_keep_the_launcher_and_go_over_the_queue(site: DagsterSite, tmp_path: Path) -> None:
+    payload = tmp_path / "train.py"
+    payload.write_text("import ray")
+    compute = ComputeResource(
+        mode="slurm",
+        slurm=SlurmResource(site=SITE, bus=site.bus, queue=SlurmQueueConfig(partition="gpu", gres="gpu:4,shard:1")),
+        default_launcher=RayLauncher(python="/opt/payload/bin/python", preamble="module load cuda"),
+    )
+
+    @dg.asset(required_resource_keys={"compute"})
+    def trained(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        for requirements, more in (
+            ({"framework": "ray", "cpus": 32, "gpus": 1, "memory_gb": 120}, {}),
+            ({"framework": "bash", "cpus": 2, "gpus": 0}, {}),
+            (None, {"launcher": RayLauncher(num_gpus_per_node=2)}),
+        ):
+            yield from context.resources.compute.run(
+                context=context, payload_path=payload, resource_requirements=requirements, **more
+            ).get_results(implicit_materializations=False)
+        yield dg.MaterializeResult()
+
+    before = len(site.jobs)
+    result = dg.materialize([trained], resources={"compute": compute}, raise_on_error=False)
+    assert result.success, failure_of(result)
+    ray, without, call = (job.spec for job in site.jobs[before:])
+    argv = ("/opt/payload/bin/python", "train.py")
+    assert ray.plan == RayPlan(argv=argv, python=argv[0], preamble="module load cuda")
+    assert ray.options == JobOptions(
+        partition="gpu", cpus_per_task=32, gpus_per_node="1", mem_per_node_mib=120 * 1024, gres="shard:1"
+    )
+    assert without.plan == CommandPlan(argv=argv, preamble="module load cuda")
+    assert without.options == JobOptions(partition="gpu", cpus_per_task=2, gres="shard:1")
+    assert call.plan == RayPlan(argv=argv, python=argv[0], preamble="module load cuda", num_gpus_per_node=2)
 
 
 def test_what_the_launchpad_says_wins_also_where_it_is_the_calls_options(

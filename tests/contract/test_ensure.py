@@ -56,6 +56,19 @@ def test_it_is_started_once_and_stopped(site: BusSite) -> None:
     assert "no agent runs here" in agent(site, "stop").stdout
 
 
+def test_while_a_stop_file_is_there_nothing_is_started(site: BusSite) -> None:
+    """As by cron, again and again; and it comes back by the same command when the file is gone."""
+    stop = site.home.bundle_path(SITE).with_name(f"{SITE}.stop")
+    stop.touch()
+    before = sorted(places(site).folder.iterdir())
+    for replace in ((), ("--replace",)):
+        said = agent(site, "ensure", *replace)
+        assert (said.returncode, str(stop) in said.stderr) == (4, True)
+    assert sorted(places(site).folder.iterdir()) == before
+    stop.unlink()
+    assert "is started" in agent(site, "ensure").stdout
+
+
 def test_one_that_was_killed_is_started_again(site: BusSite) -> None:
     agent(site, "ensure")
     found = places(site).read()

@@ -15,7 +15,7 @@ import pytest
 
 from contract.agent_site import RealAgent, agent_site
 from contract.bus_site import BusSite, wait_until
-from environment_lab import entry, make_lock, make_package, make_tar, make_wheel
+from environment_lab import conda_prefix, entry, make_lock, make_package, make_tar, make_wheel
 from integration.jobs import Story, follow, spec
 from slurmbus.environments import (
     ApptainerImage,
@@ -430,29 +430,6 @@ def test_an_image_gets_the_jobs_folders_and_the_payloads_words(site: tuple[BusSi
     image.unlink()
     missing = run(bus, wanted, "true")
     assert "isn't on this node" in str(missing.record.reason)
-
-
-def conda_prefix(folder: Path) -> Path:
-    """Make what conda makes of a package: in its cache with a placeholder, in the environment with its path."""
-    prefix, package, placeholder = folder / "conda-env", folder / "pkgs" / "tool-1-0", "/opt/anaconda1anaconda2"
-    files = {
-        "bin/tool": f"#!/bin/sh\necho {placeholder} $ACTIVATED\n",
-        "etc/conda/activate.d/x.sh": 'export ACTIVATED="yes$UNSET in $CONDA_PREFIX"\n',
-    }
-    for root, path in ((package, placeholder), (prefix, str(prefix))):
-        for name, content in files.items():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_text(content.replace(placeholder, path))
-        (root / "bin" / "tool").chmod(0o755)
-    (package / "info").mkdir()
-    paths: list[dict[str, object]] = [{"_path": name, "path_type": "hardlink"} for name in files]
-    paths[0] |= {"file_mode": "text", "prefix_placeholder": placeholder}
-    (package / "info" / "paths.json").write_text(json.dumps({"paths_version": 1, "paths": paths}))
-    (prefix / "conda-meta").mkdir()
-    (prefix / "conda-meta" / "history").touch()
-    record = {"name": "tool", "version": "1", "url": "x", "files": list(files), "link": {"source": str(package)}}
-    (prefix / "conda-meta" / "tool-1-0.json").write_text(json.dumps(record))
-    return prefix
 
 
 def test_what_conda_pack_packed_is_unpacked_with_its_paths_put_right(

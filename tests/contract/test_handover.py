@@ -26,8 +26,8 @@ MOST_CPU_SECONDS = 1.0
 
 
 def limit_cpu_time(site: BusSite, seconds: float) -> None:
-    bundle = site.home.bundle_path(SITE)
-    bundle.write_text(f"{bundle.read_text()}\n[limits]\ncpu_minutes = {seconds / 60}\n")
+    settings = site.home.bundle_path(SITE).with_name(f"{SITE}.settings.toml")
+    settings.write_text(f"[limits]\ncpu_minutes = {seconds / 60}\n")
 
 
 def leader(client: SiteClient) -> Heartbeat | None:

@@ -21,9 +21,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from browser.served import served
 from contract.bus_site import SITE, BusSite, bus_site, wait_until
+from slurmbus.home import Home
 from slurmbus.testing import ScriptedAgent, ended_start
 from slurmbus_protocol import codec, subjects
 from slurmbus_protocol.messages import Record
+from slurmbus_protocol.private_files import write_private
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import new_ulid
 
@@ -41,14 +43,14 @@ def environment(site: BusSite) -> dict[str, str]:
 
 
 @contextmanager
-def serving(site: BusSite, folder: Path) -> Iterator[str]:
+def serving(site: BusSite, folder: Path, *options: str) -> Iterator[str]:
     """Run the command, and give its address."""
     said = folder / "said"
     with said.open("wb") as output:
-        process = subprocess.Popen([*PROGRAM, "metrics", "--port", "0"], stderr=output, env=environment(site))
+        process = subprocess.Popen([*PROGRAM, "metrics", "--port", "0", *options], stderr=output, env=environment(site))
     try:
         wait_until(lambda: "/metrics" in said.read_text(), "the server", 60)
-        yield said.read_text().split()[-1]
+        yield next(word for word in said.read_text().split() if word.endswith("/metrics"))
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, said.read_text()
@@ -62,8 +64,10 @@ def value(page: str, name: str, **labels: str) -> float | None:
     return None
 
 
-def scrape(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=30) as answer:
+def scrape(url: str, home: Home | None = None) -> str:
+    """Ask as Prometheus does, with the token of a home."""
+    token = {"Authorization": f"Bearer {home.metrics_token().read_text().strip()}"} if home else {}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=token), timeout=30) as answer:
         return str(answer.read().decode())
 
 
@@ -86,13 +90,15 @@ def test_a_scrape_shows_the_agent_and_counts_jobs_that_end(site: BusSite, tmp_pa
 
     site.play(begin)
     with serving(site, tmp_path) as url:
-        wait_until(lambda: value(scrape(url), "jobs", site=SITE, state="RUNNING") == 1, "the job")
-        page = scrape(url)
+        wait_until(lambda: value(scrape(url, site.home), "jobs", site=SITE, state="RUNNING") == 1, "the job")
+        page = scrape(url, site.home)
         assert value(page, "bus_up") == 1
         assert value(page, "agent_up", site=SITE, agent="scripted") == 1
         assert value(page, "jobs_ended_total", site=SITE, state="COMPLETED") == 0
         site.play(end)
-        wait_until(lambda: value(scrape(url), "jobs_ended_total", site=SITE, state="COMPLETED") == 1, "its end")
+        wait_until(
+            lambda: value(scrape(url, site.home), "jobs_ended_total", site=SITE, state="COMPLETED") == 1, "its end"
+        )
 
 
 def test_once_writes_them_and_ends(site: BusSite) -> None:
@@ -122,11 +128,28 @@ def test_what_cannot_be_served_is_told(site: BusSite, tmp_path: Path) -> None:
     assert "there is no site yet" in done.stderr
 
 
-def test_the_dashboard_serves_them_too_unless_it_is_private(site: BusSite) -> None:
+def test_another_local_user_sees_nothing_at_the_port_of_metrics(site: BusSite, tmp_path: Path) -> None:
+    with serving(site, tmp_path) as url:
+        token = site.home.metrics_token()
+        assert token.stat().st_mode & 0o077 == 0
+        for header in ({}, {"Authorization": "Bearer guessed"}, {"Authorization": f"Basic {token.read_text()}"}):
+            with pytest.raises(HTTPError, match="401") as refused:
+                urllib.request.urlopen(urllib.request.Request(url, headers=header), timeout=30)
+            assert b"slurmbus_" not in refused.value.read()
+        assert value(scrape(url, site.home), "site_up", site=SITE) is not None
+        write_private(token, b"another\n")  # counts at once
+        assert value(scrape(url, site.home), "site_up", site=SITE) is not None
+    with serving(site, tmp_path, "--public") as url:
+        assert "slurmbus_" in scrape(url)
+
+
+def test_the_dashboard_serves_them_too(site: BusSite) -> None:
     with served(site.home) as page:
+        wait_until(lambda: value(scrape(page.url + "metrics", site.home), "bus_up") == 1, "the bus")
+        with pytest.raises(HTTPError, match="401"):
+            scrape(page.url + "metrics")
+    with served(site.home, "--public") as page:
         wait_until(lambda: value(scrape(page.url + "metrics"), "bus_up") == 1, "the bus")
-    with served(site.home, "--private") as page, pytest.raises(HTTPError, match="403"):
-        scrape(page.url + "metrics")
 
 
 def test_the_dashboard_speaks_json_too(site: BusSite) -> None:

@@ -72,6 +72,14 @@ def test_the_steps_of_a_job(cluster: Cluster) -> None:
                 2,
             )
             assert (steps["1"].name, steps["1"].state, steps["1"].exit_code) == ("false", "FAILED", 1)
+            times = (
+                found.start_time,
+                steps["0"].start_time,
+                steps["0"].end_time,
+                steps["1"].start_time,
+                found.end_time,
+            )
+            assert list(times) == sorted(time or 0.0 for time in times)
             assert steps["0"].max_rss is not None
             assert 100 * MIB < steps["0"].max_rss < 200 * MIB
             assert accounting.max_rss == steps["0"].max_rss

@@ -14,7 +14,7 @@ from contract.commands_site import CommandsSite
 from contract.native_site import NativeSite
 from contract.sites import end_of
 from slurmbus import job_options
-from slurmbus_agent.scheduler.base import BatchJob, Refused
+from slurmbus_agent.scheduler.base import BatchJob, Refused, Scheduler
 from slurmbus_agent.scheduler.sbatch import argv
 from slurmbus_agent.scheduler.submission import beyond
 from slurmbus_cluster import Cluster
@@ -72,16 +72,21 @@ def shown(site: NativeSite, job_id: int) -> Shown:
 async def taken(site: NativeSite, options: JobOptions, comment: str = "") -> Shown:
     """Submit a held job, read what Slurm made of its options, and cancel it."""
     async with site.open() as scheduler:
-        job = job_of(site, options, comment=comment)
-        job_id = await scheduler.submit(job)
-        try:
-            found = shown(site, job_id)
-        finally:
-            await scheduler.cancel(job_id, job.name)
-        assert found["JobName"] == job.name
-        assert found["WorkDir"] == job.work_dir
-        assert found["StdOut"] == job.output
-        return found
+        return await taken_by(scheduler, site, options, comment)
+
+
+async def taken_by(scheduler: Scheduler, site: NativeSite, options: JobOptions, comment: str = "") -> Shown:
+    """Do so with a scheduler that is open."""
+    job = job_of(site, options, comment=comment)
+    job_id = await scheduler.submit(job)
+    try:
+        found = shown(site, job_id)
+    finally:
+        await scheduler.cancel(job_id, job.name)
+    assert found["JobName"] == job.name
+    assert found["WorkDir"] == job.work_dir
+    assert found["StdOut"] == job.output
+    return found
 
 
 # ------------------------------------------------------------------ the table
@@ -318,8 +323,12 @@ def test_pyslurm_says_the_same_as_sbatch(native: NativeSite, given: dict[str, An
         ({"distribution": "nonsense"}, "Invalid --distribution", "plane=4"),
         ({"signal": "NOSUCH"}, "Invalid --signal specification", ""),
         ({"resv_ports": 2}, "step management must be enabled", ""),
-        ({"power": "x"}, "unrecognized option '--power", ""),
-        ({"extra": {"no-such-option": "1"}}, "unrecognized option '--no-such-option", ""),
+        ({"power": "x"}, "unrecognized option '--power", "leave power out"),
+        (
+            {"extra": {"no-such-option": "1"}},
+            "unrecognized option '--no-such-option",
+            "leave extra['no-such-option'] out",
+        ),
         ({"mem_bind": "help"}, "only prints something", "sbatch --mem-bind=help"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
@@ -15,15 +16,17 @@ import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from contract.bus_site import SITE, BusSite, bus_site
 from slurmbus.testing import ScriptedAgent
-from slurmbus_protocol.messages import BudgetUse, SchedulerHealth, Vitals
+from slurmbus_protocol import codec, subjects
+from slurmbus_protocol.messages import BudgetUse, Partition, Partitions, SchedulerHealth, Vitals
 from slurmbus_protocol.states import JobState
-from slurmbus_protocol.subjects import new_ulid
+from slurmbus_protocol.subjects import Stream, new_ulid
 
 PROGRAM = [sys.executable, "-m", "slurmbus", "top"]
 JOBS = 40
@@ -126,6 +129,40 @@ def test_a_frame_changes_by_itself_and_by_keys(site: BusSite) -> None:
         site.play(alarm)
         screen.wait_for(r"· scripted: the bus takes no more LOGS")
         assert screen.end() == 0
+
+
+def test_a_job_and_the_partitions_by_keys(tmp_path: Path) -> None:
+    """Enter shows the job on top, with the output that comes; p asks the agents; Escape goes back."""
+
+    async def played(agent: ScriptedAgent) -> None:
+        key = new_ulid()
+        await agent.record(key, JobState.RUNNING, name="newest")
+        found = Partitions(
+            partitions=(Partition(name="boost", state="UP", nodes=12, cpus=96, node_states={"idle": 9}),)
+        )
+
+        async def answer(msg: Any) -> None:
+            await agent.bus.respond(msg, codec.encode(found))
+
+        await agent.bus.serve(subjects.rpc(SITE, "partitions"), answer)
+        await agent.chunk(key, Stream.STDOUT, 0, b"epoch 1\n")
+        await asyncio.to_thread(look, key)
+
+    def look(key: str) -> None:
+        with terminal(own) as screen:
+            screen.wait_for(r"newest +RUNNING")
+            screen.press(b"\n")
+            screen.wait_for(rf"newest[\s\S]*{key}[\s\S]*output[\s\S]*epoch 1")
+            screen.press(b"\x1b")
+            screen.wait_for(r"jobs 1 to 1 of 1")
+            screen.press(b"p")
+            screen.wait_for(r"scripted +boost +UP +12 +96 +9 idle")
+            screen.press(b"\x1b")
+            screen.wait_for(r"jobs 1 to 1 of 1")
+            assert screen.end() == 0
+
+    with bus_site(tmp_path) as own:
+        own.play(played)
 
 
 async def alarm(agent: ScriptedAgent) -> None:

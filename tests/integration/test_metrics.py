@@ -51,6 +51,14 @@ srun -n1 -N1 false
 exit 0
 """
 
+HOLD = """python3 -c '
+import time
+held = b"x" * (60 * 1024**2)
+while time.process_time() < 1: pass
+time.sleep(5)
+' &
+"""
+
 
 @pytest.fixture(autouse=True)
 def _environment(home: Home, alice: SiteClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +106,7 @@ def slow(alice: SiteClient, home: Home, tmp_path_factory: pytest.TempPathFactory
             command=["bash", "-c", f"[[ -e {marker} ]] && exit 0; touch {marker}; sleep 600"],
             options={"partition": "short", "time_limit": 1, "mem": "50M"},
             on_timeout=MoreTime(factor=2),
+            wait_for_accounting=True,
         )
         step.start()
         yield step
@@ -140,6 +149,28 @@ def test_figures_steps_live_use_and_facts_of_a_job_over_two_nodes(cluster: Clust
     (live,) = [line for line in step.lines if " uses " in line]
     assert " of 400 MiB of memory" in live
     assert f"on {metadata['first_node']}, one of its 2 nodes" in live
+
+
+def test_all_processes_and_the_steps_of_a_single_task_count(tmp_path: Path) -> None:
+    """Three processes at once below the runner, and two sruns side by side, which aren't below it."""
+    options = {"cpus": 3, "mem": "400M"}
+    three = Step(tmp_path / "three", command=["bash", "-c", f"{3 * HOLD} wait"], options=options)
+    srun = "srun -n1 -c1 --overlap " + HOLD
+    steps = Step(tmp_path / "steps", command=["bash", "-c", f"{2 * srun} wait"], options=options)
+    for step in (three, steps):
+        step.folder.mkdir()
+        step.start()
+    found = three.metadata
+    assert 180 * MIB <= found["peak_memory_bytes"] < 260 * MIB
+    assert found["memory_efficiency"] == pytest.approx(found["peak_memory_bytes"] / (400 * MIB))
+    assert 3 <= found["cpu_seconds"] < 5
+    assert found["cpu_efficiency"] == pytest.approx(found["cpu_seconds"] / (3 * found["elapsed_seconds"]))
+    assert "steps" not in found  # nobody waited for accounting
+    found = steps.metadata
+    assert 120 * MIB <= found["peak_memory_bytes"] < 230 * MIB
+    assert found["memory_efficiency"] == pytest.approx(found["peak_memory_bytes"] / (400 * MIB))
+    assert 2 <= found["cpu_seconds"] < 4
+    assert {row["step"] for row in rows(found, "steps")} == {"batch", "0", "1"}
 
 
 def test_a_killed_step_goes_on_with_the_job_that_got_more_memory(
@@ -246,3 +277,5 @@ def test_a_job_that_reached_its_time_limit_gets_more_time(cluster: Cluster, slow
     assert told.endswith("Running it again with time_limit=00:02:00 instead of 00:01:00, as attempt 2")
     limit = cluster.exec("ctld", ["sacct", "-n", "-X", "-P", "-j", str(metadata["job_id"]), "-o", "Timelimit"]).stdout
     assert limit.strip() == "00:02:00"
+    # It has no steps but the batch script's, and was waited for all the same.
+    assert [(row["step"], row["state"]) for row in rows(metadata, "steps")] == [("batch", "COMPLETED")]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from contract.commands_site import CommandsSite
+from contract.test_options import GROUPS, options_of, taken_by
+from dagster_slurmbus import RayLauncher
 from integration.buses import running_home
 from integration.jobs import Story, follow, run, spec
 from integration.laptops import Laptop
@@ -23,16 +29,35 @@ from integration.test_jobs import (
     test_signals,  # noqa: F401
 )
 from integration.test_outages import frozen_controller, heartbeat, until
+from integration.test_ray import hear, left_over
 from slurmbus.client import SiteClient
 from slurmbus.connection import Connection, ConnectionSettings
 from slurmbus.events import StateChanged
 from slurmbus.home import Home
+from slurmbus_agent.scheduler.base import Refused
 from slurmbus_cluster import Cluster
 from slurmbus_cluster.agents import AGENT, AgentProcess
 from slurmbus_cluster.image import RELEASES
+from slurmbus_protocol.messages import JobOptions, JobSpec
+from slurmbus_protocol.options import BY_NAME
 from slurmbus_protocol.states import JobState
 
 SITE = "older-alice"
+LIKE_RAY = Path(__file__).parents[1] / "contract" / "payloads" / "like_ray.py"
+BOTH_NODES = JobOptions(
+    partition="gpu", nodes=2, ntasks_per_node=1, cpus_per_task=2, mem_per_cpu_mib=200, gpus_per_node="1"
+)
+HELD = """
+cat "$SLURMBUS_SPOOL"/joined/*
+echo "in $PWD"
+while [ ! -e go-on ]; do sleep 0.1; done
+exit 3
+"""
+NOT_THERE: dict[str, dict[str, str]] = {
+    "trixie": {},
+    "bookworm": {"tres_per_task": "TresPerTask", "oom_kill_step": "OOMKillStep", "node_extra": "Extra", "segment": ""},
+}
+"""Options of the groups that a release's Slurm doesn't have, and how newer ones show them."""
 
 
 @pytest.fixture(scope="module", params=["trixie", "bookworm"])
@@ -122,3 +147,77 @@ def test_the_doctor_says_which_scheduler_and_why(alice: SiteClient, cluster: Clu
         done = cluster.exec("login", [AGENT, "doctor"], user="alice", check=False)
     assert done.exit_code == 1
     assert "NO  controller" in done.stdout
+
+
+def test_slurm_takes_every_group_of_options_and_what_it_doesnt_have_is_refused(cluster: Cluster) -> None:
+    missing = NOT_THERE[cluster.release]
+    told = cluster.exec("login", ["sbatch", "--help"]).stdout
+    listed = set(re.findall(r"^\s+(?:-\w, )?--([a-z][a-z-]*)", told, re.MULTILINE))
+    assert len(listed) > 80
+    assert not listed & {BY_NAME[name].flag for name in missing}
+    site = CommandsSite(cluster)
+
+    async def check() -> None:
+        async with site.open() as scheduler:
+            for given, expected in GROUPS.values():
+                there = {name: value for name, value in given.items() if name not in missing and value != []}
+                found = await taken_by(scheduler, site, options_of(hold=True, **there))
+                shown = {name: value for name, value in expected.items() if name not in {*missing.values(), UNSEEN}}
+                assert {name: _as_now(found.get(name, "")) for name in shown} == shown, found
+                for name in given.keys() & missing.keys():
+                    flag = BY_NAME[name].flag
+                    with pytest.raises(Refused, match=f"unrecognized option '--{flag}") as caught:
+                        await taken_by(scheduler, site, options_of(hold=True, **{name: given[name]}))
+                    assert f"the site's Slurm has no --{flag}" in caught.value.hint
+                    assert caught.value.hint.endswith(f": leave {name} out")
+            for misread in ("3", "*"):  # what this sbatch would take for --extra-node-info, if it doesn't know --extra
+                if "node_extra" in missing:
+                    with pytest.raises(Refused, match="unrecognized option '--extra'"):
+                        await taken_by(scheduler, site, options_of(hold=True, node_extra=misread))
+
+    asyncio.run(check())
+
+
+UNSEEN = "SubmitLine"
+"""Shown by ``scontrol`` of newer releases only."""
+
+
+def _as_now(shown: str) -> str:
+    """Give a generic resource as newer releases show it."""
+    return shown.replace("gres:gpu:", "gres/gpu:") if shown.startswith("gres:") else shown
+
+
+def test_a_launch_over_two_nodes_starts_on_both_and_leaves_nothing(alice: SiteClient, cluster: Cluster) -> None:
+    """Slurm changed in 22.05 and 24.11 what a step inherits of its job: CPUs a task, memory, GPUs."""
+    python = "/home/alice/like-ray"
+    cluster.copy_to("login", LIKE_RAY, python, owner="alice", mode=0o700)
+    plan = RayLauncher(python=python, dashboard=False).plan("held.sh")
+    files = (alice.upload_bytes(HELD.encode(), "held.sh"),)
+
+    def submit() -> str:
+        return alice.submit(JobSpec(name="ray", plan=plan, options=BOTH_NODES, files=files))
+
+    def running() -> list[str]:
+        look = ["pgrep", "-u", "alice", "-f", f"{python} .*--ray-start"]
+        return [host for host in ("c1", "c2") if cluster.exec(host, look, check=False).stdout]
+
+    key, there = submit(), []
+
+    def go_on() -> None:
+        there.extend(running())
+        record = alice.record(key)
+        assert record is not None
+        cluster.exec("login", ["touch", f"{record.work_dir}/go-on"], user="alice")
+
+    story = hear(alice, key, "in /", go_on)
+    assert (story.record.state, story.record.exit_code) == (JobState.FAILED, 3), story.stderr
+    assert there == ["c1", "c2"]
+    nodes = [json.loads(line) for line in story.stdout.splitlines()[:-1]]
+    assert {(node["node_name"], node["num_cpus"], node["num_gpus"]) for node in nodes} == {("c1", 2, 1), ("c2", 2, 1)}
+    assert "is ready on c1, c2 after" in story.stderr
+    assert left_over(cluster).strip() == ""
+
+    key = submit()
+    story = hear(alice, key, "in /", lambda: alice.cancel(key, "enough"))
+    assert story.record.state is JobState.CANCELLED
+    assert left_over(cluster).strip() == ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from integration.jobs import run
+from typing import Any
+
+from integration.jobs import follow, run, spec
 from slurmbus import job_options
 from slurmbus.client import SiteClient
 from slurmbus_cluster import Cluster
@@ -32,6 +34,26 @@ def test_a_payload_is_warned_before_its_time_limit(alice: SiteClient, cluster: C
     shown = cluster.job(record.job_id)
     assert shown["comment"] == "dagster_run=1234 ; mine; really"
     assert shown["name"] == f"test.{record.key}"
+
+
+def test_gpus_of_a_later_layer_stand_in_the_place_of_earlier_ones(alice: SiteClient) -> None:
+    """A queue's GPUs, asked for in one way, and what calls make of them in others."""
+    queue = {"partition": "gpu", "gres": "gpu:1", "time": 2, "mem": "100M"}
+    calls: list[dict[str, Any]] = [
+        {},
+        {"gpus_per_node": 2},
+        {"gpus": 2, "nodes": 2},
+        {"tres_per_task": "gres/gpu:2", "ntasks": 1},
+        {"gpus": 0},
+    ]
+    keys = []
+    for call in calls:
+        asked = job_options.merge(job_options.read(queue), job_options.read(call))
+        keys.append(alice.submit(spec("bash", "-c", 'echo "${SLURM_JOB_GPUS:-none}"', options=asked)))
+    stories = [follow(alice, key) for key in keys]
+    assert [story.record.state for story in stories] == [JobState.COMPLETED] * 5, stories
+    on_the_first_node = [len([gpu for gpu in story.stdout.split(",") if gpu != "none\n"]) for story in stories]
+    assert on_the_first_node == [1, 2, 1, 2, 0]
 
 
 def test_a_refusal_of_sbatch_ends_the_job_with_its_words(alice: SiteClient) -> None:

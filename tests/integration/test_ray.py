@@ -130,7 +130,7 @@ def test_two_clusters_on_the_same_two_nodes(alice: SiteClient, cluster: Cluster)
         assert "is ready on c1, c2 after" in story.stderr
         ended = story.record.starts[-1].ended_at
         assert ended is not None
-        assert ended - one["ended_at"] < 30  # a generous bound on a shared machine; the figure is measured elsewhere
+        assert ended - one["ended_at"] < 30  # a generous bound on a shared machine; bench_ray.py measures it
     assert found[0]["address"] != found[1]["address"]
 
 
@@ -149,9 +149,19 @@ def test_an_asset_with_ray(alice: SiteClient, home: Home, monkeypatch: pytest.Mo
     with dg.instance_for_test() as instance:
         result = dg.materialize([definitions.simulated], resources=definitions.defs.resources, instance=instance)
         [found] = result.asset_materializations_for_node("simulated")
+        [running] = result.asset_observations_for_node("simulated")
+        logged = instance.all_logs(result.run_id)
     metadata = {name: value.value for name, value in found.metadata.items()}
     assert abs(float(str(metadata["pi"])) - 3.14) < 0.1
     assert (metadata["cpus"], metadata["nodes"]) == (4, 2)
+    # Its dashboard could be clicked while it ran.
+    seen = running.metadata["slurmbus/ray_dashboard"]
+    assert isinstance(seen, dg.UrlMetadataValue)
+    assert seen == found.metadata["slurmbus/ray_dashboard"]
+    assert str(running.metadata["slurmbus/ray_dashboard_tunnel"].value).startswith("ssh -N -L ")
+    ended = next(entry.timestamp for entry in logged if entry.user_message.endswith("is COMPLETED on c[1-2]"))
+    [observed] = [entry.timestamp for entry in logged if entry.asset_observation]
+    assert observed < ended
 
 
 def test_a_lost_worker_is_reported_and_the_payload_goes_on(alice: SiteClient) -> None:
@@ -161,6 +171,38 @@ def test_a_lost_worker_is_reported_and_the_payload_goes_on(alice: SiteClient) ->
     assert "Ray's worker on c2 is lost" in story.stderr
     assert "the cluster goes on with 1 of 2 nodes" in story.stderr
     assert story.record.starts[-1].error is None
+
+
+def test_a_helper_that_is_gone_and_a_watch_that_was_killed(alice: SiteClient, cluster: Cluster) -> None:
+    lost = {
+        "helper": "Ray's worker on c2 is lost (the node's helper is gone)",
+        "watch": "Ray's worker on c2 is lost (Ray doesn't hear from it any more)",
+    }
+    # So that Ray gives a frozen node up within some seconds, not half a minute.
+    sooner = {"RAY_health_check_timeout_ms": "2000", "RAY_health_check_failure_threshold": "3"}
+    keys = {
+        what: submit(
+            alice, job("ray_loses_a_worker.py", what, dashboard=False, env=sooner if what == "watch" else None)
+        )
+        for what in lost
+    }
+    for what, key in keys.items():
+        story, told = Story(), False
+        for event in alice.follow(key):
+            story.hear(event)
+            if not told and lost[what] in story.stderr and "went on c1" in story.stdout:
+                told = True
+                running = alice.record(key)
+                assert running is not None
+                cluster.exec("login", ["touch", f"{running.work_dir}/go-on"], user="alice")
+        assert (story.record.state, story.record.exit_code) == (JobState.FAILED, 7), story.stderr
+        assert lost[what] in story.stderr
+        assert story.stderr.count("the cluster goes on with 1 of 2 nodes") == 1
+        assert ("watched again 1 1\n" in story.stdout) is (what == "watch")
+    # Slurm has ended what was below the killed helper; its folder nobody else knows.
+    left = left_over(cluster).strip()
+    assert re.fullmatch(r"/tmp/ray-\w+", left), left
+    cluster.exec("c2", ["rm", "-r", left])
 
 
 def test_a_node_on_which_ray_cant_be_started_is_named(alice: SiteClient, cluster: Cluster) -> None:

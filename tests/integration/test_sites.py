@@ -70,12 +70,18 @@ def test_one_setting_sends_a_run_to_the_other_site(
     assert first.success, failure_of(first)
     second = run(on_the_cluster, instance, **how)
     assert second.success, failure_of(second)
-    for result, user, partition in ((first, "alice", "main"), (second, "bob", "short")):
-        said = metadata(result, "mean")
+    for result, user, partition, measured_on, tuned_for in (
+        (first, "alice", "main", ("main", 2), "anything"),
+        (second, "bob", "short", ("gpu", 1), "cluster-bob"),
+    ):
+        said, measured = metadata(result, "mean"), metadata(result, "measurements")
         assert said["mean"] == 123.5
         assert said["host"] in {"c1", "c2"}
         assert said["slurmbus/partition"] == partition
-        assert metadata(result, "measurements")["file"] == f"/home/{user}/measurements/values.txt"
+        assert said["folder"] == f"/home/{user}/measurements"
+        assert (said["python"], said["tuned for"]) == ("/opt/payload", tuned_for)
+        assert measured["file"] == f"/home/{user}/measurements/values.txt"
+        assert (measured["slurmbus/partition"], measured["slurmbus/cpus"]) == measured_on
         (row, *_) = cluster.accounting(said["slurmbus/job_id"])
         assert (row["User"], row["Partition"]) == (user, partition)
 
@@ -86,7 +92,9 @@ def test_the_same_assets_on_a_laptop(
     monkeypatch.setenv("LOCAL_DATA_DIR", str(tmp_path / "data"))
     result = run(example(monkeypatch, "local"), instance)
     assert result.success, failure_of(result)
-    assert metadata(result, "mean")["mean"] == 123.5
+    said = metadata(result, "mean")
+    assert (said["mean"], said["folder"]) == (123.5, str(tmp_path / "data"))
+    assert (said["python"] == "/opt/payload", said["tuned for"]) == (False, "anything")
     assert metadata(result, "measurements")["file"] == str(tmp_path / "data" / "values.txt")
 
 

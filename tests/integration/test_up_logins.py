@@ -85,6 +85,26 @@ def test_a_home_in_which_nothing_may_be_executed(laptop: Laptop, cluster: Cluste
         assert laptop.run_job(site, "id", "-un").out == "frank\n"
 
 
+def test_a_scratch_folder_that_somebody_else_has_made_in_ones_name(laptop: Laptop, cluster: Cluster) -> None:
+    """Bob could put his programs there in the place of Frank's, which Frank's cron would start."""
+    trap = "rm -rf /scratch/frank && install -d -o bob -m 777 /scratch/frank"
+    cluster.exec("login", ["sh", "-c", trap])
+    try:
+        named = laptop.slurmbus(
+            *laptop.arguments("site-frank", "frank", "login", "--install-folder", "/scratch/frank/agent"), ok=False
+        )
+        assert named.code == 4
+        assert "/scratch/frank belongs to bob" in named.err
+        laptop.slurmbus("sites", "remove", "site-frank")
+        with laptop.up("frank") as (site, said):
+            assert "not there: /home/scratch/frank belongs to bob" in said.err
+            assert processes(cluster, "login", "frank", "/var/tmp/frank/slurmbus-agent/")
+            assert laptop.run_job(site, "id", "-un").out == "frank\n"
+        assert not cluster.exec("login", ["find", "/scratch/frank/", "-mindepth", "1"]).stdout
+    finally:
+        cluster.exec("login", ["rm", "-rf", "/scratch/frank", "/var/tmp/frank"])
+
+
 def test_a_full_home(laptop: Laptop, cluster: Cluster) -> None:
     site = "site-grace"
     refused = laptop.slurmbus(*laptop.arguments(site, "grace", "login"), ok=False)

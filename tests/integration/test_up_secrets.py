@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from integration.laptops import Laptop, ssh_processes
+from integration.logins import Logins
 from slurmbus.bootstrap import prompts
 from slurmbus_cluster import Cluster
 
@@ -93,6 +94,35 @@ def test_a_password_from_a_file_of_age(laptop: Laptop, tmp_path: Path, monkeypat
     with laptop.up("carol", "login", "--secrets-file", str(secrets)) as (site, said):
         assert f"{site} is up" in said.err
         assert laptop.run_job(site, "id", "-un").out == "carol\n"
+
+
+def test_each_host_on_the_way_gets_its_own_and_no_other_s(laptop: Laptop, logins: Logins, tmp_path: Path) -> None:
+    """Kate's password and code for the jump host, Carol's password for the login node behind it."""
+
+    def up(**secrets: str) -> list[str]:
+        path.write_text("".join(f"{name}={value}\n" for name, value in secrets.items()))
+        encrypted = subprocess.run(["age", "--recipient", recipient, path], check=True, capture_output=True).stdout
+        path.with_suffix(".age").write_bytes(encrypted)
+        path.unlink()
+        return ["--jump", "kate@jump", "--secrets-file", str(path.with_suffix(".age"))]
+
+    identity, path = tmp_path / "identity", tmp_path / "secrets"
+    subprocess.run(["age-keygen", "-o", identity], check=True, capture_output=True)
+    recipient = subprocess.run(
+        ["age-keygen", "-y", identity], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    env = {"SLURMBUS_AGE_IDENTITY": str(identity)}
+    jump = logins.cluster.ip("jump")
+    asked = f"KATE_{jump.replace('.', '_')}"
+    with logins.only_through("jump"):
+        only_carol_s = up(**{prompts.PASSWORD: "carol-pass", prompts.OTP: OTP_SECRET})
+        refused = laptop.slurmbus(*laptop.arguments("site-carol", "carol", "login2", *only_carol_s), env=env, ok=False)
+        assert f"the secrets file has no answer for kate@{jump}" in refused.err
+        assert "Traceback" not in refused.err
+        theirs = {f"{prompts.PASSWORD}__{asked}": "kate-pass", f"{prompts.OTP}__{asked}": OTP_SECRET}
+        with laptop.up("carol", "login2", *up(**theirs, **{prompts.PASSWORD: "carol-pass"}), env=env) as (site, said):
+            assert f"{site} is up" in said.err
+            assert laptop.run_job(site, "id", "-un").out == "carol\n"
 
 
 def test_a_file_that_is_not_for_us_stops_before_a_login(laptop: Laptop, gnupg: str, tmp_path: Path) -> None:

@@ -49,6 +49,17 @@ def test_scrontab_runs_it_as_a_job(open_laptop: Laptop, cluster: Cluster) -> Non
         assert f"slurmbus-agent-{site} RUNNING" in shown
         assert not processes(cluster, "login", "alice")
         assert open_laptop.run_job(site, "id", "-un").out == "alice\n"
+
+        # A stop file ends the job for good, and not for another one each minute.
+        def table() -> str:
+            return cluster.exec("login", ["scrontab", "-l"], user="alice").stdout
+
+        cluster.exec("login", ["touch", f"/home/alice/.config/slurmbus/{site}.stop"], user="alice")
+        wait_until(lambda: "#DISABLED" in table(), "the entry to be disabled")
+        wait_until(lambda: not cluster.exec("login", ["squeue", "--me", "-h"], user="alice").stdout, "the job's end")
+        cluster.exec("login", ["rm", f"/home/alice/.config/slurmbus/{site}.stop"], user="alice")
+        open_laptop.slurmbus("up", site, "--no-trial")
+        assert "#DISABLED" not in table()
     assert "slurmbus" not in cluster.exec("login", ["scrontab", "-l"], user="alice", check=False).stdout
     cluster.wait_idle()
 

@@ -13,7 +13,7 @@ from slurmbus_agent.cli import main
 from slurmbus_agent.config import load
 from slurmbus_protocol.errors import InvalidSetting
 
-GOOD = 'site = "a"\nservers = ["nats://host:4222"]\ntrusted_keys = []\n'
+GOOD = 'site = "a"\nservers = ["tls://host:4222"]\ntrusted_keys = []\n'
 
 
 def write(folder: Path, text: str, mode: int = 0o600) -> Path:
@@ -25,7 +25,7 @@ def write(folder: Path, text: str, mode: int = 0o600) -> Path:
 
 def test_a_good_configuration_is_read(tmp_path: Path) -> None:
     config = load("a", write(tmp_path, GOOD))
-    assert config.servers == ("nats://host:4222",)
+    assert config.servers == ("tls://host:4222",)
     assert config.scheduler == "auto"
     assert config.spool_root == Path.home() / ".slurmbus" / "a"
 
@@ -34,8 +34,8 @@ def test_a_good_configuration_is_read(tmp_path: Path) -> None:
     ("text", "words"),
     [
         (GOOD + 'shceduler = "local"\n', "shceduler"),
-        (GOOD.replace('"nats://host:4222"', "7"), "servers"),
-        (GOOD.replace('["nats://host:4222"]', "[]"), "servers is empty"),
+        (GOOD.replace('"tls://host:4222"', "7"), "servers"),
+        (GOOD.replace('["tls://host:4222"]', "[]"), "servers is empty"),
         (GOOD.replace('site = "a"', 'site = "b"'), "for site 'b'"),
         ("site = ", "a.toml"),
     ],
@@ -43,6 +43,35 @@ def test_a_good_configuration_is_read(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(InvalidSetting, match=words):
         load("a", write(tmp_path, text))
+
+
+def test_settings_count_more_than_the_bundle_entry_by_entry(tmp_path: Path) -> None:
+    bundle = write(tmp_path, f"{GOOD}array_size = 10\n[retention]\nsucceeded_days = 3\nlost_days = 4\n")
+    settings = tmp_path / "a.settings.toml"
+    settings.write_text('log_format = "json"\n[retention]\nlost_days = inf\n[limits]\ncpu_minutes = 20\n')
+    config = load("a", bundle)
+    assert (config.log_format, config.array_size, config.limits.cpu_minutes) == ("json", 10, 20)
+    assert (config.retention.succeeded_days, config.retention.lost_days) == (3, float("inf"))
+    settings.unlink()
+    assert load("a", bundle).log_format == "text"
+
+
+@pytest.mark.parametrize(
+    "text", ['servers = ["nats://mine"]\n', "trusted_keys = []\n", "[limits]\ncpu = 1\n", "[limits\n", "\xff"]
+)
+def test_settings_that_cannot_be_meant_are_named(tmp_path: Path, text: str) -> None:
+    """Whom the agent trusts and where it goes is no setting."""
+    (tmp_path / "a.settings.toml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InvalidSetting, match=r"a\.settings\.toml"):
+        load("a", write(tmp_path, GOOD))
+
+
+def test_settings_that_others_can_write_are_refused(tmp_path: Path) -> None:
+    settings = tmp_path / "a.settings.toml"
+    settings.touch()
+    settings.chmod(0o664)
+    with pytest.raises(InvalidSetting, match="chmod 600"):
+        load("a", write(tmp_path, GOOD))
 
 
 def test_a_file_that_others_can_read_is_refused_with_what_to_do(tmp_path: Path) -> None:

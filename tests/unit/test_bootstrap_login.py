@@ -9,6 +9,7 @@ import pytest
 
 from slurmbus.bootstrap import prompts, ssh
 from slurmbus.bootstrap.login import Login, merged
+from slurmbus.commands.up import _BUS_SETTINGS, _SITE_SETTINGS, _keep
 from slurmbus.errors import LoginFailed
 from slurmbus.home import Home
 from slurmbus_protocol.errors import InvalidSetting
@@ -64,6 +65,21 @@ def test_a_profile_keeps_the_login(tmp_path: Path) -> None:
     assert "login" not in home.bundle_path("leo").read_text()
 
 
+def test_another_bus_is_reached_in_another_way(tmp_path: Path) -> None:
+    """How the agent reached the old one is forgotten; as long as the bus is the same it is kept."""
+    home = Home(tmp_path)
+    nothing = dict.fromkeys((*_SITE_SETTINGS, *_BUS_SETTINGS))
+    _keep(home, "leo", {**nothing, "host": "login"}, ask=False)
+    home.change_site("leo", agent_servers=("tls://10.0.0.1:4222",))
+    _keep(home, "leo", {**nothing, "scheduler": "commands"}, ask=False)
+    assert home.site("leo").agent_servers == ("tls://10.0.0.1:4222",)
+    _keep(home, "leo", {**nothing, "urls": ("tls://team:4222",)}, ask=False)
+    assert (home.site("leo").agent_servers, home.site("leo").scheduler) == (None, "commands")
+    home.change_site("leo", agent_servers=("tls://inside:4222",))
+    _keep(home, "leo", {**nothing, "urls": ("tls://team:4222",), "link_host": "node"}, ask=False)
+    assert home.site("leo").agent_servers == ("tls://inside:4222",)
+
+
 def test_the_command_that_logs_in() -> None:
     command = ssh.master_command(FULL, SOCKET, LOG)
     assert command[:3] == ["ssh", "-F", "/tmp/config"]
@@ -90,6 +106,11 @@ def test_a_session_goes_over_the_master_only() -> None:
         ("ssh: Could not resolve hostname a: Name or service not known", "isn't known", "VPN"),
         ("ssh: connect to host a port 22: Connection refused", "nobody listens", "port"),
         ("ssh: connect to host a port 22: Connection timed out", "can't be reached", "--jump"),
+        (
+            "the secrets file has no answer for bob@gate\nbob@gate: Permission denied (password).",
+            "for bob@gate",
+            "SLURMBUS_SSH_PASSWORD__",
+        ),
         ("Host key verification failed.", "host's key", "ssh-keygen -R"),
         ("something else", "something else", "ssh -v a"),
         ("", "didn't say why", "ssh -v a"),
@@ -125,10 +146,16 @@ def test_one_time_codes(now: float, code: str) -> None:
     assert prompts.one_time_code(SECRET, now) == code
 
 
+TARGET = "alice@a"
+
+
 @pytest.mark.parametrize(
     ("prompt", "answer"),
     [
         ("alice@a's password: ", "pw"),
+        ("alice@A's password: ", "pw"),
+        ("(alice@a) Password: ", "pw"),
+        ("(alice@a) Verification code: ", "287082"),
         ("Enter passphrase for key '/home/alice/.ssh/id': ", "pp"),
         ("One-time password (OATH) for `alice': ", "287082"),
         ("Verification code: ", "287082"),
@@ -137,7 +164,73 @@ def test_one_time_codes(now: float, code: str) -> None:
 )
 def test_prompts_are_told_apart(prompt: str, answer: str | None) -> None:
     secrets = {prompts.PASSWORD: "pw", prompts.PASSPHRASE: "pp", prompts.OTP: SECRET}
-    assert prompts.answer(prompt, secrets, 59) == answer
+    assert prompts.answer(prompt, secrets, 59, TARGET, direct=True) == answer
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "alice@gate's password: ",
+        "bob@a's password: ",
+        "(alice@gate) Password: ",
+        "(alice@gate) One-time password (OATH) for `alice': ",
+        "(alice@gate) alice@a's password: ",
+        "(alice@gate) (alice@a) Password: ",
+        "(alice@gate) Enter passphrase for key '/home/alice/.ssh/id': ",
+    ],
+)
+@pytest.mark.parametrize("direct", [False, True])
+def test_another_host_gets_nothing_of_the_login_node_s(prompt: str, direct: bool) -> None:
+    secrets = {prompts.PASSWORD: "pw", prompts.PASSPHRASE: "pp", prompts.OTP: SECRET, f"{prompts.PASSWORD}__B": "b"}
+    assert prompts.answer(prompt, secrets, 59, TARGET, direct=direct) is None
+
+
+@pytest.mark.parametrize("prompt", ["Password: ", "alice@gate) (alice@a's password: "])
+def test_who_does_not_say_who_asks_is_the_login_node_or_nobody(prompt: str) -> None:
+    assert prompts.answer(prompt, {prompts.PASSWORD: "pw"}, 59, TARGET, direct=False) is None
+    assert prompts.answer(prompt, {prompts.PASSWORD: "pw"}, 59, TARGET, direct=True) == "pw"
+
+
+def test_each_host_gets_its_own() -> None:
+    secrets = {
+        prompts.PASSWORD: "pw",
+        f"{prompts.PASSWORD}__GATE_EXAMPLE_ORG": "gate",
+        f"{prompts.PASSWORD}__BOB_GATE_EXAMPLE_ORG": "bob",
+        f"{prompts.OTP}__10_0_0_1": SECRET,
+    }
+    asked = {
+        "alice@gate.example.org's password: ": "gate",
+        "(bob@gate.example.org) Password: ": "bob",
+        "(alice@10.0.0.1) Verification code: ": "287082",
+        "(alice@10.0.0.1) Password: ": None,
+        "(alice@a) Password: ": "pw",
+    }
+    assert {prompt: prompts.answer(prompt, secrets, 59, TARGET, direct=False) for prompt in asked} == asked
+
+
+def test_the_names_of_prompts_are_ssh_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an alias stands for, who it is there, and whether others are on the way: as ssh has it."""
+    config = tmp_path / "config"
+    config.write_text(
+        "Host a\n  HostName login.example.org\n  User carol\nHost b\n  HostKeyAlias c\n  ProxyJump gate\n"
+    )
+    monkeypatch.setattr(prompts, "open_file", lambda _path: {prompts.PASSWORD: "pw"})
+    monkeypatch.setenv("XDG_RUNTIME_DIR", tempfile.mkdtemp(dir="/tmp"))
+    found = {}
+    for login in (
+        Login(host="a", ssh_config=str(config), secrets_file="s"),
+        Login(host="a", user="eve", jump=("gate",), ssh_config=str(config), secrets_file="s"),
+        Login(host="b", user="eve", ssh_config=str(config), secrets_file="s"),
+    ):
+        given = prompts.environment(login)
+        found[given["SLURMBUS_SSH_DESTINATION"]] = given.get("SLURMBUS_SSH_DIRECT")
+    assert found == {"carol@login.example.org": "1", "eve@login.example.org": None, "eve@c": None}
+    old = tmp_path / "ssh"
+    old.write_text('#!/bin/sh\n[ "$1" != -V ] || { echo "OpenSSH_8.0p1, OpenSSL" >&2; exit; }\nexec ssh "$@"\n')
+    old.chmod(0o700)
+    monkeypatch.setenv("SLURMBUS_SSH", str(old))
+    with pytest.raises(InvalidSetting, match="doesn't say which host asks"):
+        prompts.environment(Login(host="b", ssh_config=str(config), secrets_file="s"))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from slurmbus.errors import SiteUnfit
 LOGIN = Login(host="login")
 GIB = 2**30
 HOME = Place(kind="home", path="/home/alice", free=10 * GIB, free_files=10**6, system="nfs", mount="/home")
-SCRATCH = Place(kind="$SCRATCH", path="/scratch/alice", free=10 * GIB, free_files=0, system="lustre", mount="/scratch")
+SCRATCH = Place(
+    kind="$SCRATCH", path="/scratch/alice", free=10 * GIB, free_files=0, system="lustre", mount="/scratch", own=True
+)
 NEW = Python(version="3.12.4", path="/usr/bin/python3.12", source="path", headers=True)
 SITE = Probe(
     user="alice",
@@ -77,9 +79,35 @@ def test_a_home_without_programs() -> None:
 
 
 def test_a_shared_scratch_gets_a_folder_of_the_users_own() -> None:
-    shared = replace(SCRATCH, kind="scratch", path="/scratch")
+    shared = replace(SCRATCH, kind="scratch", path="/scratch", own=False)
     made = plan.make(replace(SITE, places=(replace(HOME, programs=False), shared)), LOGIN, "auto")
     assert made.install_folder == "/scratch/alice/slurmbus-agent"
+    full = replace(SITE, places=(replace(HOME, free=1000), shared))
+    with pytest.raises(SiteUnfit) as caught:
+        plan.choose_folder(full, LOGIN)
+    assert "e.g. /scratch/alice/slurmbus-agent" in (caught.value.hint or "")
+
+
+BOBS = "/scratch/alice belongs to bob"
+
+
+def test_a_folder_is_not_the_users_own_by_its_name() -> None:
+    bobs = replace(SCRATCH, kind="scratch", own=False, unsafe=BOBS)
+    shared = replace(SCRATCH, kind="scratch", path="/scratch", own=False, unsafe=BOBS)
+    temporary = replace(SCRATCH, kind="temporary", path="/var/tmp", own=False)
+    no_programs = replace(HOME, programs=False)
+    made = plan.make(replace(SITE, places=(no_programs, bobs, shared, temporary)), LOGIN, "auto")
+    assert made.install_folder == "/var/tmp/alice/slurmbus-agent"
+    assert [note for note in made.notes if BOBS in note] == [f"not there: {BOBS}"]
+    with pytest.raises(SiteUnfit, match=f"; {BOBS} "):
+        plan.choose_folder(replace(SITE, places=(no_programs, bobs, shared)), LOGIN)
+
+
+def test_a_home_that_others_can_write() -> None:
+    places = (replace(HOME, unsafe="/home/alice can be written by others"), SCRATCH)
+    with pytest.raises(SiteUnfit, match="/home/alice can be written by others") as caught:
+        plan.choose_folder(replace(SITE, places=places), LOGIN)
+    assert "e.g. /scratch/alice/slurmbus-agent" in (caught.value.hint or "")
 
 
 def test_no_programs_anywhere() -> None:
@@ -95,7 +123,12 @@ def test_a_full_home_names_the_file_system_and_another_folder() -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"programs": False}, "noexec"), ({"free": 0}, "no room"), ({"writable": False}, "may not write")],
+    [
+        ({"programs": False}, "noexec"),
+        ({"free": 0}, "no room"),
+        ({"writable": False}, "may not write"),
+        ({"unsafe": BOBS}, "what other users of login1 may put"),
+    ],
 )
 def test_a_folder_that_was_named(change: dict[str, Any], words: str) -> None:
     named = replace(SCRATCH, kind="named", path="/data/a")
@@ -215,3 +248,22 @@ def test_a_bus_on_the_loopback_is_this_machines_only() -> None:
 def test_an_answer_that_cant_be_understood() -> None:
     with pytest.raises(SiteUnfit, match="can't be understood"):
         probe.parse({"user": "alice"})
+
+
+def test_a_bus_that_is_reached_but_not_encrypted() -> None:
+    urls = ["nats://10.0.0.5:4222", "ws://10.0.0.5:443"]
+    with pytest.raises(SiteUnfit, match=r"nats://10\.0\.0\.5:4222 isn't encrypted \(--allow-plain"):
+        ways.choose("direct", urls, REACHED, "10.0.0.5:4222", pinned=False)
+    route = ways.choose("auto", urls, REACHED, "10.0.0.5:4222", pinned=False)
+    assert route.way.what == "tunnel"
+    assert "isn't encrypted" in route.way.why
+    mixed = ways.choose("auto", [*urls, *BUS], [REFUSED[0], REACHED[1]], "10.0.0.5:4222", pinned=False)
+    assert mixed.servers == (BUS[1],)
+    # With a pinned authority every connection but a WebSocket is encrypted, whatever its address.
+    assert ways.choose("auto", urls, REACHED, "10.0.0.5:4222").servers == (urls[0],)
+    assert ways.choose("auto", urls, REACHED, "10.0.0.5:4222", pinned=False, allow_plain=True).servers == (urls[0],)
+
+
+def test_a_name_that_only_begins_like_the_loopback_is_another_machine() -> None:
+    dialled = [Dialled(host="localhost.example.org", port=4222, open=True)]
+    assert ways.choose("auto", ["tls://localhost.example.org"], dialled, "").way.what == "direct"

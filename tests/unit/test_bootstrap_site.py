@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ from slurmbus.bootstrap import account, wheels
 from slurmbus.bootstrap.chain import Grade, read_report
 from slurmbus.bootstrap.installing import Layout
 from slurmbus.bootstrap.supervising import Cron, Detached, Scrontab, Systemd, with_entry
+from slurmbus_agent.cli import EXIT_STOPPED
 
 LAYOUT = Layout("/home/alice/50 % off", "leo")
 CONFIG = "/home/alice/.config/slurmbus/leo.toml"
@@ -37,14 +39,34 @@ def test_entries_of_several_sites() -> None:
 
 def test_cron_takes_no_bare_percent_sign() -> None:
     lines = Cron(LAYOUT, CONFIG, {}).lines().splitlines()
-    assert lines[0].startswith("@reboot '/home/alice/50 \\% off/sites/leo/slurmbus-agent' ensure --site leo")
+    assert "'/home/alice/50 \\% off/sites/leo/slurmbus-agent' ensure --site leo" in lines[0]
+    assert lines[0].startswith("@reboot test -e ")
     assert lines[1].split()[1:5] == ["*"] * 4
+
+
+def test_cron_starts_nothing_while_a_stop_file_is_there(tmp_path: Path) -> None:
+    """The very words that a shell gets from cron; the command says that it was called."""
+    config = tmp_path / "the user's" / "leo.toml"
+    layout = Layout(str(tmp_path / "agent"), "leo")
+    command, called = Path(layout.command), tmp_path / "called"
+    for folder in (config.parent, command.parent):
+        folder.mkdir(parents=True)
+    command.write_text(f"#!/bin/sh\necho \"$@\" >>'{called}'\n")
+    command.chmod(0o700)
+    line = Cron(layout, str(config), {}).lines().splitlines()[0].removeprefix("@reboot ")
+    config.with_name("leo.stop").touch()
+    assert subprocess.run(["/bin/sh", "-c", line], check=False).returncode == 0
+    assert not called.exists()
+    config.with_name("leo.stop").unlink()
+    assert subprocess.run(["/bin/sh", "-c", line], check=False).returncode == 0
+    assert called.read_text().startswith("ensure --site leo")
 
 
 def test_scrontab_runs_it_in_the_foreground() -> None:
     *options, command = Scrontab(LAYOUT, CONFIG, {}).lines().splitlines()
     assert all(option.startswith("#SCRON --") for option in options)
     assert " run --site leo " in command
+    assert command.endswith('; test $? -ne 4 || scancel --cron "$SLURM_JOB_ID"')
     assert "ensure" not in command
 
 
@@ -52,6 +74,7 @@ def test_the_unit() -> None:
     text = Systemd(LAYOUT, CONFIG, {}).text()
     assert 'ExecStart="/home/alice/50 %% off/sites/leo/slurmbus-agent" "run" "--site" "leo"' in text
     assert "Restart=always" in text
+    assert f"RestartPreventExitStatus={EXIT_STOPPED}\n" in text
     assert "WantedBy=default.target" in text
     assert Detached(LAYOUT, CONFIG, {}).kind == "detached"
 

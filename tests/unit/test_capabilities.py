@@ -45,3 +45,10 @@ def test_the_first_options_need_nothing() -> None:
     assert needed(job()) == set()
     assert needed(job(partition="main", exclusive=True, requeue=True, comment="mine")) == set()
     capabilities.check(job(partition="main"), agent())
+
+
+def test_a_payload_in_another_folder_needs_an_agent_that_puts_its_path_there() -> None:
+    spec = JobSpec(name="job", plan=CommandPlan(argv=("python3", "/here/a.py")), cwd="/data", work_word="/here")
+    with pytest.raises(AgentTooOld, match=r"doesn't know 'work-word' \(payloads that run in another folder\)"):
+        capabilities.check(spec, agent("submit"))
+    capabilities.check(spec, agent("submit", capabilities.WORK_WORD))

@@ -47,9 +47,9 @@ def test_variables_win(home: Home, tmp_path: Path) -> None:
     home.add_site("a")
     seed = tmp_path / "seed"
     seed.write_text("SUXXX\n")
-    env = {"TEAM_HOME": str(home.path), "TEAM_URL": "nats://one:1, nats://two:2", "TEAM_CREDENTIALS": str(seed)}
+    env = {"TEAM_HOME": str(home.path), "TEAM_URL": "tls://one:1, tls://two:2", "TEAM_CREDENTIALS": str(seed)}
     settings = ConnectionSettings.from_env("TEAM", site="unknown-here", environ=env)
-    assert settings.servers == ("nats://one:1", "nats://two:2")
+    assert settings.servers == ("tls://one:1", "tls://two:2")
     assert settings.bus_settings().nkey_seed == "SUXXX"
     assert settings.signing_key == home.signing_key
 
@@ -63,9 +63,9 @@ def test_what_cannot_be_used_is_named(home: Home, tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match="SLURMBUS_URL"):
         ConnectionSettings.from_env(environ={**base, "SLURMBUS_URL": "http://host"})
     for variable in ("CREDENTIALS", "SIGNING_KEY", "CA"):
-        missing = {**base, "SLURMBUS_URL": "nats://a:1", f"SLURMBUS_{variable}": str(tmp_path / "missing")}
+        missing = {**base, "SLURMBUS_URL": "tls://a:1", f"SLURMBUS_{variable}": str(tmp_path / "missing")}
         with pytest.raises(InvalidSetting, match=f"SLURMBUS_{variable}"):
             ConnectionSettings.from_env(environ=missing)
-    without_key = ConnectionSettings.from_env(environ={**base, "SLURMBUS_URL": "nats://a:1"})
+    without_key = ConnectionSettings.from_env(environ={**base, "SLURMBUS_URL": "tls://a:1"})
     with pytest.raises(InvalidSetting, match="no signing key"):
         without_key.signer()

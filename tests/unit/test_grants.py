@@ -71,15 +71,16 @@ def test_a_signed_request_is_no_grant(signer: Signer) -> None:
         read(grants.write(forged), signer)
 
 
-def test_a_login_brings_bundle_grant_and_policy(tmp_path: Path) -> None:
+def test_a_login_brings_bundle_and_policy_and_a_grant(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
-    home.add_site("a", ["nats://bus:4222"])
+    home.add_site("a", ["tls://bus:4222"])
     home.policy_path("a").write_text("max_nodes = 1\n")
-    files = authority.login_files(home, "a", days=2)
-    assert set(files) == {"a.toml", "a.grant", "a.policy.toml"}
-    grant = msgspec.json.decode(files["a.grant"], type=Grant)
+    assert set(authority.files(home, "a")) == {"a.toml", "a.policy.toml"}
+    grant = authority.issue(home, "a", days=2)
     assert grant.key == Signer.load(home.signing_key).public
+    assert authority.current(home, "a") is None, "it isn't there yet"
+    authority.keep(home, "a", grant)
+    assert authority.current(home, "a") == grant
     assert stat.S_IMODE(home.grant_path("a").stat().st_mode) == 0o600
-    assert authority.login_files(home, "a")["a.toml"] == files["a.toml"]
     home.remove_site("a")
     assert not home.grant_path("a").exists()

@@ -99,7 +99,7 @@ def test_a_process_serves_for_a_while_whatever_the_limit() -> None:
 @pytest.mark.parametrize("line", ["cpu_minutes = 0", "memory_mib = -1", "calls_per_second = 'few'", "cpu = 3"])
 def test_a_limit_that_means_nothing_is_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "site.toml"
-    path.write_text(f'site = "a"\nservers = ["nats://h"]\ntrusted_keys = []\n[limits]\n{line}\n')
+    path.write_text(f'site = "a"\nservers = ["tls://h"]\ntrusted_keys = []\n[limits]\n{line}\n')
     path.chmod(0o600)
     with pytest.raises(InvalidSetting, match=r"limits"):
         load("a", path)
@@ -132,7 +132,7 @@ def test_the_kernel_tells_what_a_process_uses() -> None:
 
 def test_a_policy_limits_the_agent_below_what_its_user_allows(tmp_path: Path) -> None:
     bundle = tmp_path / "a.toml"
-    bundle.write_text('site = "a"\nservers = ["nats://h"]\ntrusted_keys = []\n[limits]\ncpu_minutes = 15\n')
+    bundle.write_text('site = "a"\nservers = ["tls://h"]\ntrusted_keys = []\n[limits]\ncpu_minutes = 15\n')
     bundle.chmod(0o600)
     site = tmp_path / "etc"
     site.mkdir()

@@ -49,11 +49,21 @@ def test_a_site_is_made_once(home: Home) -> None:
 def test_changed_settings_keep_the_keys(home: Home) -> None:
     home.add_site("a")
     before = tomllib.loads(home.bundle_path("a").read_text())
-    home.add_site("a", ["nats://team:4222"], agent_servers=["nats://tunnel:4222"], scheduler="native")
+    home.add_site("a", ["tls://team:4222"], agent_servers=["tls://tunnel:4222"], scheduler="native")
     after = tomllib.loads(home.bundle_path("a").read_text())
     assert after["nkey_seed"] == before["nkey_seed"]
-    assert after["servers"] == ["nats://tunnel:4222"]
+    assert after["servers"] == ["tls://tunnel:4222"]
     assert after["scheduler"] == "native"
+
+
+def test_what_was_set_in_a_bundle_by_hand_stays_in_it(home: Home) -> None:
+    home.add_site("a")
+    with home.bundle_path("a").open("a") as file:
+        file.write("[retention]\nlost_days = inf\n")
+    home.change_site("a", scheduler="commands")
+    bundle = tomllib.loads(home.bundle_path("a").read_text())
+    assert bundle["scheduler"] == "commands"
+    assert bundle["retention"] == {"lost_days": float("inf")}
 
 
 def test_the_bundle_is_all_that_the_agent_needs(home: Home) -> None:
@@ -88,7 +98,7 @@ def test_only_the_owner_can_read_it(home: Home) -> None:
 
 def test_agents_on_the_embedded_server_get_the_least_they_need(home: Home) -> None:
     home.add_site("a")
-    home.add_site("elsewhere", ["nats://team:4222"])
+    home.add_site("elsewhere", ["tls://team:4222"])
     client, agent = home.bus_users()
     assert client.permissions is None
     assert client.nkey == public_key(home.credentials.read_text().strip())

@@ -19,7 +19,7 @@ from slurmbus_agent.scheduler.submission import beyond, description
 from slurmbus_protocol.capabilities import FIRST_OPTIONS, OPTIONS_2, needed
 from slurmbus_protocol.errors import InvalidSetting
 from slurmbus_protocol.messages import CommandPlan, JobOptions, JobSpec
-from slurmbus_protocol.options import BY_NAME, GROUPS, OPTIONS, OTHER_WORDS, OWNED, SHORT, Kind, Option, find
+from slurmbus_protocol.options import BY_NAME, FORMER, GROUPS, OPTIONS, OTHER_WORDS, OWNED, SHORT, Kind, Option, find
 
 EXAMPLES: dict[str, Any] = {
     "time_limit": "1-12:00:00",
@@ -88,7 +88,7 @@ def job(options: JobOptions, comment: str = "") -> BatchJob:
 def test_table_request_and_config_have_the_same_options() -> None:
     fields = {option.wire for option in OPTIONS}
     assert fields | {"unlimited_time", "all_memory", "extra"} == set(JobOptions.__struct_fields__)
-    assert {*BY_NAME, "extra"} == set(SlurmQueueConfig.model_fields)
+    assert {*BY_NAME, "extra", "cwd"} == set(SlurmQueueConfig.model_fields)
     for option in OPTIONS:
         assert SlurmQueueConfig.model_fields[option.name].description == option.about
     assert all(group <= set(JobOptions.__struct_fields__) for group in GROUPS)
@@ -207,6 +207,8 @@ def test_values_as_slurm_writes_them(given: dict[str, Any], expected: dict[str, 
         ({"time_limits": 1}, "did you mean 'time_limit'"),
         ({"cpus_per_tasks": 1}, "did you mean 'cpus_per_task'"),
         ({"xyzzy": 1}, "known: partition"),
+        ({"num_nodes": 2}, "its name here is nodes"),
+        ({"signal_before_timeout": "TERM@120"}, "its name here is signal, with a B: as in signal='B:TERM@120'"),
         ({"array": "1-3"}, r"run_array"),
         ({"J": "x"}, "job-name"),
         ({"output": "x"}, "isn't yours to set"),
@@ -269,6 +271,33 @@ def test_old_names_are_read_and_the_rest_is_left_to_sbatch() -> None:
             job_options.read_loosely(mistake, "extra_slurm_opts")
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"num_nodes": 2}, {"nodes": 2}),
+        ({"signal_before_timeout": "USR1@120"}, {"signal": "B:USR1@120"}),
+        ({"signal_before_timeout": "B:USR1@120"}, {"signal": "B:USR1@120"}),
+        ({"signal_before_timeout": " ", "gpus_per_node": 0}, {"gpus_per_node": None}),
+    ],
+)
+def test_names_of_the_ssh_based_integration_are_understood(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert job_options.read_loosely(given, "extra_slurm_opts") == expected
+    assert not {find(name) for name in FORMER} - {None}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"num_nodes": 2, "nodes": 3}, "'num_nodes' and 'nodes' say different things"),
+        ({"signal_before_timeout": "KILL@120"}, "the payload doesn't get KILL"),
+        ({"extra": {"signal_before_timeout": "TERM@120"}}, "its name here is signal"),
+    ],
+)
+def test_former_names_are_checked_like_any_other(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidSetting, match=words):
+        job_options.read_loosely(given, "extra_slurm_opts")
+
+
 def test_words_of_a_command_line() -> None:
     assert job_options.read_words(["time-min=10", "contiguous", "nice", "comment=a=b"], "--option") == {
         "time_min_minutes": 10,
@@ -303,6 +332,51 @@ def test_a_later_layer_replaces_every_way_of_saying_it() -> None:
     assert merged({"contiguous": True}, {"contiguous": False}) == JobOptions()
 
 
+GPU_LAYERS: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
+    ([{"gres": "gpu:1"}, {"gpus_per_node": 2}], {"gpus_per_node": "2"}),
+    ([{"gres": "gpu:a100:1,shard:3"}, {"gpus": "v100:2"}], {"gres": "shard:3", "gpus": "v100:2"}),
+    ([{"gpus": 4}, {"gpus_per_node": 1}], {"gpus_per_node": "1"}),
+    ([{"gpus_per_node": 1}, {"gres": "gpu:2"}], {"gres": "gpu:2"}),
+    ([{"gpus_per_node": 1}, {"gres": "shard:2"}], {"gpus_per_node": "1", "gres": "shard:2"}),
+    (
+        [{"gpus": 4, "gpus_per_node": 2}, {"nodes": 2}],
+        {"gpus": "4", "gpus_per_node": "2", "nodes": 2},
+    ),
+    ([{"gpus": 4}, {"tres_per_task": "cpu=2,gres/gpu=1"}], {"tres_per_task": "cpu=2,gres/gpu=1"}),
+    (
+        [{"tres_per_task": "cpu=2,gres/gpu:a100=1,license/x=1"}, {"gpus_per_task": 2}],
+        {"tres_per_task": "cpu=2,license/x=1", "gpus_per_task": "2"},
+    ),
+    ([{"gpus": 1, "mem": "1G"}, {"gpus": 0}], {"mem_per_node_mib": 1024}),
+    ([{"gpus_per_socket": 1, "sockets_per_node": 2}, {"gpus_per_node": "0"}], {"sockets_per_node": 2}),
+    ([{"gres": "gpu:1,shard:1"}, {"gres": "gpu:0"}], {}),
+    ([{"gpus": 1}, {"gres": "gpu:a100:0,shard:2"}], {"gres": "shard:2"}),
+    ([{"tres_per_task": "gres/gpu:1"}, {"tres_per_task": "gres/gpu=0"}], {}),
+    ([{"gpus": 1, "cpus_per_gpu": 4, "mem_per_gpu": "8G", "gpu_bind": "closest"}, {"gpus_per_node": 0}], {}),
+    ([{"gpus": 1, "cpus_per_gpu": 4}, {"gpus_per_node": 2}], {"gpus_per_node": "2", "cpus_per_gpu": 4}),
+    ([{"gpus": 2}, {"gpus": 0}, {"gpus_per_task": 1}], {"gpus_per_task": "1"}),
+    ([{"gpus": "a100:0,v100:1"}], {"gpus": "v100:1"}),
+]
+
+
+@pytest.mark.parametrize(("layers", "left"), GPU_LAYERS)
+def test_gpus_are_one_thing_however_they_are_asked_for(layers: list[dict[str, Any]], left: dict[str, Any]) -> None:
+    assert job_options.merge(*(job_options.read(layer) for layer in layers)) == JobOptions(**left)
+
+
+def test_tasks_and_their_cpus_are_said_in_one_way() -> None:
+    def merged(*layers: dict[str, Any]) -> JobOptions:
+        return job_options.merge(*(job_options.read(layer) for layer in layers))
+
+    assert merged({"ntasks": 1, "nodes": 2}, {"ntasks_per_node": 4}) == JobOptions(nodes=2, ntasks_per_node=4)
+    assert merged({"ntasks_per_node": 4}, {"ntasks": 6}) == JobOptions(ntasks=6)
+    assert merged({"ntasks": 6, "ntasks_per_node": 4}) == JobOptions(ntasks=6, ntasks_per_node=4)
+    assert merged({"tres_per_task": "cpu=4,gres/gpu=1"}, {"cpus": 2}) == JobOptions(
+        tres_per_task="gres/gpu=1", cpus_per_task=2
+    )
+    assert merged({"cpus": 2}, {"tres_per_task": "cpu=4"}) == JobOptions(tres_per_task="cpu=4")
+
+
 # ------------------------------------------------------------------ what sbatch is told
 
 
@@ -325,8 +399,13 @@ def test_options_that_several_fields_make() -> None:
     ("options", "words"),
     [
         (JobOptions(extra={"wrap": "rm"}), "isn't yours to set"),
+        (JobOptions(extra={"job-n": "another"}), "extra: 'job-n' would be taken for 'job-name'"),
         (JobOptions(extra={"time": "3"}), "field of its own"),
         (JobOptions(extra={"x y": "3"}), "no name"),
+        (JobOptions(extra={"arr": "1-9"}), "taken for 'array'"),
+        (JobOptions(extra={"job-n": "mine"}), "taken for 'job-name'"),
+        (JobOptions(mcs_label="", time_limit_minutes=1), "mcs_label is empty"),
+        (JobOptions(mail_user="", nodes=1), "mail_user is empty"),
         (JobOptions(gres="help"), "only prints"),
         (JobOptions(qos="a\0b"), "NUL"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,6 +96,16 @@ def pipe(tmp_path: Path) -> Any:
     for number, handler in kept.items():
         if handler is not None and signal.getsignal(number) is not handler:
             signal.signal(number, handler)
+
+
+def test_what_is_due_is_called_once_in_its_order_however_long_the_turn(pipe: Pipe) -> None:
+    called: list[str] = []
+    pipe.loop.later(0.02, lambda: called.append("second"))
+    pipe.loop.later(0.01, lambda: called.append("first"))
+    while len(called) < 2:
+        pipe.loop.turn(time.monotonic() + 3600)
+    pipe.loop.turn(0.0)
+    assert called == ["first", "second"]
 
 
 def test_output_passes_at_once_and_is_looked_at_by_line(pipe: Pipe) -> None:

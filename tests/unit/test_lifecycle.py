@@ -315,6 +315,18 @@ def test_a_requeue_is_noted_before_the_one_call_and_its_answer_afterwards() -> N
     assert current.state is JobState.PENDING
 
 
+@pytest.mark.parametrize("requeue", [True, False])
+def test_a_new_leader_closes_no_job_that_slurm_has_not_called_ended(requeue: bool) -> None:
+    """Between the end of a start and Slurm's word a requeueable job may be on its way to the next one."""
+    over, _ = play(running(requeue=requeue, outputs_pending=True), ended())
+    current, told = play(over, events.Begun(taken_up=True))
+    assert current == over
+    fetched = [events.Drain(start=0), *([] if requeue else [events.CollectOutputs()])]
+    assert told == [events.ReadClaims(), events.Watch(urgent=True), *fetched]
+    current, _ = play(current, DRAINED, seen("PENDING"))
+    assert current.state is JobState.PENDING
+
+
 def test_the_same_requeue_again_does_nothing_whatever_came_of_it() -> None:
     current, _ = play(running(), REQUEUE)
     assert play(current, REQUEUE) == (current, [])

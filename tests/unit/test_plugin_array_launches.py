@@ -12,7 +12,7 @@ from dagster_slurmbus._compat import FoundLaunch
 from dagster_slurmbus.array_launches import FoundArray, Place, extras, plan
 from dagster_slurmbus.array_tasks import numbered
 from dagster_slurmbus.reattach import OnChangedRequest
-from slurmbus_protocol.messages import CancelAsked, Record
+from slurmbus_protocol.messages import CancelAsked, JobOptions, Record
 from slurmbus_protocol.states import JobState
 
 KEY = "01JD0000000000000000000000"
@@ -98,6 +98,22 @@ def test_a_handle_knows_where_every_task_is() -> None:
         "keys": [OLD, KEY],
         "tasks": {"a": [0, 0, "1"], "b": [1, 1, "2"]},
     }
+
+
+def test_a_handle_knows_what_further_attempts_ask_for() -> None:
+    places = {"a": Place(OLD, 0, "1"), "b": Place(KEY, 1, "2", ("OUT_OF_MEMORY",))}
+    kept = extras("s", {}, places, {KEY: JobOptions(mem_per_node_mib=2048), "gone": JobOptions()})
+    assert kept["tasks"] == {"a": [0, 0, "1"], "b": [1, 1, "2", ["OUT_OF_MEMORY"]]}
+    assert kept["options"] == {KEY: {"mem_per_node_mib": 2048}}
+
+
+def test_a_failed_task_that_stays_so_is_kept_unless_it_asks_for_something_else() -> None:
+    known = {KEY: {0: record(0), 1: record(1, JobState.FAILED), 2: record(2, JobState.OUT_OF_MEMORY)}}
+    how: dict[str, Any] = {"stays": lambda _place, record: record.state is JobState.OUT_OF_MEMORY}
+    decided = decide(known, **how)
+    assert (list(decided.follow), decided.submit, decided.failed) == (["a", "c"], ["b"], ["c"])
+    decided = decide(known, wanted={**WANTED, "c": "other"}, **how)
+    assert (list(decided.follow), decided.submit, decided.failed) == (["a"], ["b", "c"], [])
 
 
 def test_tasks_have_names_and_keep_their_numbers() -> None:

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from dagster_slurmbus import SlurmQueueConfig, SlurmRunConfig
+from dagster_slurmbus.option_layers import CallOptions
 from dagster_slurmbus.queue_config import merge
 from slurmbus_protocol.messages import JobOptions
 from slurmbus_protocol.options import BY_NAME
@@ -56,7 +57,7 @@ def test_every_field_reaches_the_request() -> None:
         comment="mine",
     )
     assert set(SlurmQueueConfig.model_fields) == set(SlurmRunConfig.model_fields)
-    assert set(SlurmQueueConfig.model_fields) == {*BY_NAME, "extra"}
+    assert set(SlurmQueueConfig.model_fields) == {*BY_NAME, "extra", "cwd"}
 
 
 def test_numbers_are_understood_where_slurm_takes_text() -> None:
@@ -73,9 +74,53 @@ def test_a_bad_value_is_refused_where_it_is_written_and_named(field: str, value:
         SlurmQueueConfig(**{field: value})
 
 
+@pytest.mark.parametrize(
+    ("former", "words"),
+    [
+        ({"num_nodes": 2}, "'num_nodes' is no option: its name here is nodes"),
+        ({"signal_before_timeout": "TERM@120"}, "its name here is signal, with a B:"),
+    ],
+)
+def test_a_former_name_is_told_with_the_new_one(former: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        SlurmQueueConfig(**former)
+    with pytest.raises(dg.Failure, match="its name here is"):
+        merge(former)
+
+
 def test_memory_is_asked_for_in_one_way() -> None:
     with pytest.raises(ValidationError, match="mem and mem_per_cpu exclude each other"):
         SlurmQueueConfig(mem="1G", mem_per_cpu="1G")
+
+
+def test_the_folder_to_run_in_is_absolute_and_no_option_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert SlurmQueueConfig(cwd="/data", cpus=2).to_options() == JobOptions(cpus_per_task=2)
+    with pytest.raises(ValidationError, match="'data' isn't absolute"):
+        SlurmQueueConfig(cwd="data")
+    with pytest.raises(ValidationError, match="write cwd"):
+        SlurmQueueConfig(chdir="/data")  # type: ignore[call-arg]
+    monkeypatch.setenv("WHERE", "data")
+    with pytest.raises(dg.Failure, match="options: cwd='data' isn't absolute"), dg.build_asset_context() as context:
+        CallOptions(options=SlurmQueueConfig(cwd=dg.EnvVar("WHERE"))).over(None, context, "alpha")
+
+
+def test_a_later_folder_wins_and_this_machine_has_none_of_a_site() -> None:
+    queue = SlurmQueueConfig(cwd="/queue")
+
+    def cwd(call: CallOptions, site: str = "alpha", own: str | None = None) -> str | None:
+        with dg.build_asset_context() as context:
+            return call.over(queue, context, site, own).cwd
+
+    assert cwd(CallOptions()) == "/queue"
+    assert cwd(CallOptions(), "local") is None
+    assert cwd(CallOptions(), own="/client") == "/client"
+    assert cwd(CallOptions(extra_slurm_opts={"chdir": "/extra"}), own="/client") == "/extra"
+    assert cwd(CallOptions(extra_slurm_opts={"D": "/extra"}, options={"cwd": "/options"})) == "/options"
+    assert cwd(CallOptions(options={"cwd": "/options"}, cwd="/call")) == "/call"
+    assert cwd(CallOptions(cwd="/call"), "local") == "/call"
+    assert cwd(CallOptions(cwd="/call", run_config=SlurmRunConfig(cwd="/launchpad"))) == "/launchpad"
+    with pytest.raises(dg.Failure, match="extra_slurm_opts: cwd='here' isn't absolute"):
+        cwd(CallOptions(extra_slurm_opts={"chdir": "here"}))
 
 
 def test_later_layers_win_and_unset_fields_do_not() -> None:

@@ -8,10 +8,19 @@ import dagster as dg
 import pytest
 
 from dagster_slurmbus.failures import RETRYABLE, describe, failure, from_error
-from dagster_slurmbus.outcomes import TAIL_LINES, Tail, figures, is_one_task, succeeded, success_metadata
+from dagster_slurmbus.metrics import memory_efficiency
+from dagster_slurmbus.outcomes import (
+    TAIL_LINES,
+    Tail,
+    figures,
+    is_one_task,
+    needs_accounting,
+    succeeded,
+    success_metadata,
+)
 from dagster_slurmbus.units import size
 from slurmbus_protocol.errors import BusUnreachable, NotAllowed
-from slurmbus_protocol.messages import Accounting, CancelAsked, JobOptions, Record, Start, Usage
+from slurmbus_protocol.messages import Accounting, AccountingStep, CancelAsked, JobOptions, Live, Record, Start, Usage
 from slurmbus_protocol.states import FINAL, JobState
 
 KEY = "01JD0000000000000000000000"
@@ -101,6 +110,71 @@ def test_of_several_tasks_accounting_alone_counts() -> None:
     assert figures(counted).cpu_efficiency == pytest.approx(30 / 40)
     assert figures(counted).node_hours == pytest.approx(20 / 3600)
     assert figures(counted).peak_memory == 2 * GIB
+
+
+def live(**fields: Any) -> Live:
+    base = {"at": 1.0, "node": "c1", "cpus": 2, "cpu_seconds": 12.0, "cpu_percent": 90.0, "rss": 0, "processes": 3}
+    return Live(**base | {"peak_rss": 3 * GIB} | fields)
+
+
+def step(name: str, gib: float, start: float | None = None, end: float | None = None, tasks: int = 1) -> AccountingStep:
+    rss = int(gib * GIB)
+    return AccountingStep(
+        step=name, name=name, state="COMPLETED", tasks=tasks, ave_rss=rss, max_rss=rss, start_time=start, end_time=end
+    )
+
+
+def test_of_one_task_the_larger_of_what_was_waited_for_and_what_was_seen_counts() -> None:
+    """Three processes at once, or the tasks of an srun, are more than the largest child."""
+    seen = record(starts=(start(usage=USAGE, live=live()),))
+    assert (figures(seen).cpu_seconds, figures(seen).peak_memory) == (15.0, 3 * GIB)
+    assert not needs_accounting(seen)
+    more = record(starts=(start(usage=USAGE, live=live(cpu_seconds=19.0, peak_rss=10)),))
+    assert (figures(more).cpu_seconds, figures(more).peak_memory) == (19.0, GIB)
+    assert figures(more).cpu_efficiency == 1.0
+    half = record(starts=(start(usage=USAGE, live=live()),), options=JobOptions(mem_per_node_mib=6 * 1024))
+    assert memory_efficiency(half) == 0.5
+
+
+def test_of_a_job_with_steps_accounting_counts_as_well() -> None:
+    seen = record(starts=(start(usage=USAGE, live=live(steps=True)),))
+    assert needs_accounting(seen)
+    told = record(starts=seen.starts, accounting=accounting(steps=(step("batch", 0.5), step("0", 1, tasks=4))))
+    assert (figures(told).cpu_seconds, figures(told).peak_memory) == (30.0, int(4.5 * GIB))
+    # Without steps of its own accounting knows of the runner beside the payload, and nothing else.
+    plain = record(starts=(start(usage=USAGE),), accounting=accounting(steps=(step("batch", 0.5), step("extern", 0))))
+    assert (figures(plain).cpu_seconds, figures(plain).peak_memory) == (15.0, 2 * GIB)
+
+
+def test_on_one_node_the_runner_sees_several_tasks_as_well() -> None:
+    options = JobOptions(ntasks=4, mem_per_node_mib=12 * 1024)
+    seen = record(options=options, starts=(start(usage=USAGE, live=live(cpu_seconds=31.0)),), accounting=accounting())
+    assert (figures(seen).cpu_seconds, figures(seen).peak_memory) == (31.0, 3 * GIB)
+    assert memory_efficiency(seen) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("steps", "gib"),
+    [
+        # Ray over three nodes: the head in the batch step, the others by one srun.
+        ((step("batch", 2, 0, 100), step("extern", 0, 0, 100), step("0", 3, 1, 99, tasks=2)), 8),
+        # One program after the other.
+        ((step("batch", 1, 0, 100), step("0", 3, 1, 50), step("1", 2, 50, 99), step("2", 1, 99, 99)), 4),
+        # Side by side, the third one when the first has ended.
+        ((step("batch", 0, 0, 100), step("0", 3, 1, 50), step("1", 2, 2, 99), step("2", 2, 50, 99)), 5),
+        # An older agent doesn't tell when.
+        ((step("batch", 1), step("0", 3), step("1", 2)), 4),
+        ((step("batch", 1),), 1),
+    ],
+)
+def test_steps_that_run_side_by_side_use_memory_together(steps: tuple[AccountingStep, ...], gib: float) -> None:
+    told = accounting(alloc_tres="cpu=4,mem=16G,node=3", steps=steps)
+    job = record(nodes=3, options=JobOptions(nodes=3), starts=(start(usage=USAGE),), accounting=told)
+    assert memory_efficiency(job) == gib / 16
+    crowded = record(
+        nodes=3, options=JobOptions(nodes=3), starts=(start(live=live(peak_rss=12 * GIB)),), accounting=told
+    )
+    assert memory_efficiency(crowded) == 12 / 16
 
 
 def test_what_nobody_measured_is_left_out() -> None:

@@ -21,7 +21,12 @@ from dagster_slurmbus import (
     ComputeLauncher,
     ComputeResource,
     ExecutionMode,
+    Modules,
+    MoreMemory,
+    MoreTime,
     PipesSlurmClient,
+    RayLauncher,
+    SiteFolder,
     SlurmQueueConfig,
     SlurmResource,
     SlurmRunConfig,
@@ -29,6 +34,7 @@ from dagster_slurmbus import (
 )
 from dagster_slurmbus._compat import DagsterLibraryRegistry
 from dagster_slurmbus.files import local_files, without_duplicates
+from dagster_slurmbus.launcher_config import LauncherConfig
 from dagster_slurmbus.pipes import _argv
 from dagster_slurmbus.reattach import request_hash, request_parts
 from dagster_slurmbus.values import environment, inside
@@ -96,6 +102,55 @@ def test_a_site_is_chosen_with_all_that_belongs_to_it() -> None:
     assert client.env == {"DATA": "/b"}
 
 
+class SiteLauncher(BashLauncher):
+    """One of the user's own, which other processes find in this module."""
+
+
+def test_what_belongs_to_a_site_comes_with_it() -> None:
+    """Also through the configuration that Dagster makes of it, and when the launchpad gives a part."""
+    first = SlurmResource(
+        site="alpha",
+        environment=SiteFolder("/alpha/env"),
+        default_launcher=RayLauncher(python="/alpha/python"),
+        on_timeout=MoreTime(limit="2:00:00"),
+        secret_env=["TOKEN"],
+    )
+    beta = SlurmSite(
+        site="beta",
+        environment=Modules("gcc", use=("/beta/modules",)),
+        default_launcher=SiteLauncher(preamble="module load r", interpreter="Rscript"),
+        on_out_of_memory=MoreMemory(limit="64G"),
+        secret_env=[],
+    )
+    gamma = SlurmSite(site="gamma", default_launcher=RayLauncher(pre_start_commands=["ulimit -n 9"]))
+    plain = SlurmSite(site="plain")
+
+    def site(name: str) -> SlurmResource:
+        compute = ComputeResource(mode="slurm", slurm=first, other_sites=[beta, gamma, plain])
+        chosen = resolve(compute, {"site": name}).chosen()
+        assert chosen is not None
+        return chosen
+
+    def made(name: str) -> Any:
+        environment = site(name).environment
+        return environment.environment() if environment is not None else None
+
+    assert [made(name) for name in ("alpha", "beta", "gamma", "plain")] == [
+        SiteFolder("/alpha/env"),
+        Modules("gcc", use=("/beta/modules",)),
+        None,
+        None,
+    ]
+    assert site("alpha").default_launcher == RayLauncher(python="/alpha/python")
+    assert site("beta").default_launcher == SiteLauncher(preamble="module load r", interpreter="Rscript")
+    assert type(site("beta").default_launcher) is SiteLauncher
+    assert site("gamma").default_launcher == RayLauncher(pre_start_commands=["ulimit -n 9"])
+    assert site("plain").default_launcher is None
+    assert (site("alpha").on_timeout, site("beta").on_timeout) == (MoreTime(limit="2:00:00"), None)
+    assert (site("beta").on_out_of_memory, site("gamma").on_out_of_memory) == (MoreMemory(limit="64G"), None)
+    assert [site(name).secret_env for name in ("alpha", "beta", "plain")] == [["TOKEN"], [], ["TOKEN"]]
+
+
 def test_a_part_of_the_launchpad_s_config_leaves_the_rest_as_it_is() -> None:
     compute = resolve(two_sites(), {"site": "beta"})
     assert (compute.mode, compute.on_changed_request, compute.pipes_client().site) == ("slurm", "fail", "beta")
@@ -112,11 +167,29 @@ def test_an_unknown_site_names_the_known_ones() -> None:
         ({"site": "Two Words"}, "site"),
         ({"site": dg.EnvVar("SITE")}, r"dg.EnvVar can't stand here: write os.environ\['SITE'\]"),
         ({"site": "beta", "env": {"DATA": dg.EnvVar("D")}}, r"write os.environ\['D'\]"),
+        ({"site": "beta", "default_launcher": BashLauncher(python=dg.EnvVar("P"))}, r"write os.environ\['P'\]"),
+        ({"site": "beta", "default_launcher": "ray"}, "'ray' is no launcher"),
+        ({"site": "beta", "environment": dg.EnvVar("E")}, r"write os.environ\['E'\]"),
     ],
 )
 def test_a_site_that_cant_be_used(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         SlurmSite(**fields)
+
+
+def test_a_launcher_that_other_processes_cant_make_is_refused() -> None:
+    class Inner(BashLauncher):
+        pass
+
+    with pytest.raises(ValidationError, match="has to be a class of a module"):
+        SlurmSite(site="beta", default_launcher=Inner())  # type: ignore[arg-type]
+    for settings, words in (
+        ({"kind": "rey"}, "'rey' is none of bash"),
+        ({"kind": "pathlib:Path"}, "pathlib:Path is no launcher"),
+        ({"kind": "ray", "settings": {"start_timeout": -1}}, "ray can't be made of"),
+    ):
+        with pytest.raises(dg.Failure, match=words):
+            LauncherConfig(**settings).launcher()  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------ the mode

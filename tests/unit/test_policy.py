@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from slurmbus_agent.authority.files import AuthorityFiles
-from slurmbus_agent.authority.policy import Policy, Refusal, most_nodes, refusal
+from slurmbus_agent.authority.policy import Policy, Refusal, folders_of, most_nodes, refusal
 from slurmbus_protocol.errors import InvalidSetting
 from slurmbus_protocol.messages import (
     CommandPlan,
@@ -49,6 +49,9 @@ def test_without_limits_everything_is_allowed() -> None:
         ({"partitions": ("small",)}, {"partition": "small"}, {}),
         ({"accounts": ("mine",)}, {"account": "mine"}, {"account": "yours"}),
         ({"accounts": ("mine",)}, {"account": "mine"}, {}),
+        ({"accounts": ("mine",)}, {"account": "mine"}, {"account": "mine,mine"}),
+        ({"partitions": ("small",)}, {"partition": "small,small"}, {"partition": "small,"}),
+        ({"partitions": ("small",)}, {"partition": "small"}, {"partition": " small"}),
         ({"qos": ("normal", "low")}, {"qos": "low"}, {"qos": "urgent"}),
         ({"max_nodes": 4}, {"nodes": 4}, {"nodes": 5}),
         ({"max_nodes": 4}, {"nodes": 2, "nodes_max": 4}, {"nodes": 2, "nodes_max": 5}),
@@ -56,6 +59,16 @@ def test_without_limits_everything_is_allowed() -> None:
         ({"max_nodes": 4}, {"ntasks": 400, "nodes": 1}, {"nodelist": "n[1-9]"}),
         ({"max_nodes": 4}, {"node_counts": "1,4"}, {"node_counts": "1-16:2"}),
         ({"max_nodes": 4}, {"node_counts": "2-4:2"}, {"node_counts": "2:2,8"}),
+        ({"max_nodes": 1024}, {"node_counts": "1-4,8"}, {"node_counts": "1k"}),
+        ({"max_nodes": 4}, {"node_counts": "4-1"}, {"node_counts": "1M"}),
+        ({"max_nodes": 4}, {"node_counts": "1-4:2,3"}, {"node_counts": "1-4k"}),
+        ({"max_nodes": 4}, {"node_counts": "1"}, {"node_counts": "0x10"}),
+        ({"max_nodes": 4}, {"node_counts": "1"}, {"node_counts": "1 --nodes=9"}),
+        ({"max_nodes": 4}, {"node_counts": "1"}, {"node_counts": "\u0661"}),  # a digit, but not sbatch's
+        ({"max_nodes": 4}, {"node_counts": "1"}, {"node_counts": ""}),
+        ({"max_nodes": 4}, {"node_counts": "1", "nodes": 4}, {"node_counts": "1", "nodes_max": 5}),
+        ({"max_nodes": 4}, {"constraint": "[a*2&b*2]"}, {"constraint": "[a*2&b*3]"}),
+        ({"max_nodes": 4}, {"constraint": "a|b"}, {"constraint": "a*1k"}),
         ({"max_nodes": 4}, {"gpus": "8", "nodes": 2}, {"gpus": "8"}),
         ({"max_time_minutes": 60}, {"time_limit_minutes": 60}, {"time_limit_minutes": 61}),
         ({"max_time_minutes": 60}, {"time_limit_minutes": 1}, {}),
@@ -79,7 +92,44 @@ def test_without_limits_everything_is_allowed() -> None:
             {"environment": ModulesEnvironment(load=("gcc",))},
             {"environment": ModulesEnvironment(load=("gcc",), use=("/home/modules",))},
         ),
+        (
+            {"folders": ("/sw",)},
+            {"environment": ImageEnvironment(path="/sw/a.sif", options=("--nv",))},
+            {"environment": ImageEnvironment(path="/sw/a.sif", options=("--bind", "/home"))},
+        ),
+        (
+            {"folders": ("/sw",)},
+            {"environment": ImageEnvironment(path="/sw/a.sif", program="singularity")},
+            {"environment": ImageEnvironment(path="/sw/a.sif", program="/home/apptainer")},
+        ),
+        (
+            {"folders": ("/sw",)},
+            {"environment": ImageEnvironment(path="/sw/a.sif", binds=("/sw/x:/a,/sw/y:/b:ro",))},
+            {"environment": ImageEnvironment(path="/sw/a.sif", binds=("/sw/x:/a,/home:/b",))},
+        ),
+        (
+            {"folders": ("/sw",)},
+            {"environment": ModulesEnvironment(load=("gcc/13",), use=("/sw/modules",))},
+            {"environment": ModulesEnvironment(load=("gcc",), use=("/sw/modules:/home/modules",))},
+        ),
+        (
+            {"folders": ("/sw",)},
+            {"environment": ModulesEnvironment(load=("/sw/modules/gcc",))},
+            {"environment": ModulesEnvironment(load=("gcc /home/modules/gcc",))},
+        ),
+        (
+            {"folders": ("/sw",)},
+            {"environment": ModulesEnvironment(load=("gcc",))},
+            {"environment": ModulesEnvironment(load=("gcc",), use=("/sw/modules /home/modules",))},
+        ),
         ({"folders": ("/sw",)}, {"environment": NamedEnvironment(name="mine")}, {"container": "/home/bundle"}),
+        ({"folders": ("/sw",)}, {}, {"container": "bundle"}),
+        ({"forbidden_options": ("nodes",)}, {}, {"node_counts": "4"}),
+        ({"forbidden_options": ("nodes",)}, {}, {"nodes_max": 4}),
+        ({"forbidden_options": ("time-limit",)}, {}, {"unlimited_time": True}),
+        ({"forbidden_options": ("mem",)}, {}, {"all_memory": True}),
+        ({"forbidden_options": ("requeue",)}, {}, {"requeue_expedite": True}),
+        ({"max_jobs": 9}, {}, {"extra": {"arr": "1-100"}}),
         ({"forbidden_options": ("reservation",)}, {}, {"reservation": "maintenance"}),
         ({"forbidden_options": ("time-min",)}, {}, {"time_min_minutes": 1}),
         ({"forbidden_options": ("exclusive",)}, {"nodes": 1}, {"exclusive": True}),
@@ -103,6 +153,28 @@ def test_each_limit_and_what_would_get_around_it(
     assert error.code == "policy"
     assert refused.field in error.message
     assert "/x" in error.message
+
+
+def test_a_link_in_an_allowed_folder_leads_nowhere_else(tmp_path: Path) -> None:
+    """Neither out of it, nor is an allowed folder that is a link itself in the way."""
+    allowed, other, alias = tmp_path / "allowed", tmp_path / "other", tmp_path / "alias"
+    for folder in (allowed / "mine", other):
+        folder.mkdir(parents=True)
+    alias.symlink_to(allowed)
+    (allowed / "out").symlink_to(other)
+    (allowed / "in").symlink_to("mine")
+    policy = Policy(folders=(str(alias),))
+
+    def asked(cwd: Path) -> Refusal | None:
+        job = JobSpec(name="job", plan=CommandPlan(argv=("true",)), cwd=str(cwd))
+        submit = Submit(key=new_ulid(), site="a", expires_at=1.0, submitter="alice", job=job)
+        real = {folder: os.path.realpath(folder) for folder in folders_of(policy, submit)}
+        return refusal(policy, submit, SIGNER, 0, real)
+
+    assert asked(alias / "in" / "new") is None
+    refused = asked(alias / "out" / "new")
+    assert refused is not None
+    assert str(other / "new") in refused.reason
 
 
 def test_jobs_at_once_count_each_task() -> None:

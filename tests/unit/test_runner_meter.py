@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 
 from slurmbus_agent.runner import facts, live
 from slurmbus_agent.runner.facts import Facts
-from slurmbus_agent.runner.live import Live, children_cpu
+from slurmbus_agent.runner.live import Live, children_cpu, own_cpu
 from slurmbus_agent.runner.meter import Meter
 
 KEY = "01JD0000000000000000000000"
@@ -36,6 +37,14 @@ def meter(root: str = "", **env: str) -> Meter:
     return Meter(KEY, 0, ENV | env, children_cpu(), root)
 
 
+@contextmanager
+def without_the_runners(seconds: float) -> Iterator[list[float]]:
+    """Give what is left of a cgroup's CPU time without this process's, before and after something."""
+    bounds = [seconds - own_cpu() - children_cpu()]
+    yield bounds
+    bounds.append(seconds - own_cpu() - children_cpu())
+
+
 def test_cgroups_of_version_1(tmp_path: Path) -> None:
     job = "sys/fs/cgroup/{}/slurm/uid_1000/job_5"
     root = tree(
@@ -45,14 +54,22 @@ def test_cgroups_of_version_1(tmp_path: Path) -> None:
             "4:cpuacct,cpu:/slurm/uid_1000/job_5/step_batch\n0::/\n",
             "proc/self/mountinfo": "30 25 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
             "31 25 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n",
-            f"{job.format('memory')}/memory.stat": "cache 900\nrss 5\ntotal_rss 3000\ntotal_shmem 500\n",
+            f"{job.format('memory')}/memory.stat": "rss 5\ntotal_rss 3000\ntotal_shmem 500\ntotal_cache 1400\n",
             f"{job.format('memory')}/memory.limit_in_bytes": "8000\n",
-            f"{job.format('cpu')}/cpuacct.usage": "2500000000\n",
+            f"{job.format('memory')}/memory.max_usage_in_bytes": "7900\n",
+            f"{job.format('cpu')}/cpuacct.usage": "9000000000000\n",
         },
     )
-    found = meter(root).read(10.0)
-    assert (found["cpu_seconds"], found["rss"], found["memory_limit"]) == (2.5, 3500, 8000)
+    measuring = meter(root)
+    with without_the_runners(9000.0) as cpu:
+        found = measuring.read(10.0)
+    assert cpu[0] >= found["cpu_seconds"] >= cpu[1]
+    assert (found["rss"], found["memory_limit"]) == (3500, 8000)
     assert (found["cpus"], found["node"], found["at"]) == (4, "c1", 10.0)
+    # At the end most of the files are gone from memory; the kernel's peak was with the 900 bytes that were seen.
+    (tmp_path / job.format("memory") / "memory.stat").write_text("total_rss 100\ntotal_cache 200\n")
+    last = measuring.read_last(11.0)
+    assert (last["rss"], last["peak_rss"], last["processes"]) == (100, 7000, 0)
 
 
 def test_the_cgroup_of_version_2(tmp_path: Path) -> None:
@@ -64,11 +81,17 @@ def test_the_cgroup_of_version_2(tmp_path: Path) -> None:
             "proc/self/mountinfo": "30 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n",
             f"{job}/memory.stat": "anon 3000\nfile 100000\nshmem 700\n",
             f"{job}/memory.max": "max\n",
-            f"{job}/cpu.stat": "usage_usec 1500000\nuser_usec 1000000\n",
+            f"{job}/memory.peak": "108000\n",
+            f"{job}/cpu.stat": "usage_usec 9000000000\nuser_usec 1000000\n",
         },
     )
-    found = meter(root, SLURM_MEM_PER_CPU="100").read(10.0)
-    assert (found["cpu_seconds"], found["rss"], found["memory_limit"]) == (1.5, 3700, 400 * MIB)
+    measuring = meter(root, SLURM_MEM_PER_CPU="100")
+    with without_the_runners(9000.0) as cpu:
+        found = measuring.read_last(10.0)
+    assert cpu[0] >= found["cpu_seconds"] >= cpu[1]
+    assert (found["rss"], found["peak_rss"], found["memory_limit"]) == (3700, 8700, 400 * MIB)
+    (tmp_path / job / "memory.peak").unlink()  # a kernel before 5.19
+    assert measuring.read_last(11.0)["peak_rss"] == 0
 
 
 def test_a_cgroup_that_is_mounted_from_further_down(tmp_path: Path) -> None:
@@ -146,21 +169,55 @@ def test_a_process_elsewhere_is_known_by_the_jobs_key() -> None:
         found = measuring.read(1.0)
         assert found["processes"] == 1
         assert found["cpu_seconds"] >= 0.45
+        assert found["steps"]
     # It has ended, and nobody of ours waited for it: what it used isn't forgotten.
     assert measuring.read(2.0)["cpu_seconds"] >= found["cpu_seconds"]
+
+
+def test_what_ended_together_with_its_parent_isnt_forgotten() -> None:
+    """Like a task of an srun that is a shell with a program in it, both gone by the next look."""
+    shell = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BUSY!r}])"]
+    environment = {**os.environ, "SLURMBUS_JOB_KEY": KEY, "SLURMBUS_TASK": "0"}
+    with subprocess.Popen(shell, stdin=-1, stdout=-1, env=environment) as outer:
+        assert outer.stdout is not None
+        assert outer.stdin is not None
+        assert outer.stdout.readline() == b"ready\n"
+        measuring = meter()
+        measuring._pid = 1 << 30
+        found = measuring.read(1.0)
+        assert found["processes"] == 2
+        outer.stdin.close()
+    for reading in (measuring.read_last(2.0), measuring.read_last(3.0)):
+        assert reading["cpu_seconds"] >= found["cpu_seconds"] >= 0.45
+
+
+def test_an_srun_below_the_runner_tells_of_steps(tmp_path: Path) -> None:
+    """Also of tasks that don't have the job's environment (srun --export=NONE)."""
+    (tmp_path / "srun").symlink_to(shutil.which("cat") or "")
+    measuring = meter()
+    assert not measuring.read(1.0)["steps"]
+    with subprocess.Popen([tmp_path / "srun"], stdin=-1) as running:
+        assert measuring.read(2.0)["steps"]
+        assert running.stdin is not None
+        running.stdin.close()
+    assert measuring.read_last(3.0)["steps"]
 
 
 class Scripted:
     """A meter that says what it is told to."""
 
     def __init__(self) -> None:
-        self.found: dict[str, Any] = {"cpus": 2, "cpu_seconds": 0.0, "rss": 100 * MIB}
+        self.found: dict[str, Any] = {"cpus": 2, "cpu_seconds": 0.0, "rss": 100 * MIB, "processes": 3}
+        self.last: dict[str, Any] = {}
         self.fails = False
 
     def read(self, at: float) -> dict[str, Any]:
         if self.fails:
             raise OSError("no /proc")
         return dict(self.found, at=at)
+
+    def read_last(self, at: float) -> dict[str, Any]:
+        return self.read(at) | {"rss": 0, "processes": 0, "peak_rss": 0} | self.last
 
 
 def lived(seconds: int, change: Any = None) -> tuple[Live, list[tuple[int, dict[str, Any]]]]:
@@ -209,6 +266,56 @@ def test_percent_of_the_allocated_cpus_since_the_last_look() -> None:
     measured, _ = lived(42, change)
     assert measured.latest is not None
     assert measured.latest["cpu_percent"] == 75.0
+
+
+def looks(until: float) -> list[float]:
+    measured, scripted = Live(KEY, 0, {}, 0.0), Scripted()
+    measured._meter = scripted  # type: ignore[assignment]
+    seen = []
+    while measured.due <= until:
+        seen.append(measured.due)
+        measured.work(measured.due)
+    return seen
+
+
+def test_looks_become_rarer() -> None:
+    assert looks(45.0) == [0.75, 2.25, 5.25, 11.25, 21.25, 31.25, 41.25]
+
+
+def ended(last: dict[str, Any], seconds: int = 3) -> dict[str, Any]:
+    """Live for a while, until the payload ends with these last readings; give what is known then."""
+
+    def change(_: int, scripted: Scripted) -> None:
+        scripted.found["cpu_seconds"] = 1.0
+        scripted.last = last
+
+    measured, _ = lived(seconds, change)
+    measured.finish(seconds + 0.5)
+    assert not measured.work(1e9)
+    assert measured.latest is not None
+    return measured.latest
+
+
+def test_the_end_counts_what_was_used_since_the_last_look() -> None:
+    latest = ended({"cpu_seconds": 7.0, "peak_rss": 150 * MIB})
+    assert (latest["cpu_seconds"], latest["peak_rss"]) == (7.0, 150 * MIB)
+    assert (latest["rss"], latest["processes"]) == (100 * MIB, 3)  # as it was while there was something
+
+
+def test_the_end_takes_nothing_back() -> None:
+    latest = ended({"cpu_seconds": 0.5})
+    assert (latest["cpu_seconds"], latest["peak_rss"]) == (1.0, 100 * MIB)
+
+
+def test_a_payload_that_nobody_looked_at_has_its_cgroups_figures() -> None:
+    latest = ended({"cpu_seconds": 7.0, "peak_rss": 150 * MIB}, seconds=0)
+    assert (latest["cpu_seconds"], latest["peak_rss"], latest["processes"]) == (7.0, 150 * MIB, 0)
+
+
+def test_a_short_payload_without_a_cgroup_costs_no_meter() -> None:
+    measured = Live(KEY, 0, {"SLURM_JOB_ID": "5"}, 0.0)
+    measured.finish(0.5)
+    assert (measured.latest, measured._meter) == (None, None)
 
 
 def test_where_nothing_can_be_measured_nothing_is_told() -> None:

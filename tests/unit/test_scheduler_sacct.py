@@ -59,6 +59,8 @@ def test_a_real_job_with_its_steps() -> None:
         ave_rss=219406336,
         disk_read=86164,
         disk_written=419430402,
+        start_time=1795388904.0,
+        end_time=1795388909.0,
     )
     assert (accounting.steps[2].state, accounting.steps[2].exit_code) == ("FAILED", 1)
 

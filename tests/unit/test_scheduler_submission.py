@@ -8,7 +8,7 @@ import pytest
 
 from slurmbus_agent.scheduler.base import BatchJob, Unavailable
 from slurmbus_agent.scheduler.factory import make_scheduler
-from slurmbus_agent.scheduler.hints import Node, hint_for
+from slurmbus_agent.scheduler.hints import Node, hint_for, hint_for_unknown
 from slurmbus_agent.scheduler.local import LocalScheduler
 from slurmbus_agent.scheduler.process import ChildScheduler
 from slurmbus_agent.scheduler.submission import description
@@ -113,6 +113,22 @@ def test_options() -> None:
 def test_hints(errno: int, options: dict[str, str], hint: str) -> None:
     given = hint_for(errno, JobOptions(**options), lambda: (PARTITIONS, NODES))  # type: ignore[arg-type]
     assert given.startswith(hint) or hint in given
+    assert bool(given) == bool(hint)
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("/usr/bin/sbatch: unrecognized option '--tres-per-task=cpu=2'\nTry", "no --tres-per-task, it may be too old"),
+        ("sbatch: unrecognized option '--tres-per-task=cpu=2'", "leave tres_per_task out"),
+        ("sbatch: unrecognized option '--extra'", "leave node_extra out"),
+        ("sbatch: unrecognized option '--new-one=x'", "leave extra['new-one'] out"),
+        ("sbatch: error: Batch job submission failed: Invalid qos specification", ""),
+    ],
+)
+def test_an_option_that_slurm_doesnt_have_is_named_as_people_write_it(said: str, hint: str) -> None:
+    given = hint_for_unknown(said)
+    assert hint in given
     assert bool(given) == bool(hint)
 
 

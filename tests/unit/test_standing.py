@@ -60,7 +60,7 @@ def make(tmp_path: Path, signer: Signer, clock: Clock) -> Make:
     for name in ("config", "etc", "spool"):
         (tmp_path / name).mkdir()
     bundle = tmp_path / "config" / "a.toml"
-    bundle.write_text(f'site = "a"\nservers = ["nats://h:1"]\ntrusted_keys = ["{signer.public}"]\n')
+    bundle.write_text(f'site = "a"\nservers = ["tls://h:1"]\ntrusted_keys = ["{signer.public}"]\n')
     bundle.chmod(0o600)
     os.utime(bundle, (NOW, NOW))
     files = AuthorityFiles("a", bundle, tmp_path / "spool", tmp_path / "etc", os.getuid())

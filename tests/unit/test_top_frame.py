@@ -10,11 +10,14 @@ import pytest
 from rich.console import Console
 
 from slurmbus.commands.keyboard import _KEY, _NAMES
-from slurmbus.commands.top_frame import BEATS, Frame, heartbeat_line, milliseconds, size
-from slurmbus.picture import AgentName, Picture
+from slurmbus.commands.top_frame import BEATS, Frame, bars, heartbeat_line, milliseconds, size
+from slurmbus.commands.top_job import JobFrame
+from slurmbus.picture import AgentName, JobName, Picture
+from slurmbus.testing import ended_start
+from slurmbus.timeline import steps_of
 from slurmbus_protocol.messages import SchedulerHealth
 from slurmbus_protocol.states import JobState
-from slurmbus_protocol.subjects import new_ulid
+from slurmbus_protocol.subjects import Stream, new_ulid
 from unit.test_metrics import beat, job
 
 
@@ -76,6 +79,46 @@ def test_a_slow_bus_is_drawn_higher() -> None:
         picture.take_heartbeat("bus", beat(vitals=vitals), now - 0.1, lease=True)
         heights.append(heartbeat_line(picture.agents[AgentName("alice", "login-1")], now)[-1])
     assert heights == ["▂", "▂", "▅", "▇", "█"]
+
+
+def test_the_last_hour_is_drawn() -> None:
+    picture, now = Picture(), time.time()
+    for number in range(8):
+        record = job(1, JobState.RUNNING, job_id=number)
+        began = now - 60 - 400 * number
+        changes = {"key": new_ulid(), "created_at": began - 50, "start_time": began, "starts": ()}
+        picture.take_record("bus", msgspec.structs.replace(record, **changes))
+    (line,) = [line for line in drawn(picture) if line.startswith("last hour")]
+    marks = line.partition("running ")[2].partition("waiting")[0].strip()
+    assert marks[0] == "▂"
+    assert marks[-1] == "█"
+    assert "".join(sorted(marks, key=marks.index)) == marks
+    assert bars([0, 1, 4, 8]) == " ▂▅█"
+
+
+def test_a_job_with_its_way_and_the_end_of_its_output() -> None:
+    picture, now = Picture(), time.time()
+    record = msgspec.structs.replace(
+        job(1, JobState.RUNNING),
+        name="train",
+        created_at=now - 100,
+        timings={"requested": now - 101, "accepted": now - 100, "staged": now - 99, "submitted": now - 98},
+        starts=(msgspec.structs.replace(ended_start(), started_at=now - 60, ended_at=None, node="c7"),),
+    )
+    picture.take_record("bus", record)
+    frame = JobFrame(picture, JobName(record.site, record.key, record.task))
+    frame.take(Stream.STDOUT, "".join(f"line {number}\n" for number in range(1000)))
+    frame.take(Stream.STDOUT, "half\rwhole\n\x1b[2Jnext")
+    console = Console(file=io.StringIO(), width=100, height=20)
+    with console.capture() as capture:
+        console.print(frame)
+    lines = capture.get().splitlines()
+    assert len(lines) <= 20
+    assert "train" in lines[0]
+    assert any(line.startswith("in the queue") and "38.0 s" in line for line in lines)
+    assert any(line.startswith("ran on c7") for line in lines)
+    assert [line.strip() for line in lines[-3:]] == ["line 999", "whole", "[2Jnext"]
+    assert [step.what for step in steps_of(record)][:3] == ["request on its way", "staged", "submitted to Slurm"]
 
 
 def test_short_numbers() -> None:

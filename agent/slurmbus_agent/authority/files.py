@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from slurmbus_agent.authority.policy import Policy
+from slurmbus_agent.config import settings_path
 from slurmbus_protocol.errors import InvalidSetting
 
 SITE_FOLDER = Path("/etc/slurmbus")
@@ -40,6 +41,11 @@ class AuthorityFiles:
     site_owner: int = _ROOT
 
     @property
+    def settings(self) -> Path:
+        """What the user has set, which counts more than the bundle."""
+        return settings_path(self.bundle, self.site)
+
+    @property
     def policy(self) -> Path:
         """The user's policy."""
         return self.bundle.parent / f"{self.site}.policy.toml"
@@ -66,7 +72,8 @@ class AuthorityFiles:
 
     def state(self) -> tuple[tuple[int, int, int] | None, ...]:
         """Give something that changes whenever one of the files does; a few stat calls."""
-        return tuple(_state(path) for path in (self.bundle, self.policy, self.site_policy, self.grant, self.keys))
+        paths = (self.bundle, self.settings, self.policy, self.site_policy, self.grant, self.keys)
+        return tuple(_state(path) for path in paths)
 
     def stopped_by(self) -> Path | None:
         """Give the stop file that is there, if any."""

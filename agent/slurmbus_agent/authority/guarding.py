@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import ClassVar
 
 from slurmbus_agent.audit import Audit
+from slurmbus_agent.authority.files import AuthorityFiles
 from slurmbus_agent.authority.standing import Authority
 from slurmbus_protocol.errors import SlurmbusError
 
@@ -17,6 +18,22 @@ class StoppedByFile(SlurmbusError):
     """There is a stop file."""
 
     code: ClassVar[str] = "stopped-by-file"
+
+
+_HINT = "remove the file, then start the agent"
+
+
+def check_stop_file(files: AuthorityFiles) -> None:
+    """Look for a stop file before an agent is started, by a few stat calls.
+
+    Whatever keeps the agent running may come again and again while there is one: nothing is started, made or noted.
+
+    Raises:
+        StoppedByFile: there is one.
+    """
+    stop = files.stopped_by()
+    if stop is not None:
+        raise StoppedByFile(f"the agent is kept down by the file {stop}; jobs go on", hint=_HINT)
 
 
 class Guard:
@@ -48,7 +65,7 @@ class Guard:
 
     def stopped(self) -> StoppedByFile:
         """Give the reason as an error."""
-        return StoppedByFile(f"the agent is {self.words}", hint="remove the file, then start the agent")
+        return StoppedByFile(f"the agent is {self.words}", hint=_HINT)
 
     async def look(self) -> None:
         """Look at all files.
@@ -72,9 +89,9 @@ class Guard:
                 log.warning("%s", stopped)
                 self._end()
                 return
-            if self._authority.bundle_changed:
+            if self._authority.config_changed:
                 self._audit.write("bundle changed")
-                self._begin_anew(f"its bundle {self._authority.files.bundle} has changed")
+                self._begin_anew(f"its bundle {self._authority.files.bundle} or the settings beside it have changed")
             elif self._authority.limits_changed:
                 self._begin_anew("a policy's limits have changed")
             await self._next_look()

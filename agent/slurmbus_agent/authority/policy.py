@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
@@ -35,6 +35,16 @@ _SHOWN = 8
 """Names in a hint."""
 _PLACING = ("nodelist", "gpus", "resources", "container")
 """Options that may take a job to more nodes than it has tasks."""
+_NODE_COUNTS = re.compile(r"[0-9]{1,9}(-[0-9]{1,9}(:[0-9]{1,9})?)?(,[0-9]{1,9}(-[0-9]{1,9}(:[0-9]{1,9})?)?)*")
+"""What is surely understood of several numbers of nodes: sbatch takes ``1k`` for 1024 and ``1m`` for 1048576."""
+_FEATURE_COUNTS = re.compile(r"\*([0-9]{1,9})(?![\w.])")
+"""``[rack1*3&rack2*2]``: so many nodes of each. Source: sbatch(1), ``--constraint``."""
+_IMAGE_WORDS = frozenset(
+    ("--nv", "--nvccli", "--rocm", "--cleanenv", "--contain", "--containall", "--no-home", "--writable-tmpfs")
+)
+"""Words for ``apptainer exec`` that bring no folder in. Source: apptainer exec --help."""
+_ALSO: dict[str, tuple[str, ...]] = {"time_limit": ("unlimited_time",), "mem": ("all_memory",)}
+"""Further fields that are said by an option."""
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,7 +68,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """By the names that ``slurmbus submit --option`` knows."""
     extra_options: tuple[str, ...] | None = None
     """Options of sbatch that Slurmbus has no name for. When this isn't set: any, but none as soon as partitions,
-    accounts, QOS, nodes, time or folders are limited, since they could get around that."""
+    accounts, QOS, nodes, time, jobs, folders or options are limited, since they could get around that."""
     authority_days: Days | None = None
     """The longest that a login may give authority for."""
     require_grant: bool = False
@@ -100,7 +110,9 @@ class Refusal:
         return PolicyRefused(f"{self.field}: {self.reason} ({policy} doesn't allow it)", hint=self.hint)
 
 
-def refusal(policy: Policy, submit: Submit, signer: str, unfinished: int) -> Refusal | None:
+def refusal(
+    policy: Policy, submit: Submit, signer: str, unfinished: int, real: Mapping[str, str] | None = None
+) -> Refusal | None:
     """Give the first thing that the policy doesn't allow about a request; None when all of it is fine.
 
     Args:
@@ -108,8 +120,15 @@ def refusal(policy: Policy, submit: Submit, signer: str, unfinished: int) -> Ref
         submit: the request.
         signer: the public key that signed it.
         unfinished: how many jobs there are that haven't ended, besides this one.
+        real: where symlinks lead, for the folders of the policy and of the request (:func:`folders_of`); what isn't
+            among them is taken as it is written.
     """
-    return next(_refusals(policy, submit, signer, unfinished), None)
+    return next(_refusals(policy, submit, signer, unfinished, real or {}), None)
+
+
+def folders_of(policy: Policy, submit: Submit) -> set[str]:
+    """Give the folders whose symlinks matter for a request; none when the policy doesn't limit them."""
+    return {*policy.folders, *(folder for _, folder in _paths(submit.job))} if policy.folders is not None else set()
 
 
 def refusal_of_person(policy: Policy, signer: str, submitter: str) -> Refusal | None:
@@ -121,7 +140,9 @@ def refusal_of_person(policy: Policy, signer: str, submitter: str) -> Refusal | 
     return None
 
 
-def _refusals(policy: Policy, submit: Submit, signer: str, unfinished: int) -> Iterator[Refusal]:
+def _refusals(
+    policy: Policy, submit: Submit, signer: str, unfinished: int, real: Mapping[str, str]
+) -> Iterator[Refusal]:
     person = refusal_of_person(policy, signer, submit.submitter)
     if person is not None:
         yield person
@@ -130,7 +151,7 @@ def _refusals(policy: Policy, submit: Submit, signer: str, unfinished: int) -> I
     yield from _nodes(policy, job)
     yield from _time(policy, job.options)
     yield from _jobs(policy, job, unfinished)
-    yield from _folders(policy, job)
+    yield from _folders(policy, job, real)
     yield from _options(policy, job.options)
 
 
@@ -146,9 +167,10 @@ def _names(policy: Policy, options: JobOptions) -> Iterator[Refusal]:
         if not asked:
             yield Refusal(field, "the job names none, and Slurm's default may be another one", hint)
             continue
-        wrong = [name for name in asked.split(",") if name.strip() not in allowed]
+        # An account is one name, also with a comma in it; lists have no blanks that sbatch would overlook.
+        wrong = [name for name in ([asked] if field == "account" else asked.split(",")) if name not in allowed]
         if wrong:
-            yield Refusal(field, f"{wrong[0].strip()!r} isn't allowed", hint)
+            yield Refusal(field, f"{wrong[0]!r} isn't allowed", hint)
 
 
 def _nodes(policy: Policy, job: JobSpec) -> Iterator[Refusal]:
@@ -157,7 +179,9 @@ def _nodes(policy: Policy, job: JobSpec) -> Iterator[Refusal]:
     most = most_nodes(job.options)
     if most is None:
         yield Refusal(
-            "nodes", "the job doesn't say how many it takes at most", f"set nodes to {policy.max_nodes} or less"
+            "nodes",
+            "the job doesn't say in plain numbers how many it takes at most",
+            f"set nodes to {policy.max_nodes} or less",
         )
     elif most > policy.max_nodes:
         yield Refusal("nodes", f"{most} are more than {policy.max_nodes}", f"ask for {policy.max_nodes} or less")
@@ -165,16 +189,19 @@ def _nodes(policy: Policy, job: JobSpec) -> Iterator[Refusal]:
 
 def most_nodes(options: JobOptions) -> int | None:
     """Give how many nodes a job may get at most; None when its options don't say."""
+    said = [number for number in (options.nodes, options.nodes_max) if number is not None]
     if options.node_counts is not None:
-        parts = (part.partition(":")[0] for part in options.node_counts.split(","))
-        return max((int(number) for part in parts for number in re.findall(r"\d+", part)), default=None)
-    if options.nodes_max is not None:
-        return max(options.nodes_max, options.nodes or 1)
-    if options.nodes is not None:
-        return options.nodes
-    if any(getattr(options, name) is not None for name in _PLACING):
+        if not _NODE_COUNTS.fullmatch(options.node_counts):
+            return None
+        ranges = (part.partition(":")[0].split("-") for part in options.node_counts.split(","))
+        said += [int(number) for ends in ranges for number in ends]
+    if not said and any(getattr(options, name) is not None for name in _PLACING):
         return None
-    return options.ntasks or 1
+    constraint = options.constraint or ""
+    features = [int(number) for number in _FEATURE_COUNTS.findall(constraint)]
+    if len(features) != constraint.count("*"):
+        return None
+    return max([*(said or [options.ntasks or 1]), sum(features)])
 
 
 def _time(policy: Policy, options: JobOptions) -> Iterator[Refusal]:
@@ -198,15 +225,27 @@ def _jobs(policy: Policy, job: JobSpec, unfinished: int) -> Iterator[Refusal]:
         yield Refusal("jobs", f"{have} are more than {policy.max_jobs}", hint)
 
 
-def _folders(policy: Policy, job: JobSpec) -> Iterator[Refusal]:
-    if policy.folders is None:
+def _folders(policy: Policy, job: JobSpec, real: Mapping[str, str]) -> Iterator[Refusal]:
+    allowed = policy.folders
+    if allowed is None:
         return
+    hint = f"allowed: {_some(allowed)}"
+    really = tuple(real.get(folder, folder) for folder in allowed)
     for field, folder in _paths(job):
-        if not _within(folder, policy.folders):
-            yield Refusal(field, f"{folder!r} isn't in an allowed folder", f"allowed: {_some(policy.folders)}")
+        if not _within(folder, allowed):
+            yield Refusal(field, f"{folder!r} isn't in an allowed folder", hint)
+        elif not _within(real.get(folder, folder), (*allowed, *really)):
+            yield Refusal(field, f"{folder!r} is a link to {real[folder]!r}, which isn't in an allowed folder", hint)
+    environment = job.environment
+    if isinstance(environment, ImageEnvironment):
+        for word in environment.options:
+            if word not in _IMAGE_WORDS:
+                words = "it may bring in folders besides the allowed ones"
+                yield Refusal(f"environment.options[{word!r}]", words, "leave it out; name folders in binds")
 
 
 def _paths(job: JobSpec) -> Iterator[tuple[str, str]]:
+    """Give every path of a request by the name of its field, with what several programs split into several paths."""
     if job.cwd is not None:
         yield "cwd", job.cwd
     if job.work_base is not None:
@@ -215,10 +254,16 @@ def _paths(job: JobSpec) -> Iterator[tuple[str, str]]:
     if isinstance(environment, FolderEnvironment):
         yield "environment", environment.path
     elif isinstance(environment, ModulesEnvironment):
-        yield from (("environment.use", folder) for folder in environment.use)
+        # The shell splits at blanks, the command module at colons; it loads a file by its path, too.
+        yield from (("environment.use", folder) for one in environment.use for folder in re.split(r"[\s:]", one))
+        words = [word for one in environment.load for word in one.split()]
+        yield from (("environment.load", word) for word in words if word[0] in "/.~$")
     elif isinstance(environment, ImageEnvironment):
         yield "environment", environment.path
-        yield from (("environment.binds", bind.partition(":")[0]) for bind in environment.binds)
+        if "/" in environment.program:
+            yield "environment.program", environment.program
+        for bind in environment.binds:
+            yield from (("environment.binds", one.partition(":")[0]) for one in bind.split(","))
     if job.options.container is not None:
         yield "container", job.options.container
 
@@ -231,8 +276,7 @@ def _within(folder: str, allowed: tuple[str, ...]) -> bool:
 def _options(policy: Policy, options: JobOptions) -> Iterator[Refusal]:
     unset = JobOptions()
     for name in policy.forbidden_options:
-        field = _WIRE.get(name.replace("-", "_"), name)
-        if getattr(options, field) != getattr(unset, field):
+        if any(getattr(options, field) != getattr(unset, field) for field in _fields(name.replace("-", "_"))):
             yield Refusal(name, "it may not be set", "leave it out")
     allowed = policy.extra_options
     if allowed is None:
@@ -245,9 +289,16 @@ def _options(policy: Policy, options: JobOptions) -> Iterator[Refusal]:
             yield Refusal(f"extra[{name!r}]", "it isn't among the allowed options", hint)
 
 
+def _fields(name: str) -> set[str]:
+    """Give the fields of JobOptions by which an option can be said: ``nodes`` also by ``nodes_max``."""
+    same = {option.wire for option in OPTIONS if option.flag == name.replace("_", "-")} if name != "extra" else set()
+    return {_WIRE.get(name, name), *same, *_ALSO.get(name, ())}
+
+
 def _limits_options(policy: Policy) -> bool:
-    limits = (policy.partitions, policy.accounts, policy.qos, policy.max_nodes, policy.max_time_minutes, policy.folders)
-    return bool(policy.forbidden_options) or any(limit is not None for limit in limits)
+    limits = (policy.max_nodes, policy.max_time_minutes, policy.max_jobs, policy.folders)
+    names = (policy.partitions, policy.accounts, policy.qos)
+    return bool(policy.forbidden_options) or any(limit is not None for limit in (*limits, *names))
 
 
 def _fits(text: str, patterns: tuple[str, ...]) -> bool:

@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Callable
 from nats.aio.msg import Msg
 
 from slurmbus_agent.audit import Audit
+from slurmbus_agent.authority.expiry import Expiry, Memory, claimed, identity
 from slurmbus_agent.authority.standing import Authority
 from slurmbus_protocol import codec, subjects
 from slurmbus_protocol import messages as wire
 from slurmbus_protocol.bus import Bus
-from slurmbus_protocol.errors import RequestExpired, SlurmbusError, WrongAddress
+from slurmbus_protocol.errors import SlurmbusError, WrongAddress
 
 
 class KeyQuestions:
@@ -23,7 +24,7 @@ class KeyQuestions:
         bus: the connection.
         site: whose questions.
         authority: has the keys.
-        bus_time: the bus's clock, or None when it isn't known.
+        expiry: which requests still count.
         audit: where changes are noted.
         leading: whether this agent serves the site at this moment.
     """
@@ -34,16 +35,18 @@ class KeyQuestions:
         site: str,
         authority: Authority,
         *,
-        bus_time: Callable[[], float | None],
+        expiry: Expiry,
         audit: Audit,
         leading: Callable[[], bool],
     ) -> None:
         self._bus = bus
         self._site = site
         self._authority = authority
-        self._bus_time = bus_time
+        self._expiry = expiry
         self._audit = audit
         self._leading = leading
+        self._noted = Memory(expiry.clock)
+        """What stands in the audit log: a broker may deliver a question as often as it likes."""
         self._turn = asyncio.Lock()
         """One change at a time, so that none is lost."""
 
@@ -67,7 +70,9 @@ class KeyQuestions:
                     await answer(msg)
                 reply = wire.SiteKeys(keys=self._authority.ring.keys)
             except SlurmbusError as error:
-                self._audit.write("refused", subject=msg.subject, error=error.code, message=error.message)
+                if self._noted.add((identity(msg), error.code), self._expiry.clock()):
+                    about = {"claimed": claimed(msg), "error": error.code, "message": error.message}
+                    self._audit.write("refused", subject=msg.subject, **about)
                 reply = wire.Problem(code=error.code, message=error.message, hint=error.hint, retryable=error.retryable)
             await self._bus.respond(msg, codec.encode(reply))
 
@@ -95,9 +100,9 @@ class KeyQuestions:
     def _check(self, wish: wire.TrustKey | wire.RevokeKey) -> None:
         if wish.site != self._site:
             raise WrongAddress(f"the request names site {wish.site!r}, but was sent to {self._site!r}")
-        now = self._bus_time()
-        if wish.expires_at < (time.time() if now is None else now):
-            raise RequestExpired("the request had expired before the agent could take it")
+        self._expiry.check(wish.expires_at)
 
     def _note(self, wish: wire.TrustKey | wire.RevokeKey, signer: str, **fields: object) -> None:
-        self._audit.write(wish.TYPE, key=wish.key, signer=signer, submitter=wish.submitter, **fields)
+        if self._noted.add((wish.TYPE, wish.key, signer, wish.expires_at), wish.expires_at):
+            about = {"key": wish.key, "signer": signer, "submitter": wish.submitter, "expires_at": wish.expires_at}
+            self._audit.write(wish.TYPE, **about, **fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from slurmbus_agent import budgets
 from slurmbus_agent.audit import Audit
 from slurmbus_agent.authority.files import AuthorityFiles, read_private
 from slurmbus_agent.authority.keyring import Keyring
-from slurmbus_agent.authority.policy import Policy, refusal, refusal_of_person
+from slurmbus_agent.authority.policy import Policy, folders_of, refusal, refusal_of_person
 from slurmbus_agent.config import AgentConfig, load
 from slurmbus_agent.guest.limits import HostLimits, in_force
 from slurmbus_agent.spool_writing import SpoolError, write
@@ -76,8 +77,8 @@ class Authority:
         self.limits: tuple[HostLimits, ...] = ()
         """Of the policies, when the agent began."""
         self.limits_changed = False
-        self.bundle_changed = False
-        """The bundle isn't the one that this agent was started with."""
+        self.config_changed = False
+        """The bundle, or what the user has set, isn't what this agent was started with."""
         self._why = ""
         self._looked = 0.0
 
@@ -121,7 +122,7 @@ class Authority:
         if self.problem is None and self.files.state() == self._state:
             return
         self.load()
-        self.bundle_changed = load(self._config.site, self.files.bundle) != self._config
+        self.config_changed = load(self._config.site, self.files.bundle) != self._config
 
     def _read_ring(self) -> Keyring:
         content = read_private(self.files.keys)
@@ -171,11 +172,18 @@ class Authority:
         """Return the public key that signed this; BadSignature when it doesn't count."""
         return self.ring.verify(subject, body, headers, self._clock())
 
-    def check_submit(self, submit: Submit, signer: str, unfinished: Callable[[], int]) -> None:
+    async def real_folders(self, submit: Submit) -> dict[str, str]:
+        """Give where the symlinks lead of all folders that a policy has a say in; file systems may take their time."""
+        folders = set().union(*(folders_of(policy, submit) for policy in self._policies.values()))
+        return await asyncio.to_thread(lambda: {one: os.path.realpath(one) for one in folders if one.startswith("/")})
+
+    def check_submit(
+        self, submit: Submit, signer: str, unfinished: Callable[[], int], real: Mapping[str, str] | None = None
+    ) -> None:
         """Raise NotAllowed unless this job may be taken now, besides so many unfinished ones."""
         self._check_authority()
         for name, policy in self._policies.items():
-            found = refusal(policy, submit, signer, unfinished() if policy.max_jobs is not None else 0)
+            found = refusal(policy, submit, signer, unfinished() if policy.max_jobs is not None else 0, real)
             if found is not None:
                 raise found.error(name)
 

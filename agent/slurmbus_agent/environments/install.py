@@ -206,7 +206,7 @@ class Installer:
                     f"there is no {self._work.pixi_unpack} on this site, which unpacks what pixi-pack packed",
                     hint="install it there ('pixi global install pixi-unpack', or its release from "
                     "github.com/Quantco/pixi-pack) and name it with pixi_unpack in [environments] of the agent's "
-                    "configuration; or pack with self_extracting=True, which brings it along",
+                    "SITE.settings.toml; or pack with self_extracting=True, which brings it along",
                 )
             named = archive.with_name(self._manifest.files[0].name)  # it looks at the suffix
             archive.rename(named)

@@ -43,7 +43,7 @@ class Budget:
             what = "larger" if self.size < 0 else "of more files"
             raise Hostile(
                 f"the environment is {what} than this site allows",
-                hint="the site's limits are max_bytes and max_files in [environments] of the agent's configuration",
+                hint="the limits are max_bytes and max_files in [environments] of the agent's SITE.settings.toml",
             )
 
 

@@ -116,7 +116,7 @@ def choose(pythons: Iterable[Python], wanted: str, *, free_threaded: bool = Fals
     there = ", ".join(sorted({python.version for python in pythons})) or "none"
     raise EnvironmentUnusable(
         f"the environment is for Python {wanted}{'t' if free_threaded else ''}, and this site has {there}",
-        hint="pack it for one of these, or name another one in the agent's configuration: "
+        hint="pack it for one of these, or name another one in the agent's SITE.settings.toml: "
         '[environments] pythons = ["/opt/python/3.12/bin/python3"]',
     )
 

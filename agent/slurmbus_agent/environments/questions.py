@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from nats.aio.msg import Msg
 
 from slurmbus_agent.audit import Audit
+from slurmbus_agent.authority.expiry import Expiry, Memory, claimed, identity
 from slurmbus_agent.authority.standing import Authority
 from slurmbus_agent.environments.service import Environments
 from slurmbus_agent.environments.store import Installation
@@ -25,6 +26,9 @@ from slurmbus_protocol.errors import (
     WrongAddress,
 )
 
+_WORDS = 500
+"""Characters of what somebody else says that stand in the audit log."""
+
 Signed = wire.InstallEnvironment | wire.RemoveEnvironment
 
 
@@ -39,8 +43,8 @@ class EnvironmentQuestions:
         users: who uses them.
         unused_days: after which they are removed.
         authority: whose wishes to install or to remove are granted.
-        bus_time: the bus's clock, or None when it isn't known.
-        audit: where these are noted.
+        expiry: which of these still count.
+        audit: where these are noted, and what was refused.
         leading: whether this agent serves the site at this moment.
     """
 
@@ -54,7 +58,7 @@ class EnvironmentQuestions:
         users: Users,
         unused_days: float,
         authority: Authority,
-        bus_time: Callable[[], float | None],
+        expiry: Expiry,
         audit: Audit,
         leading: Callable[[], bool],
     ) -> None:
@@ -65,10 +69,13 @@ class EnvironmentQuestions:
         self._users = users
         self._unused_days = unused_days
         self._authority = authority
-        self._bus_time = bus_time
+        self._expiry = expiry
         self._audit = audit
         self._leading = leading
-        self._seen: set[str] = set()
+        self._noted = Memory(expiry.clock)
+        """What stands in the audit log: the same question comes again and again until it is done."""
+        self._done = Memory(expiry.clock)
+        """Questions that were carried out: what comes again changes nothing more."""
 
     async def serve(self) -> None:
         """Begin to answer."""
@@ -88,6 +95,7 @@ class EnvironmentQuestions:
             try:
                 reply = await answer(msg)
             except SlurmbusError as error:
+                self._note_refusal(msg, error)
                 reply = wire.Problem(code=error.code, message=error.message, hint=error.hint, retryable=error.retryable)
             await self._bus.respond(msg, codec.encode(reply))
 
@@ -124,6 +132,14 @@ class EnvironmentQuestions:
             jobs=tuple(self._users(installation)),
         )
 
+    def _note_refusal(self, msg: Msg, error: SlurmbusError) -> None:
+        if self._noted.add((identity(msg), error.code), self._expiry.clock()):
+            # Who signed it is known only when the signature is good.
+            words = error.message[:_WORDS]
+            self._audit.write(
+                "refused", subject=msg.subject, claimed=claimed(msg)[:_WORDS], error=error.code, message=words
+            )
+
     # ------------------------------------------------------------------ what has to be signed
 
     async def _verified(self, msg: Msg) -> Signed:
@@ -134,14 +150,18 @@ class EnvironmentQuestions:
             raise UnknownType(f"a {wish.TYPE} message can't be asked on {msg.subject}", hint="")
         if wish.site != self._site:
             raise WrongAddress(f"the request names site {wish.site!r}, but was sent to {self._site!r}")
-        now = self._bus_time()
-        if now is not None and wish.expires_at < now:
-            raise RequestExpired("the request had expired before the agent could take it")
+        self._expiry.check(wish.expires_at)
         self._authority.check_person(signer, wish.submitter)
         digest = wish.environment.digest if isinstance(wish, wire.InstallEnvironment) else wish.digest
-        if f"{wish.TYPE} {digest}" not in self._seen:  # they are asked again and again until it is done
-            self._seen.add(f"{wish.TYPE} {digest}")
-            self._audit.write(wish.TYPE, digest=digest, signer=signer, submitter=wish.submitter)
+        if self._noted.add((wish.TYPE, digest, signer, wish.expires_at), wish.expires_at):
+            self._audit.write(
+                wish.TYPE,
+                digest=digest,
+                signer=signer,
+                submitter=wish.submitter[:_WORDS],
+                expires_at=wish.expires_at,
+                **({"name": wish.name} if isinstance(wish, wire.InstallEnvironment) and wish.name else {}),
+            )
         return wish
 
     async def _install(self, msg: Msg) -> wire.Message:
@@ -153,12 +173,13 @@ class EnvironmentQuestions:
             check_name(wish.name)
         found = await self._environments.find(ref.digest)
         if found is None:
+            self._check_new(msg)
             if wish.again:
                 self._environments.forgive(ref.digest)
             self._environments.begin(ref)
             doing = self._environments.doing(ref.digest) or ""
             return wire.EnvironmentStatus(digest=ref.digest, ready=False, doing=doing)
-        if wish.name is not None:
+        if self._done.add(identity(msg), wish.expires_at) and wish.name is not None:
             await asyncio.to_thread(self._environments.store.name, ref.digest, wish.name)
         return wire.EnvironmentStatus(digest=ref.digest, ready=True, path=str(found.prefix))
 
@@ -169,7 +190,14 @@ class EnvironmentQuestions:
         found = await asyncio.to_thread(self._environments.store.find, wish.digest)
         if found is None:
             raise UnknownEnvironment(f"this site has no environment {wish.digest[:12]}")
-        if not await self._tidying.remove(found, f"{wish.submitter} asked for it"):
+        self._check_new(msg)
+        if not await self._tidying.remove(found, f"{wish.submitter[:_WORDS]} asked for it"):
             jobs = self._users(found)
             raise EnvironmentInUse(f"environment {wish.digest[:12]} is used by {len(jobs)} jobs: {', '.join(jobs)}")
+        self._done.add(identity(msg), wish.expires_at)
         return wire.EnvironmentStatus(digest=wish.digest, ready=False)
+
+    def _check_new(self, msg: Msg) -> None:
+        """Raise RequestExpired for a question that was carried out before: whoever means it again signs it again."""
+        if identity(msg) in self._done:
+            raise RequestExpired("the request was carried out before")

@@ -285,7 +285,7 @@ class Environments:
         if manifest.size > self._settings.max_bytes:
             raise EnvironmentUnusable(
                 f"the environment of {manifest.size:,} bytes is larger than this site allows",
-                hint="the limit is max_bytes in [environments] of the agent's configuration",
+                hint="the limit is max_bytes in [environments] of the agent's SITE.settings.toml",
             )
         self._check_disk(manifest.size, len(manifest.files), self.store.root)
 

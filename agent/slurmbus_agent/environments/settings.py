@@ -1,4 +1,4 @@
-"""The table ``[environments]`` of the agent's configuration."""
+"""The table ``[environments]`` of the agent's settings."""
 
 from __future__ import annotations
 

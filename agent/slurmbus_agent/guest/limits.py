@@ -14,7 +14,7 @@ _Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class HostLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table ``[limits]`` of the agent's configuration and of a site's policy. What isn't named isn't limited."""
+    """The table ``[limits]`` of the agent's settings and of a site's policy. What isn't named isn't limited."""
 
     cpu_minutes: _Positive | None = None
     """CPU time of one process, as ``ps`` shows it, at which the site ends it."""

@@ -162,6 +162,7 @@ class Following:
 
     def _end_of(self, payload: Payload) -> dict[str, Any]:
         exit_code, number, usage = payload.bury()
+        self._live.finish(time.monotonic())
         end: dict[str, Any] = {
             "exit_code": None if number else exit_code,
             "signal": number or None,

@@ -1,7 +1,9 @@
-"""One thread's loop over signals, descriptors and child processes; everything in a launch happens in its turns."""
+"""One thread's loop over signals, descriptors, child processes and times; all of a launch happens in its turns."""
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import os
 import select
 import signal
@@ -16,12 +18,14 @@ if TYPE_CHECKING:
 
 
 class Loop:
-    """Calls back what is ready."""
+    """Calls back what is ready, or due."""
 
     def __init__(self, signals: Signals) -> None:
         self._signals = signals
         self._sources: dict[int, Callable[[], None]] = {}
         self._children: dict[int, Callable[[int], None]] = {}
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
 
     def add(self, descriptor: int, ready: Callable[[], None]) -> None:
         """Call back when a descriptor can be read, or was closed at its other end."""
@@ -34,6 +38,10 @@ class Loop:
     def add_child(self, pid: int, ended: Callable[[int], None]) -> None:
         """Call back once with the end of a child: its exit code, or minus the signal. It leads a process group."""
         self._children[pid] = ended
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call once when so much time has passed."""
+        heapq.heappush(self._due, (time.monotonic() + seconds, next(self._order), call))
 
     def has(self, descriptor: int) -> bool:
         """Tell whether a descriptor is listened to."""
@@ -50,11 +58,15 @@ class Loop:
         for descriptor in self._sources:
             poll.register(descriptor, select.POLLIN)
         self._reap()  # what ended before the first turn
+        if self._due:
+            until = min(until, self._due[0][0])
         for descriptor, _ in poll.poll(max(0.0, (until - time.monotonic()) * 1000 + 0.5)):
             if descriptor in self._sources:
                 self._sources[descriptor]()
         taken = self._signals.take()
         self._reap()
+        while self._due and self._due[0][0] <= time.monotonic():
+            heapq.heappop(self._due)[2]()
         return taken
 
     def _reap(self) -> None:

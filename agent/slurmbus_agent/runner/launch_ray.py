@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from contextlib import suppress
@@ -15,6 +16,7 @@ from slurmbus_agent.runner.launch_lines import how_it_ended
 from slurmbus_agent.runner.launch_ray_node import Sizes, folder_of, sizes
 from slurmbus_agent.runner.launch_ray_start import CLIENT_PORT, NO_RAY
 from slurmbus_agent.runner.launch_ray_watch import SAYS
+from slurmbus_agent.runner.payload import NotStarted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,11 +39,12 @@ KERNEL_PORTS = (
 )
 ANSWERS_WITHIN = 5.0
 REST = 0.5
-"""Seconds between two attempts to start a worker."""
+"""Seconds between two attempts to start a worker, or the watch before it is ready."""
+WATCH_REST = 5.0
+"""Seconds until the watch is started again once the cluster is ready: each start of it costs the first node a second of
+CPU time, and the head may be the one that is gone."""
 IMPATIENT = "timed out during startup"
 """Ray's own words when a node wasn't there within the 30 s that it grants. Source: ray/_private/node.py."""
-WATCH = ""
-"""Stands for the watch where nodes are named."""
 WORDS = 4
 """Lines of Ray's own words in an error."""
 MIB = 1024 * 1024
@@ -99,6 +102,7 @@ class Cluster:
         self._about: dict[str, Any] = {}
         self._token = os.environ.get("RAY_AUTH_TOKEN") or os.urandom(32).hex()
         self._watch = 0
+        self._stopping = False
 
     @property
     def address(self) -> str:
@@ -143,10 +147,7 @@ class Cluster:
             now = time.monotonic()
             for name in [name for name, due in self._again.items() if due <= now]:
                 del self._again[name]
-                if name == WATCH:
-                    self._start_watch()
-                else:
-                    self._start_worker(self._crew.members[name])
+                self._start_worker(self._crew.members[name])
             if now >= self._until and not self._ready:
                 raise LaunchFailed(self._who_is_missing())
         self._tell()
@@ -186,13 +187,23 @@ class Cluster:
     def _start_watch(self) -> None:
         attempt = self._attempts
 
-        def ended(_exit: int) -> None:
-            if attempt == self._attempts:  # the head was too slow for Ray's own patience
-                self._again[WATCH] = time.monotonic() + REST
+        def ended(_exit: int) -> None:  # the head was too slow for Ray's own patience, or somebody has killed it
+            self._job.loop.later(WATCH_REST if self._ready else REST, lambda: self._start_watch_again(attempt))
 
         argv = [self._options["python"], self._job.runner, "--ray-watch", self.address, str(len(self._crew.members))]
         env = {**os.environ, **self._access()}
         self._watch = self._job.spawn(argv, env, self._hear_watch, ended)
+
+    def _start_watch_again(self, attempt: int) -> None:
+        """Start the watch of this attempt again, as long as there is something to watch."""
+        if attempt != self._attempts or self._stopping or self._job.allocation.here.name in self._dead:
+            return
+        try:
+            self._start_watch()
+        except (NotStarted, OSError) as error:
+            if not self._ready:
+                raise
+            self._job.say(f"nobody watches Ray's nodes any more: {error}")  # the payload goes on
 
     def _start_head_again(self, words: str) -> None:
         """Start everything again when somebody took one of the head's ports, or Ray lost patience with a slow node.
@@ -351,4 +362,7 @@ class Cluster:
 
     def stop(self) -> None:
         """Stop everything on every node."""
+        self._stopping = True
         self._crew.stop()
+        if self._folder:  # on a node with much to do its helper may have been killed before it was done
+            shutil.rmtree(self._folder, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 EVERY = 10.0
 """Seconds between two measurements: each looks at all of the node's processes."""
-FIRST = 2.0
-"""Seconds until the first one: also a job of a few seconds shall have a peak."""
+FIRST = 0.75
+"""Seconds until the first one: also a job of a second shall have a peak. The pauses double until they are that long."""
 TELL_FIRST = 10.0
 """Seconds until the first one is told; what ends earlier is told with its end."""
 TELL_AGAIN = 30.0
@@ -38,6 +39,7 @@ class Live:
         self._meter: Meter | None = None
         self._begun = self._told_at = now
         self._pause = TELL_AGAIN
+        self._look_after = FIRST
         self._peak = 0
         self._last: tuple[float, float] = (now, 0.0)
         self.due = now + FIRST
@@ -48,9 +50,10 @@ class Live:
         """Measure when it is time; True when there is something to tell."""
         if now < self.due:
             return False
-        self.due = now + EVERY
+        self._look_after = min(2 * self._look_after, EVERY)
+        self.due = now + self._look_after
         try:
-            self.latest = self._measure(now)
+            self.latest = self._measured(now, last=False)
         except (OSError, ValueError):  # once more next time, if there is anything like /proc here
             return False
         if not self._is_time(now, self.latest):
@@ -61,19 +64,34 @@ class Live:
         return True
 
     def stop(self) -> None:
-        """Measure no more: the payload has ended."""
+        """Measure no more: there is no payload."""
         self.due = float("inf")
 
-    def _measure(self, now: float) -> dict[str, Any]:
+    def finish(self, now: float) -> None:
+        """Look once more, and no more then: the payload has ended, and what it used since the last look counts, too."""
+        self.stop()
+        _, _, env, _ = self._about
+        if self._meter is None and not _has_cgroup(env):
+            return  # a short job, of which the figures of its end say all
+        try:
+            found = self._measured(now, last=True)
+        except (OSError, ValueError):
+            return
+        if self.latest is not None:  # what it held, and how many it were, is from the last look at it
+            counted = {name: max(self.latest[name], found[name]) for name in ("cpu_seconds", "peak_rss")}
+            found = {**self.latest, "at": found["at"], **counted}
+        self.latest = found
+
+    def _measured(self, now: float, *, last: bool) -> dict[str, Any]:
         if self._meter is None:
             from slurmbus_agent.runner.meter import Meter  # noqa: PLC0415 - a job of a second needs none
 
             self._meter = Meter(*self._about)
-        found = self._meter.read(time.time())
+        found = self._meter.read_last(time.time()) if last else self._meter.read(time.time())
         before, cpu_before = self._last
-        used = max(0.0, found["cpu_seconds"] - cpu_before)
+        used = 0.0 if last else max(0.0, found["cpu_seconds"] - cpu_before)  # nothing runs any more
         self._last = (now, found["cpu_seconds"])
-        self._peak = max(self._peak, found["rss"])
+        self._peak = max(self._peak, found["rss"], found.get("peak_rss", 0))
         found["cpu_percent"] = round(100 * used / (max(0.001, now - before) * found["cpus"]), 1)
         found["cpu_seconds"] = round(found["cpu_seconds"], 2)
         found["peak_rss"] = self._peak
@@ -96,3 +114,16 @@ def children_cpu() -> float:
     """Give the CPU seconds of the processes that have been waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def own_cpu() -> float:
+    """Give the CPU seconds of this process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _has_cgroup(env: Mapping[str, str]) -> bool:
+    """Tell whether Slurm keeps a cgroup for this job, without the meter, which takes some milliseconds to load."""
+    with suppress(OSError), open("/proc/self/cgroup", encoding="utf-8", errors="replace") as file:
+        return f"/job_{env.get('SLURM_JOB_ID', '?')}/" in file.read()
+    return False

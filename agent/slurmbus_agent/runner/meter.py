@@ -1,8 +1,10 @@
 """What the job uses on this node, from the job's cgroup and from /proc; the controller is never asked.
 
 The job's processes here are those below the runner and those with the job's key in their environment (the tasks of an
-srun, which slurmstepd starts). Where Slurm keeps a cgroup for the job, CPU time and memory are the kernel's own sums;
-elsewhere they are sums over the processes, in which memory that several share counts for each of them.
+srun, which slurmstepd starts). Where Slurm keeps a cgroup for the job, CPU time and memory are the kernel's own sums
+over all of the job's steps on this node; elsewhere they are sums over the processes, in which memory that several share
+counts for each of them. CPU time is without the runner's own. Memory of a cgroup is with the runner's and slurmstepd's,
+as it is in the limit that the kernel holds the job to.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from slurmbus_agent.runner.live import children_cpu
+from slurmbus_agent.runner.live import children_cpu, own_cpu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,14 +23,17 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _NO_LIMIT = 1 << 60
 """Above this a cgroup's limit is none: version 1 writes a number near 2**63."""
+_LAUNCHES_STEPS = "srun"
 
 
 class Process:
     """One process of the job, from /proc/<pid>/stat. Source: proc(5)."""
 
     def __init__(self, pid: int, text: str) -> None:
-        words = text.rpartition(")")[2].split()
+        before, _, after = text.rpartition(")")
+        words = after.split()
         self.pid = pid
+        self.name = before.partition("(")[2]
         self.parent = int(words[1])
         own, waited_for = words[11:13], words[13:15]
         self.cpu = sum(int(word) for word in (*own, *waited_for)) / _TICKS
@@ -50,6 +55,8 @@ class Meter:
         self._known: dict[tuple[int, int], bool] = {}
         self._before: dict[int, Process] = {}
         self._gone = 0.0
+        self._files = 0
+        self._steps = False
         self._cpus = _cpus(env)
         self._asked = _memory_asked_for(env, self._cpus)
         self._node = env.get("SLURMD_NODENAME") or os.uname().nodename
@@ -59,18 +66,28 @@ class Meter:
     def read(self, now: float) -> dict[str, Any]:
         """Measure; OSError or ValueError when that isn't possible."""
         processes = self._processes()
-        cpu = self._cgroup_cpu()
         read, written = self._moved(processes)
+        return {
+            **self._counted(now, processes),
+            "processes": len(processes),
+            "read_bytes": read,
+            "written_bytes": written,
+        }
+
+    def read_last(self, now: float) -> dict[str, Any]:
+        """Read what still counts when all processes have ended; ``peak_rss`` is the kernel's, 0 where it has none."""
+        return {**self._counted(now, []), "processes": 0, "peak_rss": self._peak()}
+
+    def _counted(self, now: float, processes: list[Process]) -> dict[str, Any]:
+        cpu = self._cgroup_cpu()
         return {
             "at": now,
             "node": self._node,
             "cpus": self._cpus,
             "cpu_seconds": self._cpu_of(processes) if cpu is None else cpu,
             "rss": self._memory(processes),
-            "processes": len(processes),
-            "read_bytes": read,
-            "written_bytes": written,
             "memory_limit": self._limit(),
+            "steps": self._steps,
         }
 
     # ------------------------------------------------------------------ processes
@@ -96,23 +113,31 @@ class Meter:
         above, steps = process.parent, 0
         while above in mine and steps < len(mine):
             if above == self._pid:
+                self._steps = self._steps or process.name == _LAUNCHES_STEPS
                 return True
             above, steps = mine[above].parent, steps + 1
         try:
             with open(f"{self._proc}/{process.pid}/environ", "rb") as file:
-                return self._marks <= set(file.read().split(b"\0"))
+                is_marked = self._marks <= set(file.read().split(b"\0"))
         except OSError:  # it doesn't let itself be looked at
             return False
+        self._steps = self._steps or is_marked
+        return is_marked
 
     def _cpu_of(self, processes: list[Process]) -> float:
         """Sum up CPU time: of who lives, with what they waited for, and of who has ended."""
         now = {process.pid: process for process in processes}
-        for pid, old in self._before.items():
-            new = now.get(pid)
-            if (new is None or new.born != old.born) and old.parent != self._pid and old.parent not in self._before:
-                self._gone += old.cpu  # its parent, who waits for it, isn't one of ours
+        ended = {pid: old for pid, old in self._before.items() if pid not in now or now[pid].born != old.born}
+        self._gone += sum(old.cpu for old in ended.values() if not self._is_counted_above(old, ended, now))
         self._before = now
         return self._gone + children_cpu() - self._reaped_before + sum(process.cpu for process in processes)
+
+    def _is_counted_above(self, old: Process, ended: Mapping[int, Process], now: Mapping[int, Process]) -> bool:
+        """Tell whether one of ours has waited for this ended process, if by way of others that have ended as well."""
+        above, steps = old.parent, 0
+        while above in ended and steps < len(ended):
+            above, steps = ended[above].parent, steps + 1
+        return above == self._pid or above in now
 
     def _moved(self, processes: list[Process]) -> tuple[int, int]:
         """Sum up bytes read and written by those who live, with what they waited for."""
@@ -149,21 +174,37 @@ class Meter:
         return found
 
     def _cgroup_cpu(self) -> float | None:
+        """Give the job's CPU time without the runner's, and without the login shell's that it came from."""
+        ours = own_cpu() + self._reaped_before
         with suppress(OSError, ValueError, KeyError):
-            return int(_first(self._cgroups["cpuacct"] + "/cpuacct.usage")) / 1e9
+            return max(0.0, int(_first(self._cgroups["cpuacct"] + "/cpuacct.usage")) / 1e9 - ours)
         with suppress(OSError, ValueError, KeyError):
-            return _numbers(self._cgroups[""] + "/cpu.stat")["usage_usec"] / 1e6
+            return max(0.0, _numbers(self._cgroups[""] + "/cpu.stat")["usage_usec"] / 1e6 - ours)
         return None
 
     def _memory(self, processes: list[Process]) -> int:
         """Give what can't be given back: without the files that the kernel keeps in memory while there is room."""
         with suppress(OSError, ValueError, KeyError):
             numbers = _numbers(self._cgroups["memory"] + "/memory.stat")
-            return numbers["total_rss"] + numbers.get("total_shmem", 0)
+            shared = numbers.get("total_shmem", 0)
+            self._files = max(self._files, numbers.get("total_cache", 0) - shared)
+            return numbers["total_rss"] + shared
         with suppress(OSError, ValueError, KeyError):
             numbers = _numbers(self._cgroups[""] + "/memory.stat")
+            self._files = max(self._files, numbers.get("file", 0) - numbers["shmem"])
             return numbers["anon"] + numbers["shmem"]
         return sum(process.rss for process in processes)
+
+    def _peak(self) -> int:
+        """Give the kernel's own peak, less the most that files were seen to take of it, which it counts as well.
+
+        Files that are removed again between two looks stay in it. Source: the kernel's cgroup-v1/memory.rst and
+        cgroup-v2.rst; version 2 has it from Linux 5.19 on.
+        """
+        for controller, name in (("memory", "memory.max_usage_in_bytes"), ("", "memory.peak")):
+            with suppress(OSError, ValueError, KeyError):
+                return max(0, int(_first(f"{self._cgroups[controller]}/{name}")) - self._files)
+        return 0
 
     def _limit(self) -> int | None:
         for controller, name in (("memory", "memory.limit_in_bytes"), ("", "memory.max")):

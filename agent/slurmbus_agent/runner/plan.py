@@ -28,6 +28,7 @@ class Plan:
             self.task = int(content["task"])
             self.argv = [str(word) for word in content["argv"]]
             self.cwd = str(content["cwd"])
+            self.work = str(content.get("work") or self.cwd)
             self.secret = a2b_base64(content["secret"])
             self.preamble = str(content.get("preamble") or "")
             self.env = {str(name): str(value) for name, value in (content.get("env") or {}).items()}
@@ -61,7 +62,7 @@ class Plan:
 
     def inside(self, argv: list[str]) -> list[str]:
         """Give the words that execute a command where the payload runs: in its image, if it has one."""
-        folders = [self.folder, self.pipes_path] if self.pipes_path else [self.folder]
+        folders = [folder for folder in (self.folder, self.pipes_path, self.work) if folder]
         return self.runs_in.wrap(argv, self.cwd, folders)
 
     def environment(self, start: int) -> dict[str, str]:
@@ -73,6 +74,7 @@ class Plan:
         env["SLURMBUS_TASK"] = str(self.task)
         env["SLURMBUS_START"] = str(start)
         env["SLURMBUS_SPOOL"] = self.folder
+        env["SLURMBUS_WORK_DIR"] = self.work
         if self.pipes:
             env["DAGSTER_PIPES_CONTEXT"] = pipes_parameter(self.folder + "/context")
             env["DAGSTER_PIPES_MESSAGES"] = pipes_parameter(f"{self.folder}/{start}.messages")

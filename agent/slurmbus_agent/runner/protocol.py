@@ -4,8 +4,8 @@ Files of a job, ``jobs/<key>.<task>/`` in the spool (JSON unless it says otherwi
 
     request       the signed request as it came from the bus (msgpack; the runner doesn't read it); an array's tasks
                   share the one in arrays/<key>/ of the spool
-    plan.json     key, task, argv, cwd, secret (base64), preamble, env, secrets (whether there are any),
-                  requeue, pipes, pipes_path, launch, link,
+    plan.json     key, task, argv, cwd, work (the job's own working directory), secret (base64), preamble, env,
+                  secrets (whether there are any), requeue, pipes, pipes_path, launch, link,
                   array_index (of an array's task: its index in Slurm)
     <n>.secrets   env {name: value} or error, for start n; emptied, not removed, when the payload has it
     context       Dagster Pipes' context, there when the plan says pipes
@@ -16,7 +16,7 @@ Files of a job, ``jobs/<key>.<task>/`` in the spool (JSON unless it says otherwi
                   end: exit_code, signal, ended_at, sizes, started_at, error, error_code, usage, live, facts
                   usage: cpu_seconds, max_rss (bytes), elapsed
     <n>.facts     {name: text}, written by the launcher, if by anybody; replaced whole, by a rename
-    work/         the payload's working directory, unless the plan's cwd is elsewhere
+    work/         the job's own working directory, unless the plan's work is elsewhere
 
 ``sizes`` are durable: whoever opens a stream afterwards, on any host, can read that far.
 

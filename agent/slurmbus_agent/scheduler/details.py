@@ -80,4 +80,6 @@ def _step(step: Any) -> AccountingStep:
         disk_read=used.avg_disk_read * (tasks or 1),
         disk_written=used.avg_disk_write * (tasks or 1),
         energy_joules=float(used.consumed_energy) or None,
+        start_time=step.start_time or None,
+        end_time=step.end_time or None,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 from slurmbus_agent.scheduler.base import SchedulerError
 from slurmbus_protocol.messages import JobOptions, Partition
+from slurmbus_protocol.options import OPTIONS
 
 # slurm_errno.h
 _PARTITION = frozenset({2000, 2001})  # INVALID_PARTITION_NAME, DEFAULT_PARTITION_NOT_SET
@@ -27,7 +29,8 @@ _FEATURES = "see the nodes' features with: sinfo -o '%P %f'"
 _GRES = "see the nodes' generic resources with: sinfo -o '%P %G'"
 _OPERATORS = "only Slurm's operators may do that: leave it out, or ask the site"
 _ARRAY = (
-    "set array_size in the agent's configuration to less than MaxArraySize: scontrol show config | grep MaxArraySize"
+    "set array_size in the agent's SITE.settings.toml to less than MaxArraySize: "
+    "scontrol show config | grep MaxArraySize"
 )
 _FIXED = {
     2002: "only the site's administrators may ask for that: leave it out, or ask them",  # ACCESS_DENIED
@@ -71,6 +74,9 @@ _FIXED = {
     2178: "see the topology with: scontrol show topology",  # REQUESTED_TOPO_CONFIG_UNAVAILABLE
 }
 
+_UNKNOWN_OPTION = re.compile(r"unrecognized option '--(?P<flag>[a-z][a-z-]*)")
+"""The words of getopt(3)."""
+
 
 class Node(NamedTuple):
     """A node, as far as asking for one needs it."""
@@ -93,6 +99,16 @@ def hint_for(errno: int, options: JobOptions, ask: Callable[[], tuple[list[Parti
     if errno in _PARTITION:
         return f"partitions here: {', '.join(_shown(partition) for partition in partitions)}"
     return _size_of(options.partition, partitions, nodes)
+
+
+def hint_for_unknown(said: str) -> str:
+    """Give the hint for an option that the site's Slurm doesn't have, by what sbatch says of it; else nothing."""
+    found = _UNKNOWN_OPTION.search(said)
+    if found is None:
+        return ""
+    flag = found["flag"]
+    name = next((option.name for option in OPTIONS if option.flag == flag), f"extra[{flag!r}]")
+    return f"the site's Slurm has no --{flag}, it may be too old or too new for that: leave {name} out"
 
 
 def _shown(partition: Partition) -> str:

@@ -17,7 +17,7 @@ from slurmbus_protocol.messages import Accounting, AccountingStep, Used
 from slurmbus_protocol.states import FINAL
 
 MAX_STEPS = 50
-"""Steps that a record keeps: a job may have thousands, and its record is one message of 10 KiB then."""
+"""Steps that a record keeps: a job may have thousands, and its record is one message of 12 KiB then."""
 ENVIRONMENT = {"SLURM_TIME_FORMAT": "%s"}
 """Makes sacct print times as seconds since 1970."""
 
@@ -181,6 +181,8 @@ def _step(step: str, row: Row) -> AccountingStep:
         energy_joules=_energy(row["ConsumedEnergyRaw"]),
         gpu_memory=_whole(most.get("gres/gpumem")),
         gpu_percent=mean.get("gres/gpuutil"),
+        start_time=_time(row["Start"]),
+        end_time=_time(row["End"]),
     )
 
 

@@ -13,12 +13,14 @@ from slurmbus_agent.scheduler import words
 from slurmbus_agent.scheduler.array import ARRAY_TASK, expression
 from slurmbus_agent.scheduler.base import BatchJob, OutcomeUnknown, Refused, Unavailable
 from slurmbus_agent.scheduler.command import Ended, run
-from slurmbus_agent.scheduler.hints import Node, hint_for
+from slurmbus_agent.scheduler.hints import Node, hint_for, hint_for_unknown
 from slurmbus_agent.scheduler.sbatch_options import arguments
 from slurmbus_agent.scheduler.words import Meaning
 from slurmbus_protocol.messages import Partition
 
 _ID = re.compile(r"(\d+)(;\S+)?")
+_EXTRA_IS_KNOWN = ("--extra=known", "--version")
+"""Fails where ``--extra`` is taken for the beginning of ``--extra-node-info``, whose value is numbers."""
 
 
 def submit(
@@ -45,9 +47,12 @@ def submit(
         Unavailable: nothing was sent, or the controller said: not now.
         OutcomeUnknown: anything else.
     """
+    env = {**job.environment, **conf}
+    if job.options.node_extra is not None:
+        _check_extra(sbatch, env, patience, owner)
     ended = run(
         [sbatch, *argv(job)],
-        env={**job.environment, **conf},
+        env=env,
         patience=patience,
         cwd=job.work_dir if Path(job.work_dir).is_dir() else "/",  # what the job finds as SLURM_SUBMIT_DIR
         stdin=job.script.encode(),
@@ -61,11 +66,22 @@ def submit(
         raise OutcomeUnknown(f"sbatch gave an id and said: {ended.said}")
     match words.of_submit(ended):
         case Meaning.REFUSED:
-            raise Refused(ended.said, hint=hint_for(words.number_of(ended), job.options, site))
+            hint = hint_for_unknown(ended.stderr) or hint_for(words.number_of(ended), job.options, site)
+            raise Refused(ended.said, hint=hint)
         case Meaning.NOT_SENT:
             raise Unavailable(ended.said)
         case Meaning.UNKNOWN:
             raise OutcomeUnknown(f"it isn't known whether sbatch has submitted the job: {ended.said}")
+
+
+def _check_extra(sbatch: str, env: Mapping[str, str], patience: float, owner: int | None) -> None:
+    """Refuse ``--extra`` where sbatch is older than it: abbreviations are allowed, and it would mean something else."""
+    ended = run([sbatch, *_EXTRA_IS_KNOWN], env=env, patience=patience, owner=owner)
+    if ended.trouble:
+        raise Unavailable(ended.said)
+    if ended.code != 0:
+        said = "sbatch: unrecognized option '--extra'"
+        raise Refused(said, hint=hint_for_unknown(said))
 
 
 def argv(job: BatchJob) -> list[str]:

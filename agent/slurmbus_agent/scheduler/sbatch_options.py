@@ -12,6 +12,9 @@ from slurmbus_protocol.options import OPTIONS, OTHER_WORDS, OWNED, Kind, Option,
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
 _TELL_ABOUT_THEMSELVES = frozenset({"gres", "hint", "mem_bind", "gpu_bind", "tres_bind", "gpu_freq", "cpu_freq"})
 """Options whose value "help" makes sbatch print something and submit nothing."""
+_WITHOUT_VALUE = frozenset({"propagate", "resv_ports"})
+"""Options with a text that sbatch also takes without one. Source: sbatch(1)."""
+_FLAGS = frozenset({option.flag for option in OPTIONS} | OWNED.keys() | OTHER_WORDS.keys())
 
 
 def arguments(options: JobOptions) -> list[str]:
@@ -46,6 +49,8 @@ def _plain(option: Option, value: object) -> list[str]:
         return [_argument(option.flag, _CHOICES.get(option.name, ("0", "1"))[bool(value)])]
     if option.kind is Kind.MEMORY:
         return [_argument(option.flag, f"{value}M")]
+    if value == "" and option.name not in _WITHOUT_VALUE:  # sbatch would take the next argument for its value
+        raise Refused(f"{option.name} is empty", hint="give it a value, or leave it out")
     return [_argument(option.flag, str(value))]
 
 
@@ -68,6 +73,9 @@ def _check_extra(name: str) -> None:
         raise Refused(f"extra: {name!r} has a field of its own", hint=typed.name if typed else OTHER_WORDS[name])
     if not _NAME.fullmatch(name):
         raise Refused(f"extra: {name!r} is no name of an option of sbatch")
+    meant = sorted(flag for flag in _FLAGS if flag.startswith(name) and flag != name)
+    if meant and name not in _FLAGS:  # sbatch takes a long name's beginning for the name. Source: getopt_long(3)
+        raise Refused(f"extra: {name!r} would be taken for {meant[0]!r}", hint="write names in full")
 
 
 _CHOICES = {"kill_on_invalid_dep": ("no", "yes")}

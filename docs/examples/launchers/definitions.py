@@ -35,8 +35,7 @@ def simulated(context: dg.AssetExecutionContext, compute: ComputeResource):
     return compute.run(
         context=context,
         payload_path=dg.file_relative_path(__file__, "simulate.py"),
-        launcher=RayLauncher(python=PYTHON),
-        options={"nodes": 2, "ntasks_per_node": 1, "cpus": 2, "mem": "1500M"},
+        resource_requirements={"framework": "ray", "nodes": 2, "tasks": 2, "cpus": 2, "memory_gb": 1.5},
     ).get_materialize_result()
 
 
@@ -46,6 +45,7 @@ defs = dg.Definitions(
         "compute": ComputeResource(
             mode=os.environ.get("COMPUTE", "local"),
             slurm=SlurmResource(site="cluster-alice", queue=SlurmQueueConfig(partition="main", time_limit="00:10:00")),
+            default_launcher=RayLauncher(python=PYTHON, preamble="export OMP_NUM_THREADS=1"),
         )
     },
 )

@@ -21,6 +21,7 @@ from slurmbus.events import AgentStatus
 from slurmbus.home import EMBEDDED, Home
 from slurmbus.settings import ConnectionSettings
 from slurmbus_protocol.errors import SlurmbusError
+from slurmbus_protocol.messages import Heartbeat
 
 _DAY = 86400.0
 _SOON = 2 * _DAY
@@ -63,6 +64,8 @@ class Chain:
         self._client = SiteClient(Connection.get(ConnectionSettings.of_site(home, site)), site)
         self.agent: AgentStatus | None = None
         """The one that serves, as far as the bus knows."""
+        self._told: Heartbeat | None = None
+        """What it answered."""
 
     # ------------------------------------------------------------------ from here
 
@@ -72,8 +75,8 @@ class Chain:
         yield self.connection()
         bus = self.bus()
         yield bus
-        yield self.authority()
         if bus.grade is Grade.BROKEN:
+            yield self.authority()
             return
         yield self.agents()
         if self.agent is not None and self.agent.alive:
@@ -81,6 +84,7 @@ class Chain:
             yield self.answers()
             yield self.scheduler()
             yield from self.alarms()
+        yield self.authority()
 
     def settings(self) -> Finding:
         """The profile, and what ``up`` did."""
@@ -123,18 +127,23 @@ class Chain:
         return Finding("bus", f"{where} answers{f'; process {process} of this machine' if process else ''}")
 
     def authority(self) -> Finding:
-        """The grant that the last login brought."""
+        """Until when new jobs are taken: the agent decides, whose policies may give less than the last login did."""
         grant = authority.current(self.home, self.site)
-        if grant is None:
+        if self._told is not None and self._told.authority_expires_at is not None:
+            expires_at, says = self._told.authority_expires_at, "the agent"
+        elif grant is not None:
+            expires_at, says = grant.expires_at, grant.issuer
+        else:
             return Finding("authority", "no login has brought one", Grade.NOTE, self._up())
-        left = grant.expires_at - time.time()
-        until = time.strftime("%Y-%m-%d %H:%M", time.localtime(grant.expires_at))
+        left = expires_at - time.time()
+        until = time.strftime("%Y-%m-%d %H:%M", time.localtime(expires_at))
         if left <= 0:
-            words = f"it ended {until}: the agent takes no more requests; running jobs go on"
+            words = "the agent takes no more requests; running jobs go on"
+            words = f"it ended {until}: {words}" if expires_at else f"there is none: {words}"
             return Finding("authority", words, Grade.BROKEN, f"a login renews it: slurmbus up {self.site}")
         if left < _SOON:
             return Finding("authority", f"it ends {until}", Grade.NOTE, f"a login renews it: slurmbus up {self.site}")
-        return Finding("authority", f"until {until}, by {grant.issuer}")
+        return Finding("authority", f"until {until}, says {says}")
 
     def agents(self) -> Finding:
         """The agent's heartbeat."""
@@ -162,6 +171,7 @@ class Chain:
     def answers(self) -> Finding:
         """A question over the bus and back."""
         try:
+            self._told = checking.await_agent(self._client, 0.0)
             seconds = checking.round_trip(self._client)
         except SlurmbusError as error:
             return Finding("ping", error.message, Grade.BROKEN, error.hint or self._look_there())

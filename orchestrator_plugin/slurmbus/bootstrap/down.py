@@ -81,7 +81,7 @@ class Down:
             if not remote.call("names", path=f"{layout.folder}/versions"):
                 remote.call("remove", path=layout.folder)
             folder = before.config.rpartition("/")[0]
-            for name in authority.login_files(self.home, self.site):
+            for name in (*authority.files(self.home, self.site), self.home.grant_path(self.site).name):
                 remote.call("remove", path=f"{folder}/{name}")
             done.append(f"its keys and {len(removed)} installations were removed from {layout.folder}")
         return done

@@ -31,6 +31,8 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     servers: tuple[str, ...]
     login: Login | None = None
     """With which settings it was done."""
+    brought: dict[str, str] = {}
+    """The hashes of the files that were brought, by their names; none while it isn't sure what stands there."""
     environment: dict[str, str] = {}
     at: float = 0.0
 

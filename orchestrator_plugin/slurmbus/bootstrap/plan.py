@@ -106,29 +106,46 @@ def choose_folder(probe: Probe, login: Login) -> tuple[Place, str]:
             raise SiteUnfit(
                 f"{login.install_folder} on {probe.host} can't be looked at", hint="is it an absolute path?"
             )
+        _check_safe(named, probe)
         _check_room(named, probe)
         if not named.programs:
             raise SiteUnfit(
                 f"programs can't be started from {named.path}: its file system ({named.mount}) is mounted noexec",
-                hint=f"choose another folder with --install-folder{_others(places)}",
+                hint=f"choose another folder with --install-folder{_others(probe)}",
             )
         return named, named.path
     home = next((one for one in places if one.kind == "home"), None)
     if home is not None and home.programs:
-        _check_room(home, probe, _others(places))
+        _check_safe(home, probe, _others(probe))
+        _check_room(home, probe, _others(probe))
         return home, str(PurePosixPath(home.path) / OWN_FOLDER)
-    for place in places:
-        if place.kind not in {"home", "named"} and place.programs and place.writable and _has_room(place):
-            own = place.path if _is_own(place, probe) else str(PurePosixPath(place.path) / probe.user)
-            return place, str(PurePosixPath(own) / "slurmbus-agent")
+    fitting = [place for place in places if place.kind not in {"home", "named"} and _fits(place)]
+    for place in fitting:
+        if not place.unsafe:
+            return place, _below(place, probe)
+    unsafe = "".join(f"; {words}" for words in dict.fromkeys(place.unsafe for place in fitting))
     raise SiteUnfit(
-        f"programs can't be started from the home on {probe.host}, and no other folder with room was found",
+        f"programs can't be started from the home on {probe.host}, and no other folder with room was found{unsafe}",
         hint="name one with --install-folder",
     )
 
 
-def _is_own(place: Place, probe: Probe) -> bool:
-    return place.kind.startswith("$") or probe.user in PurePosixPath(place.path).parts
+def _below(place: Place, probe: Probe) -> str:
+    """Give where the agent goes below a place."""
+    own = PurePosixPath(place.path) if place.own else PurePosixPath(place.path) / probe.user
+    return str(own / "slurmbus-agent")
+
+
+def _fits(place: Place) -> bool:
+    return place.programs and place.writable and _has_room(place)
+
+
+def _check_safe(place: Place, probe: Probe, others: str = "") -> None:
+    if place.unsafe:
+        raise SiteUnfit(
+            f"the agent would run what other users of {probe.host} may put into {place.path}: {place.unsafe}",
+            hint=f"name a folder that only you can write to, and everything above it, with --install-folder{others}",
+        )
 
 
 def _has_room(place: Place) -> bool:
@@ -152,9 +169,9 @@ def no_room(place: Place, host: str, others: str = "") -> SiteUnfit:
     )
 
 
-def _others(places: tuple[Place, ...]) -> str:
-    good = [one.path for one in places if one.programs and one.writable and _has_room(one) and one.kind != "temporary"]
-    return f", e.g. {good[0]}/slurmbus-agent" if good else ""
+def _others(probe: Probe) -> str:
+    good = [one for one in probe.places or () if _fits(one) and not one.unsafe and one.kind != "temporary"]
+    return f", e.g. {_below(good[0], probe)}" if good else ""
 
 
 def choose_supervisor(there: Supervisors, wanted: str) -> Choice:
@@ -249,6 +266,9 @@ def notes(probe: Probe, place: Place) -> list[str]:
         found.append(f"the agent is installed in {place.path}, which the site may clean: then 'slurmbus up' again")
     elif place.kind not in {"home", "named"}:
         found.append("programs can't be started from the home, so the agent is installed elsewhere")
+    skipped = [one for one in probe.places or () if one.kind not in {"home", "named"} and _fits(one) and one.unsafe]
+    if place.kind not in {"home", "named"} and skipped:
+        found += [f"not there: {words}" for words in dict.fromkeys(one.unsafe for one in skipped)]
     cpu = probe.limits.get("cpu_seconds", -1)
     if cpu > 0:
         found.append(f"processes of a login may use {cpu / 60:.0f} CPU minutes there, then the site ends them")

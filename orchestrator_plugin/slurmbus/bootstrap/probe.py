@@ -90,6 +90,10 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     writable: bool = True
     programs: bool = True
     """Whether programs may be started from there."""
+    own: bool = False
+    """It belongs to the user; in others' folders the agent gets one with the user's name."""
+    unsafe: str = ""
+    """Why other users could put other programs in the place of the agent's there; the words name the folder."""
 
 
 class Usable(msgspec.Struct, frozen=True, kw_only=True):

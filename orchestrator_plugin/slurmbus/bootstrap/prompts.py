@@ -6,6 +6,11 @@ A secrets file holds, as JSON, YAML's plain ``NAME: value`` lines or dotenv, any
 * ``SLURMBUS_SSH_PASSPHRASE``: of the key,
 * ``SLURMBUS_SSH_OTP``: the secret of the one-time codes in Base32 (RFC 6238: 6 digits, 30 s, SHA-1).
 
+Password and codes are for the login node, and no host on the way there gets them. Another host's name has that host
+after ``__``, in capitals, and ``_`` for what is neither a letter nor a digit:
+``SLURMBUS_SSH_PASSWORD__GATE_EXAMPLE_ORG``, or ``…__ALICE_GATE_EXAMPLE_ORG`` for one user of it. Hosts are
+called as OpenSSH's prompts call them.
+
 Other names are there for ``before_login`` and for an askpass program of one's own. Nothing of it is written anywhere:
 the values are in the environment of ``ssh`` and of these programs only, which other users can't read.
 """
@@ -31,8 +36,16 @@ from slurmbus_protocol.errors import InvalidSetting
 
 PASSWORD, PASSPHRASE, OTP = "SLURMBUS_SSH_PASSWORD", "SLURMBUS_SSH_PASSPHRASE", "SLURMBUS_SSH_OTP"
 _STEP = 30
+_DESTINATION, _DIRECT = "SLURMBUS_SSH_DESTINATION", "SLURMBUS_SSH_DIRECT"
+"""For our own askpass program: who may have the login node's secrets, and whether nobody else can be asking."""
+_PREFIXING = (8, 5)
+"""From this version on OpenSSH says which host it is that sent a prompt. Source: its release notes, bz#3224."""
+_LONGEST_USER, _LONGEST_HOST = 30, 128
+"""As much as OpenSSH shows. Source: userauth_passwd() in its sshconnect2.c."""
+_SENT = re.compile(r"\((?P<who>\S+@[^\s)]+)\) (?P<text>.*)", re.DOTALL)
+_OWN = re.compile(r"(?P<who>\S+@\S+)'s (?P<text>password: )")
 _ONE_TIME = re.compile(r"one.?time|verification|\botp\b|\btotp\b|token|second factor|2fa|authenticator", re.IGNORECASE)
-_PASSPHRASE = re.compile(r"passphrase", re.IGNORECASE)
+_PASSPHRASE = re.compile(r"Enter passphrase for ", re.IGNORECASE)
 _PASSWORD = re.compile(r"password", re.IGNORECASE)
 _LINE = re.compile(r"""^\s*(?:export\s+)?(?P<name>[A-Za-z_]\w*)\s*[=:]\s*(?P<value>.*?)\s*$""")
 
@@ -50,9 +63,28 @@ def environment(login: Login) -> dict[str, str]:
         if path is None:
             raise InvalidSetting(f"askpass={login.askpass!r} is no program", hint="name one that can be started")
         found |= {"SSH_ASKPASS": path, "SSH_ASKPASS_REQUIRE": "force"}
-    elif found.keys() & {PASSWORD, PASSPHRASE, OTP}:
-        found |= {"SSH_ASKPASS": str(own_askpass()), "SSH_ASKPASS_REQUIRE": "force"}
+    elif any(name.partition("__")[0] in {PASSWORD, PASSPHRASE, OTP} for name in found):
+        found |= {"SSH_ASKPASS": str(own_askpass()), "SSH_ASKPASS_REQUIRE": "force", **_who_asks(login)}
     return found
+
+
+def _who_asks(login: Login) -> dict[str, str]:
+    """Give what our own askpass program has to know of the way.
+
+    Raises:
+        InvalidSetting: OpenSSH wouldn't say which host of several asks.
+    """
+    from slurmbus.bootstrap.ssh import resolved, version  # noqa: PLC0415 - as below
+
+    way = resolved(login)
+    direct = way.keys().isdisjoint({"proxyjump", "proxycommand"})
+    if not direct and version() < _PREFIXING:
+        raise InvalidSetting(
+            "secrets_file: this OpenSSH doesn't say which host asks, and others are on the way to the login node",
+            hint=f"OpenSSH {_PREFIXING[0]}.{_PREFIXING[1]} does; or answer at the terminal",
+        )
+    who = f"{way['user']}@{way.get('hostkeyalias') or way['hostname']}"
+    return {_DESTINATION: who, **({_DIRECT: "1"} if direct else {})}
 
 
 def own_askpass() -> Path:
@@ -98,13 +130,51 @@ def parse(text: str) -> dict[str, str]:
     return {match["name"]: match["value"].strip("\"'") for match in matches if match}
 
 
-def answer(prompt: str, secrets: Mapping[str, str], now: float) -> str | None:
-    """Give what a prompt asks for, or None when that isn't known (pure)."""
-    if _ONE_TIME.search(prompt) and OTP in secrets:
-        return one_time_code(secrets[OTP], now)
-    if _PASSPHRASE.search(prompt):
-        return secrets.get(PASSPHRASE)
-    return secrets.get(PASSWORD) if _PASSWORD.search(prompt) else None
+def asked_by(prompt: str) -> tuple[str | None, str]:
+    """Split OpenSSH's prompt into ``user@host`` and what is asked; None: it doesn't say who asks (pure).
+
+    What a host has sent begins with ``(user@host)``, so that none can call itself another one.
+    """
+    found = _SENT.fullmatch(prompt) or _OWN.fullmatch(prompt)
+    return (found["who"], found["text"]) if found else (None, prompt)
+
+
+def answer(prompt: str, secrets: Mapping[str, str], now: float, destination: str, *, direct: bool) -> str | None:
+    """Give what a prompt asks for, or None when that isn't known (pure).
+
+    Args:
+        prompt: OpenSSH's.
+        secrets: by the names of the file.
+        now: seconds since the epoch.
+        destination: ``user@host`` of the login node.
+        direct: no other host is on the way, so that a prompt is the login node's though it doesn't say so.
+    """
+    who, text = asked_by(prompt)
+    if who is None:
+        if _PASSPHRASE.match(prompt):  # this machine's own question
+            return secrets.get(PASSPHRASE)
+        if not direct:
+            return None
+    who = who or destination
+    if _ONE_TIME.search(text) and (secret := _secret(OTP, who, secrets, destination)) is not None:
+        return one_time_code(secret, now)
+    return _secret(PASSWORD, who, secrets, destination) if _PASSWORD.search(text) else None
+
+
+def _secret(name: str, who: str, secrets: Mapping[str, str], destination: str) -> str | None:
+    names = [f"{name}__{_word(who)}", f"{name}__{_word(who.rpartition('@')[2])}"]
+    if _shown(who) == _shown(destination):
+        names.append(name)
+    return next((secrets[each] for each in names if each in secrets), None)
+
+
+def _word(host: str) -> str:
+    return re.sub(r"[^A-Z0-9]", "_", host.upper())
+
+
+def _shown(who: str) -> tuple[str, str]:
+    user, _, host = who.rpartition("@")
+    return user[:_LONGEST_USER], host[:_LONGEST_HOST].lower()
 
 
 def one_time_code(secret: str, now: float) -> str:
@@ -138,8 +208,11 @@ def before_login(login: Login, secrets: Mapping[str, str]) -> None:
 
 def main(prompt: str) -> int:
     """Answer a prompt of ``ssh``; 1 when the answer isn't known."""
-    said = answer(prompt, os.environ, time.time())
+    destination, direct = os.environ.get(_DESTINATION, ""), _DIRECT in os.environ
+    said = answer(prompt, os.environ, time.time(), destination, direct=direct)
     if said is None:
+        who = asked_by(prompt)[0] or "what doesn't say who asks"
+        print(f"the secrets file has no answer for {who}", file=sys.stderr)  # noqa: T201 - ssh's log
         return 1
     print(said)  # noqa: T201 - what ssh reads
     return 0

@@ -44,6 +44,11 @@ class Reason(NamedTuple):
 
 REASONS = (
     Reason(
+        r"the secrets file has no answer for",
+        "somebody asked for what isn't in secrets_file",
+        "another host than the login node has names of its own there, such as SLURMBUS_SSH_PASSWORD__GATE_EXAMPLE_ORG",
+    ),
+    Reason(
         r"REMOTE HOST IDENTIFICATION HAS CHANGED|[Hh]ost key verification failed",
         "the host's key isn't the one that is known",
         "compare it with what the site publishes; 'ssh-keygen -R HOST' forgets an old one, and "
@@ -101,6 +106,42 @@ def base_command(login: Login) -> list[str]:
     return [program, *(("-F", login.ssh_config) if login.ssh_config else ())]
 
 
+def _way(login: Login) -> list[str]:
+    """Give where to, through which hosts."""
+    return [
+        *(("-p", str(login.port)) if login.port else ()),
+        *(("-J", ",".join(login.jump)) if login.jump else ()),
+        "--",
+        login.destination,
+    ]
+
+
+def resolved(login: Login) -> dict[str, str]:
+    """Give what ``ssh`` makes of a login and of the person's own settings, by their names in small letters.
+
+    Raises:
+        LoginFailed: it doesn't understand them.
+    """
+    options = [word for option in login.ssh_options for word in ("-o", option)]
+    done = subprocess.run(
+        [*base_command(login), "-G", *options, *_way(login)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise explain(done.stderr, login)
+    return {name: value for name, _, value in (line.partition(" ") for line in done.stdout.splitlines())}
+
+
+def version() -> tuple[int, int]:
+    """Give OpenSSH's version; (0, 0) when it doesn't say."""
+    said = subprocess.run([os.environ.get("SLURMBUS_SSH", "ssh"), "-V"], capture_output=True, text=True, check=False)
+    found = re.search(r"OpenSSH_(\d+)\.(\d+)", said.stderr)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
 def master_command(login: Login, socket: Path, log: Path, *, batch: bool = False) -> list[str]:
     """Give the command that logs in and goes into the background as a master.
 
@@ -129,10 +170,7 @@ def master_command(login: Login, socket: Path, log: Path, *, batch: bool = False
         *base_command(login),
         *("-N", "-f", "-E", str(log)),
         *(word for option in options for word in ("-o", option)),
-        *(("-p", str(login.port)) if login.port else ()),
-        *(("-J", ",".join(login.jump)) if login.jump else ()),
-        "--",
-        login.destination,
+        *_way(login),
     ]
 
 
@@ -160,7 +198,7 @@ def explain(said: str, login: Login) -> LoginFailed:
     lines = [line for line in said.strip().splitlines() if line.strip()]
     for reason in REASONS:
         if re.search(reason.pattern, said):
-            words = lines[-1] if lines else ""
+            words = next((line for line in reversed(lines) if re.search(reason.pattern, line)), "")
             hint = reason.hint.format(destination=login.destination)
             return LoginFailed(f"no login at {login.destination}: {reason.words} ({words})", hint=hint)
     tail = "; ".join(lines[-_TAIL:]) or "ssh didn't say why"

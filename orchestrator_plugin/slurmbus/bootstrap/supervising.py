@@ -21,6 +21,10 @@ EVERY = 5
 """Minutes between two looks of cron: what an agent that was killed stays away at most."""
 START_PATIENCE = 150.0
 """Seconds for ``ensure``, which gives a successor time to reach the bus."""
+STOPPED = 4
+"""The agent's exit code when a stop file keeps it down: nothing shall start it again."""
+SITE_STOP = "/etc/slurmbus/stop"
+"""The stop file of a site's staff."""
 SCRON_MINUTES = 7 * 24 * 60
 """The longest an agent under scrontab runs as one job; the next minute starts the next."""
 
@@ -47,6 +51,15 @@ class Supervised:
         """Give the command line of the agent's command, quoted for a shell."""
         words = [self.layout.command, verb, "--site", self.layout.site, "--config", self.config, *more]
         return shlex.join(words)
+
+    @property
+    def unless_stopped(self) -> str:
+        """Give what a shell runs before the agent's command, to start no Python while a stop file is there.
+
+        The one in the spool is left to the command, which knows where that is.
+        """
+        own = f"{self.config.rpartition('/')[0]}/{self.layout.site}.stop"
+        return f"test -e {SITE_STOP} || test -e {shlex.quote(own)} || "
 
     def call(self, remote: Remote, verb: str, *more: str) -> Done:
         """Run the agent's command on the site."""
@@ -114,7 +127,7 @@ class Cron(Supervised):
     def lines(self) -> str:
         """Give the entry."""
         minute = zlib.crc32(self.layout.site.encode()) % EVERY  # not all people's at the same second
-        command = f"{cron_quoted(self.arguments('ensure'))} >/dev/null 2>&1"
+        command = f"{cron_quoted(self.unless_stopped + self.arguments('ensure'))} >/dev/null 2>&1"
         return f"@reboot {command}\n{minute}-59/{EVERY} * * * * {command}\n"
 
     def enter(self, remote: Remote) -> bool:
@@ -148,7 +161,11 @@ class Cron(Supervised):
 
 
 class Scrontab(Cron):
-    """Slurm's crontab: the agent runs as a job of its own, which the next minute starts again when it has ended."""
+    """Slurm's crontab: the agent runs as a job of its own, which the next minute starts again when it has ended.
+
+    Not when a stop file has ended it: a job every minute would be no good guest. Then the entry is disabled, as
+    ``scancel --cron`` does it, until the next ``slurmbus up``.
+    """
 
     kind = "scrontab"
     program = "scrontab"
@@ -159,13 +176,16 @@ class Scrontab(Cron):
         shown = remote.run(["scontrol", "show", "partition", "--oneliner"], env=dict(self.environment))
         partitions = account.parse_partitions(shown.out) if shown.code == 0 else ()
         longest = next((account.minutes(one.max_time) for one in partitions if one.default), None)
-        return self.lines(min(longest or SCRON_MINUTES, SCRON_MINUTES))
+        path = remote.run(["/bin/sh", "-c", "command -v scancel"], env=dict(self.environment)).out.strip()
+        return self.lines(min(longest or SCRON_MINUTES, SCRON_MINUTES), path or "scancel")
 
-    def lines(self, minutes: int = SCRON_MINUTES) -> str:
+    def lines(self, minutes: int = SCRON_MINUTES, scancel: str = "scancel") -> str:
         """Give the entry. The next start waits for the end of this one. Source: scrontab(1)."""
+        run = self.arguments("run", "--log-file")
+        command = f'{run}; test $? -ne {STOPPED} || {shlex.quote(scancel)} --cron "$SLURM_JOB_ID"'
         return (
             f"#SCRON --job-name={self._job}\n#SCRON --time={minutes}\n#SCRON --mem=500M\n"
-            f"#SCRON --output=/dev/null\n* * * * * {cron_quoted(self.arguments('run', '--log-file'))}\n"
+            f"#SCRON --output=/dev/null\n* * * * * {cron_quoted(command)}\n"
         )
 
     def start(self, remote: Remote, *, replace: bool) -> str:
@@ -221,6 +241,7 @@ class Systemd(Supervised):
             f"# Written by 'slurmbus up {self.layout.site}'.\n"
             f"[Unit]\nDescription=Slurmbus agent of {self.layout.site}\n\n"
             f"[Service]\nExecStart={command}\nRestart=always\nRestartSec=5\n"
+            f"# A stop file keeps it down until somebody starts it.\nRestartPreventExitStatus={STOPPED}\n"
             "# Jobs that are processes of this machine go on without it.\nKillMode=process\nNice=5\n\n"
             "[Install]\nWantedBy=default.target\n"
         )

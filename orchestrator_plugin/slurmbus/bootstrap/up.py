@@ -17,9 +17,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from slurmbus import authority
-from slurmbus.bootstrap import account, checking, compiling, installing, journal, plan, probe, pythons, ways
+from slurmbus.bootstrap import account, bringing, checking, compiling, installing, journal, plan, probe, pythons, ways
 from slurmbus.bootstrap import wheels as agent_wheels
 from slurmbus.bootstrap.background import Background
+from slurmbus.bootstrap.bringing import Brought, Toml
 from slurmbus.bootstrap.bus_process import bus_of
 from slurmbus.bootstrap.entering import enter, master_of
 from slurmbus.bootstrap.installing import Layout
@@ -161,18 +162,21 @@ class Up:
             return False
         if before.source != agent_wheels.source_hash() and self._wishes.upgrade:
             return False
-        if not authority.is_fresh(self.home, self.site):
+        if before.brought != authority.hashes(authority.files(self.home, self.site)):
             return False
         try:
-            self._outcome.heartbeat = checking.await_agent(self._client, STANDING_PATIENCE)
+            heartbeat = checking.await_agent(self._client, STANDING_PATIENCE)
         except SiteUnreachable:
             return False
+        if not authority.is_fresh(self.home, self.site, heartbeat.authority_expires_at):
+            return False
+        self._outcome.heartbeat = heartbeat
         self._outcome.version, self._outcome.way = before.version, before.way
         self._outcome.supervisor = before.supervisor
         self._outcome.logged_in = False
         if before.source != agent_wheels.source_hash():
             self._outcome.older = before.version
-        self._say_agent(self._outcome.heartbeat)
+        self._say_agent(heartbeat)
         return True
 
     # ------------------------------------------------------------------ on the site
@@ -186,9 +190,9 @@ class Up:
         version = self._install(remote, layout, chosen, found)
         way = self._find_way(remote, found)
         supervisor = plan.supervisor_for_way(chosen.supervisor, way.way.what, self._login.supervisor).what
-        config = self._exchange_keys(remote, self._beside_a_full_home(layout, chosen, found))
-        supervised = KINDS[supervisor](layout, config, found.environment)
-        self._start(remote, supervised, version, found, before)
+        brought = self._exchange_keys(remote, self._beside_a_full_home(layout, chosen, found), found, before)
+        supervised = KINDS[supervisor](layout, brought.config, found.environment)
+        self._start(remote, supervised, version, found, before, anew=brought.other_bundle)
         if found.slurm and found.slurm.version:
             self._outcome.account = account.look(remote, found.user, found.environment)
         self._check(supervised.patience)
@@ -205,11 +209,12 @@ class Up:
                 install_folder=layout.folder,
                 version=self._outcome.version,
                 source=source,
-                config=config,
+                config=brought.config,
                 supervisor=supervisor,
                 way=way.way.what,
                 servers=way.servers,
                 login=self._login,
+                brought=brought.hashes,
                 environment=found.environment,
                 at=time.time(),
             ),
@@ -327,23 +332,46 @@ class Up:
         )
         return f"{layout.own}/config"
 
-    def _exchange_keys(self, remote: Remote, folder: str) -> str:
-        remote.call("folder", path=folder)
-        changed = []
-        for name, data in authority.login_files(self.home, self.site).items():
-            path = f"{folder}/{name}"
-            if name.endswith(".grant"):
-                remote.write(path, data)
-            elif remote.read(path) != data:
-                remote.write(path, data)
-                changed.append(name)
-        if changed:
-            self._outcome.changes.append(f"{' and '.join(changed)} went to the site")
+    def _exchange_keys(self, remote: Remote, folder: str, found: Probe, before: Journal | None) -> Brought:
+        def end_agent(old: Toml, new: Toml) -> None:
+            if before is not None:
+                self._end_before_a_move(remote, before, found, old, new)
+
+        brought = bringing.bring(remote, self.home, self.site, folder, before, end_agent)
+        self._outcome.changes += brought.changes
         self._tell.step("keys", f"in {folder}, readable by you alone; its authority is renewed")
-        return f"{folder}/{self.home.bundle_path(self.site).name}"
+        for words in brought.changes:
+            self._tell.step("", words)
+        return brought
+
+    def _end_before_a_move(self, remote: Remote, before: Journal, found: Probe, old: Toml, new: Toml) -> None:
+        """End an agent that is to use another spool or another bus.
+
+        Its successor can't take over from it: it looks for it in the other spool, and asks the other bus for the lease.
+        """
+        spools = [_spool(bundle, self.site, found.home) for bundle in (old, new)]
+        if spools[0] == spools[1] and old.get("servers") == new.get("servers"):
+            return
+        if spools[0] != spools[1]:
+            jobs = {record.key for record in self._client.records() if not record.state.is_final}
+            if jobs:
+                raise SiteUnfit(
+                    f"{len(jobs)} unfinished jobs lie in the spool {spools[0]}",
+                    hint=f"wait for them or cancel them, then run it again; or stay there: --spool {spools[0]}",
+                )
+        layout = Layout(before.install_folder, self.site)
+        if remote.call("look", path=layout.command)["kind"]:
+            KINDS[before.supervisor](layout, before.config, found.environment).leave(remote)
 
     def _start(
-        self, remote: Remote, supervised: Supervised, version: str, found: Probe, before: Journal | None
+        self,
+        remote: Remote,
+        supervised: Supervised,
+        version: str,
+        found: Probe,
+        before: Journal | None,
+        *,
+        anew: bool,
     ) -> None:
         if before is not None and before.supervisor != supervised.kind:
             layout = Layout(before.install_folder, self.site)
@@ -351,7 +379,7 @@ class Up:
         if supervised.enter(remote):
             self._outcome.changes.append(f"{supervised.kind} keeps the agent running")
         running = supervised.runs_from(remote)
-        replace = bool(running) and not running.endswith(f"/{version}")
+        replace = bool(running) and (anew or not running.endswith(f"/{version}"))
         self._tell.progress("starting the agent", 0, 0)
         try:
             did = supervised.start(remote, replace=replace)
@@ -396,6 +424,12 @@ class Up:
         self._tell.step(
             "ping", f"{heartbeat.host}, process {heartbeat.pid}: {seconds * 1000:.0f} ms there and back; {slurm}"
         )
+
+
+def _spool(bundle: Toml, site: str, home: str) -> str:
+    """Give the spool that a bundle names, as the agent reads it."""
+    named = str(bundle.get("spool") or f"~/.slurmbus/{site}")
+    return f"{home}{named[1:]}" if named.startswith("~/") else named
 
 
 def _nothing(_target: str) -> None:

@@ -13,10 +13,10 @@ from slurmbus.bootstrap.session import Remote
 from slurmbus.bootstrap.ssh import Master
 from slurmbus.errors import LoginFailed, SiteUnfit
 from slurmbus.home import EMBEDDED, Home, SiteProfile
+from slurmbus_protocol.dialling import in_plain, is_loopback
 
 _WEB = ("ws", "wss")
 _PORTS = {"ws": 80, "wss": 443}
-_LOOPBACK = ("127.", "localhost", "::1")
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +58,16 @@ def place_of(url: str) -> tuple[str, int]:
     return parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 4222)
 
 
-def choose(wanted: str, urls: Sequence[str], dialled: Sequence[Dialled], target: str, *, here: bool = False) -> Route:
+def choose(
+    wanted: str,
+    urls: Sequence[str],
+    dialled: Sequence[Dialled],
+    target: str,
+    *,
+    here: bool = False,
+    pinned: bool = True,
+    allow_plain: bool = False,
+) -> Route:
     """Choose a way (pure).
 
     Args:
@@ -67,19 +76,24 @@ def choose(wanted: str, urls: Sequence[str], dialled: Sequence[Dialled], target:
         dialled: which of them were reached from the site.
         target: the bus as this machine sees it, for a tunnel.
         here: the site is this machine, whose loopback isn't somebody else's.
+        pinned: whether the authority of the bus's certificate is known.
+        allow_plain: the bus may be reached without TLS.
 
     Raises:
         SiteUnfit: the way that was asked for can't be gone.
     """
+    plain = [] if allow_plain else [url for url in urls if in_plain(url, pinned=pinned)]
+    urls = [url for url in urls if url not in plain]
     reached = {(one.host, one.port) for one in dialled if one.open}
-    open_urls = [url for url in urls if place_of(url) in reached and (here or not _is_loopback(place_of(url)[0]))]
+    open_urls = [url for url in urls if place_of(url) in reached and (here or not is_loopback(place_of(url)[0]))]
     straight = [url for url in open_urls if urlsplit(url).scheme not in _WEB]
     web = [url for url in open_urls if urlsplit(url).scheme in _WEB]
     if wanted in {"auto", "direct"} and straight:
         return Route(way=Choice("direct", f"the login node reaches {straight[0]}"), servers=tuple(straight))
     if wanted in {"auto", "websocket"} and web:
         return Route(way=Choice("websocket", f"the login node reaches {web[0]}"), servers=tuple(web))
-    why = _why_not(urls, dialled, here=here)
+    why = "; ".join(f"{url} isn't encrypted (--allow-plain would allow it)" for url in plain)
+    why = why if plain and not urls else _why_not(urls, dialled, here=here) + (f"; {why}" if why else "")
     if wanted in {"direct", "websocket"}:
         raise SiteUnfit(
             f"the way {wanted!r} can't be gone: {why}",
@@ -95,14 +109,10 @@ def choose(wanted: str, urls: Sequence[str], dialled: Sequence[Dialled], target:
 def _why_not(urls: Sequence[str], dialled: Sequence[Dialled], *, here: bool) -> str:
     if not urls:
         return "the bus has no address yet"
-    if not here and all(_is_loopback(place_of(url)[0]) for url in urls):
+    if not here and all(is_loopback(place_of(url)[0]) for url in urls):
         return "the bus listens on this machine only"
     reasons = [f"{one.host}:{one.port}: {one.why}" for one in dialled if not one.open]
     return f"the login node doesn't reach the bus ({'; '.join(reasons)})"
-
-
-def _is_loopback(host: str) -> bool:
-    return host.startswith(_LOOPBACK)
 
 
 def _bracketed(host: str) -> str:
@@ -120,9 +130,11 @@ def find(remote: Remote, home: Home, profile: SiteProfile, probe: Probe, wanted:
     dialled = []
     if wanted != "tunnel":
         for host, port in dict.fromkeys(map(place_of, urls)):
-            if here or not _is_loopback(host):
+            if here or not is_loopback(host):
                 dialled.append(Dialled(**remote.call("dial", host=host, port=port)))
-    return choose(wanted, urls, dialled, target_of(home, profile), here=here)
+    pinned = profile.bus == EMBEDDED or profile.ca_file is not None
+    target = target_of(home, profile)
+    return choose(wanted, urls, dialled, target, here=here, pinned=pinned, allow_plain=profile.allow_plain)
 
 
 def target_of(home: Home, profile: SiteProfile) -> str:
@@ -132,7 +144,7 @@ def target_of(home: Home, profile: SiteProfile) -> str:
 
 
 def _is_tunnel(profile: SiteProfile) -> bool:
-    return any(url.startswith("nats+unix:") or _is_loopback(place_of(url)[0]) for url in profile.agent_servers or ())
+    return any(url.startswith("nats+unix:") or is_loopback(place_of(url)[0]) for url in profile.agent_servers or ())
 
 
 # ---------------------------------------------------------------------- the tunnel

@@ -10,6 +10,7 @@ import click
 from slurmbus.commands.boards import further_buses
 from slurmbus.commands.console import tell
 from slurmbus.commands.options import log_options
+from slurmbus.dashboard.links import Links
 from slurmbus.dashboard.serving import DEFAULT_PORT, Addresses, run_dashboard
 from slurmbus.home import Home
 from slurmbus_protocol import logs
@@ -21,25 +22,38 @@ from slurmbus_protocol import logs
 @click.option("--name", "names", multiple=True, metavar="NAME", help="Another name of this server, e.g. of a proxy.")
 @click.option(
     "--private/--public",
-    default=None,
-    help="Whether only who is signed in may look. [default: --public on the loopback, else --private]",
+    default=True,
+    show_default=True,
+    help="Whether only who is signed in may look. Every user of this machine reaches the loopback.",
 )
 @click.option("--open", "opened", is_flag=True, help="Open it in the browser, signed in.")
+@click.option("--link", is_flag=True, help="Print a new link to the one that runs, and end.")
 @log_options
 def command(
-    host: str, port: int | None, names: tuple[str, ...], *, private: bool | None, opened: bool, log_format: str
+    host: str,
+    port: int | None,
+    names: tuple[str, ...],
+    *,
+    private: bool,
+    opened: bool,
+    link: bool,
+    log_format: str,
 ) -> None:
     """Serve a page that shows every site's agent and jobs, live.
 
-    It is read-only; whoever opens the second address that is printed is signed in and may cancel jobs.
+    Whoever opens the link that is printed is signed in and may look, cancel and requeue; it works once.
     """
+    home = Home.default()
+    if link:
+        click.echo(Links.of(home).link())
+        return
     logs.set_up(log_format, logging.WARNING if log_format == logs.TEXT else logging.INFO)
 
     def ready(addresses: Addresses) -> None:
         tell(f"dashboard: {addresses.page}", log_format, bold=True)
-        # It holds a secret, which no log shall have.
-        click.echo(f"signed in: {addresses.signed_in}", err=log_format == logs.TEXT)
+        # It lets in whoever opens it first, so no log shall have it.
+        click.echo(f"sign in: {addresses.signed_in}", err=log_format == logs.TEXT)
         if opened:
-            webbrowser.open(addresses.signed_in)
+            webbrowser.open(addresses.opening().as_uri())
 
-    run_dashboard(Home.default(), host, port, further=further_buses(), names=names, private=private, ready=ready)
+    run_dashboard(home, host, port, further=further_buses(), names=names, private=private, ready=ready)

@@ -53,6 +53,7 @@ def command(context: click.Context, *, as_json: bool) -> None:
 )
 @click.option("--ca", "ca_file", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TLS authority.")
 @click.option("--tls-name", metavar="NAME", help="The name in the bus's certificate, if not the host's in --url.")
+@click.option("--allow-plain", is_flag=True, help="The bus may be reached without TLS: the network itself is safe.")
 @click.option(
     "--scheduler", type=click.Choice(["auto", "native", "commands", "local"]), default="auto", show_default=True
 )

@@ -17,8 +17,9 @@ from slurmbus.commands.console import show_json
 from slurmbus.commands.keyboard import keys
 from slurmbus.commands.options import json_option
 from slurmbus.commands.view import record_json
+from slurmbus.dashboard.partitions import PartitionsOf
 from slurmbus.errors import UnknownSite
-from slurmbus.picture import Picture
+from slurmbus.picture import JobName, Picture
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -40,7 +41,8 @@ SCROLL = {"up": -1, "k": -1, "down": 1, "j": 1, "page up": -PAGE, "page down": P
 def command(site: str | None, *, once: bool, as_json: bool) -> None:
     """Watch sites, their agents and jobs: what needs attention, on top.
 
-    Keys: q ends it; the arrows and page keys go through the jobs.
+    Keys: q ends it; the arrows and page keys go through the jobs, Enter shows the one on top with its way and its
+    output, p the partitions; Escape goes back.
     """
     board = open_board()
     if once or as_json or not (sys.stdout.isatty() and sys.stdin.isatty()):
@@ -73,10 +75,63 @@ async def _watch(board: Board, site: str | None) -> None:
     frame = Frame(board.picture, site, live=True)
     with Live(frame, console=Console(), screen=True, auto_refresh=False, vertical_overflow="crop") as live:
         async with board, board.subscribe() as news:
-            await _redraw(frame, live, news)
+            await _redraw(Views(board, frame, live), live, news)
 
 
-async def _redraw(frame: Frame, live: Live, news: News) -> None:
+class Views:
+    """What is on the screen: the frame, or a job or the partitions in its place.
+
+    Args:
+        board: what is known.
+        frame: what there is at first.
+        live: the screen.
+    """
+
+    def __init__(self, board: Board, frame: Frame, live: Live) -> None:
+        self._board = board
+        self._frame = frame
+        self._live = live
+        self._partitions = PartitionsOf(board)
+        self._filling: asyncio.Task[None] | None = None
+
+    def press(self, key: str) -> bool:
+        """Do what a key stands for; False when a person has seen enough."""
+        if key in {"q", "end"} or (key == "escape" and self._filling is None):
+            return False
+        if self._filling is not None:
+            if key in {"escape", "\x7f", "\n"}:
+                self.close()
+        elif key == "\n" and (name := self._frame.top()) is not None:
+            self._open_job(name)
+        elif key == "p":
+            self._open_partitions()
+        else:
+            self._frame.first = max(0, self._frame.first + SCROLL.get(key, 0))
+        return True
+
+    def close(self) -> None:
+        """Go back to the frame."""
+        if self._filling is not None:
+            self._filling.cancel()
+            self._filling = None
+        self._live.update(self._frame)
+
+    def _open_job(self, name: JobName) -> None:
+        from slurmbus.commands.top_job import JobFrame  # noqa: PLC0415
+
+        job = JobFrame(self._board.picture, name)
+        self._live.update(job)
+        self._filling = asyncio.ensure_future(job.follow(self._board.site(name.site)))
+
+    def _open_partitions(self) -> None:
+        from slurmbus.commands.top_partitions import PartitionsFrame  # noqa: PLC0415
+
+        found = PartitionsFrame(self._frame.sites())
+        self._live.update(found)
+        self._filling = asyncio.ensure_future(found.ask(self._partitions))
+
+
+async def _redraw(views: Views, live: Live, news: News) -> None:
     """Draw until a person has seen enough."""
     with keys() as pressed:
         key = asyncio.ensure_future(pressed.get())
@@ -86,15 +141,15 @@ async def _redraw(frame: Frame, live: Live, news: News) -> None:
                 live.refresh()
                 await asyncio.wait({key, change}, timeout=REDRAW, return_when=asyncio.FIRST_COMPLETED)
                 if key.done():
-                    if key.result() in {"q", "escape", "end"}:
+                    if not views.press(key.result()):
                         return
-                    frame.first = max(0, frame.first + SCROLL.get(key.result(), 0))
                     key = asyncio.ensure_future(pressed.get())
                 elif change.done():
                     await asyncio.wait({key}, timeout=STEADY)
                 if change.done():
                     change = asyncio.ensure_future(news.changed())
         finally:
+            views.close()
             key.cancel()
             change.cancel()
 

@@ -17,13 +17,17 @@ from rich.text import Text
 from slurmbus.attention import Level, attention
 from slurmbus.commands.console import duration, state_colour
 from slurmbus.commands.job_lines import COLUMNS, JobLine, job_groups, job_line
-from slurmbus.picture import AgentView, Picture
+from slurmbus.history import over_time
+from slurmbus.picture import AgentView, JobName, Picture
+from slurmbus_protocol.messages import Record
 from slurmbus_protocol.states import FINAL, JobState
 
 MOST_ITEMS = 6
 JOBS_AT_ONCE = 20
 """Jobs that are shown where the height doesn't say."""
 LEAST_JOBS = 3
+HOUR, BUCKETS = 3600.0, 24
+"""What the line of jobs over time spans, in how many marks."""
 BEATS = 10
 """Heartbeats that a line shows, where they come as often as now."""
 _LEVELS = {Level.BAD: "bold red", Level.WARNING: "yellow", Level.NOTE: "dim"}
@@ -53,6 +57,7 @@ class Frame:
     site: str | None = None
     first: int = 0
     live: bool = False
+    _shown_first: int = 0
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw it."""
@@ -68,14 +73,16 @@ class Frame:
     def _above(self, now: float, width: int, most: int | None) -> Iterator[RenderableType]:
         yield self._title(now)
         yield from self._attention(now)
-        rows = _agent_rows(self.picture, self._sites(), now)
+        yield from self._over_time(now)
+        rows = _agent_rows(self.picture, self.sites(), now)
         if most is not None and len(rows) > most:  # those that beat are the ones to leave out
             rows.sort(key=lambda row: row.well)
-        yield _table([column for column, _ in _AGENT_CELLS], [row.cells for row in rows[:most]], width)
+        yield table_of([column for column, _ in _AGENT_CELLS], [row.cells for row in rows[:most]], width)
         if most is not None and len(rows) > most:
             yield Text(f"and {len(rows) - most} more agents", "dim")
 
-    def _sites(self) -> list[str]:
+    def sites(self) -> list[str]:
+        """Give the names of those that are shown."""
         return [name for name in self.picture.sites() if self.site in {None, name}]
 
     def _title(self, now: float) -> Text:
@@ -87,6 +94,18 @@ class Frame:
                 text.append(f"  {counts[state.value]:,} ", state_colour(state))
                 text.append(state.value.lower().replace("_", " "), "" if state not in FINAL else "dim")
         return text
+
+    def _over_time(self, now: float) -> Iterator[Text]:
+        """Draw the last hour's jobs, each kind against its own highest."""
+        records = [record for name, record in self.picture.jobs.items() if self.site in {None, name.site}]
+        history = over_time(records, now, step=HOUR / BUCKETS, buckets=BUCKETS)
+        kinds = {"running": history.running, "waiting": history.waiting, "failed": history.failed}
+        text = Text("last hour", "dim", no_wrap=True, overflow="ellipsis")
+        for word, figures in kinds.items():
+            if any(figures):
+                text.append(f"  {word} ").append(bars(figures), "red" if word == "failed" else "")
+        if any(map(any, kinds.values())):
+            yield text
 
     def _attention(self, now: float) -> Iterator[Text]:
         items = [item for item in attention(self.picture, now) if self.site in {None, item.site} or not item.site]
@@ -101,15 +120,25 @@ class Frame:
         if len(items) > MOST_ITEMS:
             yield Text(f"  and {len(items) - MOST_ITEMS} more", "dim")
 
+    def top(self) -> JobName | None:
+        """Give the job on top of those that are shown; of an array its first task."""
+        groups = self._groups()
+        if not groups:
+            return None
+        record = groups[min(self._shown_first, len(groups) - 1)][0]
+        return JobName(record.site, record.key, record.task)
+
+    def _groups(self) -> list[list[Record]]:
+        return job_groups(record for name, record in self.picture.jobs.items() if self.site in {None, name.site})
+
     def _jobs(self, now: float, room: int, width: int) -> Iterator[RenderableType]:
-        records = [record for name, record in self.picture.jobs.items() if self.site in {None, name.site}]
-        groups = job_groups(records)
-        first = max(0, min(self.first, len(groups) - room))
+        groups = self._groups()
+        first = self._shown_first = max(0, min(self.first, len(groups) - room))
         shown = [job_line(group, now) for group in groups[first : first + room]]
         where = f"jobs {first + 1} to {first + len(shown)} of {len(groups)}" if shown else "no jobs yet"
         yield Rule(where, style="dim", align="left")
         if shown:
-            yield _table(_JOB_COLUMNS, [_job_cells(line) for line in shown], width)
+            yield table_of(_JOB_COLUMNS, [_job_cells(line) for line in shown], width)
 
 
 def _job_cells(line: JobLine) -> list[Text]:
@@ -127,7 +156,7 @@ def _shortened(text: str) -> str:
 # ---------------------------------------------------------------------- tables that fit
 
 
-class _Column(NamedTuple):
+class Column(NamedTuple):
     """One column of a table."""
 
     name: str
@@ -136,7 +165,7 @@ class _Column(NamedTuple):
     justify: JustifyMethod = "left"
 
 
-def _table(columns: Sequence[_Column], rows: Sequence[Sequence[Text]], width: int) -> Table:
+def table_of(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: int) -> Table:
     """Make a table of as many columns as have room."""
     widths = [max([cell_len(column.name), *(row[at].cell_len for row in rows)]) for at, column in enumerate(columns)]
     kept = list(range(len(columns)))
@@ -151,7 +180,7 @@ def _table(columns: Sequence[_Column], rows: Sequence[Sequence[Text]], width: in
 
 
 _GAP = 2
-_JOB_COLUMNS = tuple(_Column(name, rank) for name, rank in zip(COLUMNS, (8, 1, 0, 0, 6, 4, 3, 2, 5, 2), strict=True))
+_JOB_COLUMNS = tuple(Column(name, rank) for name, rank in zip(COLUMNS, (8, 1, 0, 0, 6, 4, 3, 2, 5, 2), strict=True))
 
 
 # ---------------------------------------------------------------------- agents
@@ -195,6 +224,12 @@ def heartbeat_line(agent: AgentView, now: float) -> str:
 def _pulse(latency: float | None) -> str:
     steps = math.log(max(latency or 0.0, _FASTEST) / _FASTEST, 3)
     return _PULSES[min(round(steps), len(_PULSES) - 1)]
+
+
+def bars(figures: Sequence[int]) -> str:
+    """Draw figures as high as they are against the highest; nothing where there is none."""
+    highest = max(figures)
+    return "".join(" " if not one else _PULSES[math.ceil(one / highest * len(_PULSES)) - 1] for one in figures)
 
 
 def _role(agent: AgentView, now: float) -> Text:
@@ -248,18 +283,18 @@ def size(number: float) -> str:
     return f"{number:.1f}G"
 
 
-_AGENT_CELLS: tuple[tuple[_Column, Cell], ...] = (
-    (_Column("SITE", 0), lambda agent, _: Text(agent.name.site, "bold")),
-    (_Column("AGENT ON", 4), _plain(lambda agent: agent.heartbeat.host)),
-    (_Column("", 0), _role),
-    (_Column("HEARTBEAT", 2), _line),
-    (_Column("AGE", 1, "right"), lambda agent, now: Text(duration(agent.age(now)), _CONDITIONS[agent.condition(now)])),
-    (_Column("BUS", 5, "right"), _plain(lambda agent: milliseconds(agent.heartbeat.vitals.bus_latency))),
-    (_Column("SCHEDULER", 2), _scheduler),
-    (_Column("JOBS", 3, "right"), _plain(lambda agent: str(sum(agent.heartbeat.vitals.jobs.values())))),
-    (_Column("BACKLOG", 8, "right"), _plain(lambda agent: size(agent.heartbeat.vitals.backlog))),
-    (_Column("CPU", 7, "right"), _plain(lambda agent: duration(agent.heartbeat.vitals.cpu_seconds))),
-    (_Column("MEM", 7, "right"), _plain(lambda agent: size(agent.heartbeat.vitals.rss))),
-    (_Column("BUDGETS", 6), _budgets),
-    (_Column("VERSION", 9), _plain(lambda agent: agent.heartbeat.version)),
+_AGENT_CELLS: tuple[tuple[Column, Cell], ...] = (
+    (Column("SITE", 0), lambda agent, _: Text(agent.name.site, "bold")),
+    (Column("AGENT ON", 4), _plain(lambda agent: agent.heartbeat.host)),
+    (Column("", 0), _role),
+    (Column("HEARTBEAT", 2), _line),
+    (Column("AGE", 1, "right"), lambda agent, now: Text(duration(agent.age(now)), _CONDITIONS[agent.condition(now)])),
+    (Column("BUS", 5, "right"), _plain(lambda agent: milliseconds(agent.heartbeat.vitals.bus_latency))),
+    (Column("SCHEDULER", 2), _scheduler),
+    (Column("JOBS", 3, "right"), _plain(lambda agent: str(sum(agent.heartbeat.vitals.jobs.values())))),
+    (Column("BACKLOG", 8, "right"), _plain(lambda agent: size(agent.heartbeat.vitals.backlog))),
+    (Column("CPU", 7, "right"), _plain(lambda agent: duration(agent.heartbeat.vitals.cpu_seconds))),
+    (Column("MEM", 7, "right"), _plain(lambda agent: size(agent.heartbeat.vitals.rss))),
+    (Column("BUDGETS", 6), _budgets),
+    (Column("VERSION", 9), _plain(lambda agent: agent.heartbeat.version)),
 )

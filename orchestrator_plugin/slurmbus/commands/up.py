@@ -20,7 +20,7 @@ from slurmbus.home import EMBEDDED, Home, SiteProfile
 _WIDTH = 11
 _SITE_SETTINGS = ("scheduler", "spool", "slurm_conf", "link_host", "runner_python")
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-_BUS_SETTINGS = ("urls", "agent_urls", "credentials", "ca_file", "tls_name")
+_BUS_SETTINGS = ("urls", "agent_urls", "credentials", "ca_file", "tls_name", "allow_plain")
 
 
 class Console:
@@ -85,6 +85,9 @@ class Console:
 @click.option("--credentials", type=_FILE, help="NKEY seed for --url.")
 @click.option("--ca", "ca_file", type=_FILE, help="TLS authority of --url.")
 @click.option("--tls-name", metavar="HOST", help="The name in the certificate of --url, if it is another one.")
+@click.option(
+    "--allow-plain/--no-allow-plain", default=None, help="Reach --url without TLS: the network itself is safe."
+)
 @click.option("--upgrade", is_flag=True, help="Replace an agent of another version; jobs go on.")
 @click.option("--login", "log_in", is_flag=True, help="Log in even if nothing has to be done.")
 @click.option("--no-trial", is_flag=True, help="Run no trial job.")
@@ -149,18 +152,22 @@ def _add(home: Home, site: str, before: SiteProfile | None, said: dict[str, Any]
         return said.get(name, getattr(before, field or name) if before else None)
 
     bus = before.bus if before and before.bus != EMBEDDED else None
+    urls = said.get("urls") or bus
+    # How the agent reached one bus isn't how it reaches another.
+    agent_urls = before.agent_servers if before and urls == bus else None
     home.add_site(
         site,
-        said.get("urls") or bus,
+        urls,
         credentials=said.get("credentials") or (home.path / before.credentials if before else None),
         ca_file=of("ca_file"),
-        agent_servers=said.get("agent_urls") or (before.agent_servers if before else None),
+        agent_servers=said.get("agent_urls") or agent_urls,
         scheduler=of("scheduler") or "auto",
         spool=of("spool"),
         slurm_conf=of("slurm_conf"),
         link_host=of("link_host"),
         python=of("runner_python", "python"),
         tls_name=of("tls_name"),
+        allow_plain=bool(of("allow_plain")),
     )
 
 

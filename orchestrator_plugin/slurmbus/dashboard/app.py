@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -19,8 +20,10 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
+from slurmbus.bearer import Bearer
 from slurmbus.board import Board
 from slurmbus.dashboard.guard import Guard
+from slurmbus.dashboard.links import Links
 from slurmbus.dashboard.page_feed import PageFeed
 from slurmbus.dashboard.partitions import PartitionsOf
 from slurmbus.dashboard.sessions import LIFETIME, Session, Sessions
@@ -32,17 +35,21 @@ from slurmbus_protocol.errors import SlurmbusError
 B = TypeVar("B", bound=msgspec.Struct)
 
 STATIC = Path(str(files("slurmbus.dashboard") / "static"))
+INDEX = STATIC / "index.html"
+_INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 COOKIE = "slurmbus"
 FORGERY_HEADER = "x-slurmbus-page"
 MAX_BODY = 4096
 NOT_SIGNED_IN = 4401
-"""The WebSocket's close code when only who is signed in may look."""
+"""The WebSocket's close code when only who is signed in may look, and when that is over."""
 
 
 class SignIn(msgspec.Struct, frozen=True):
     """What the page sends to sign in."""
 
     token: str
+    attempt: str = ""
+    """The page's own word, by which it may send the same again when the answer was lost."""
 
 
 class JobWish(msgspec.Struct, frozen=True):
@@ -59,6 +66,8 @@ class Dashboard:
     Args:
         home: whose sites.
         hosts: the names by which browsers may call the server.
+        links: whose tokens let in.
+        bearer: who may ask for metrics without having signed in.
         further: other buses to follow.
         private: whether only who is signed in may look.
     """
@@ -67,11 +76,14 @@ class Dashboard:
         self,
         home: Home,
         hosts: Collection[str],
+        links: Links,
+        bearer: Bearer,
         further: Collection[ConnectionSettings] = (),
         *,
-        private: bool = False,
+        private: bool = True,
     ) -> None:
-        self.sessions = Sessions()
+        self._sessions = Sessions(links)
+        self._bearer = bearer
         self.board = Board(home, further)
         self._private = private
         self._metrics = Metrics(self.board)
@@ -87,7 +99,7 @@ class Dashboard:
                 Route("/requeue", self._requeue, methods=["POST"]),
                 Mount("/static", StaticFiles(directory=STATIC)),
             ],
-            middleware=[Middleware(Guard, hosts=hosts)],
+            middleware=[Middleware(Guard, hosts=hosts, scripts=_INLINE.findall(INDEX.read_text()))],
             exception_handlers={SlurmbusError: _told},  # type: ignore[dict-item]  # its subclass is all it is given
             lifespan=self._lifespan,
         )
@@ -102,11 +114,12 @@ class Dashboard:
                 counting.cancel()
 
     async def _page(self, _request: Request) -> Response:
-        return FileResponse(STATIC / "index.html")
+        return FileResponse(INDEX)
 
     async def _metrics_page(self, request: Request) -> Response:
-        if self._private and self._session(request) is None:
-            raise NotSignedIn
+        signed_in = not self._private or self._session(request) is not None
+        if not signed_in and not self._bearer.fits(request.headers.get("authorization")):
+            return _problem("this isn't the token of metrics", 401, headers={"WWW-Authenticate": "Bearer"})
         content_type, page = self._metrics.page(request.headers.get("accept", ""))
         return Response(page, headers={"content-type": content_type})
 
@@ -121,17 +134,22 @@ class Dashboard:
             "home": str(self.board.home.path),
             "forgery": session.forgery if session is not None else None,
         }
-        await PageFeed(socket, self.board, self._partitions, hello).serve()
+        feed = PageFeed(socket, self.board, self._partitions, hello)
+        if not await feed.serve(lambda: session is None or self._sessions.holds(session)):
+            await socket.close(NOT_SIGNED_IN)
 
     # ------------------------------------------------------------------ signing in
 
     def _session(self, connection: HTTPConnection) -> Session | None:
-        return self.sessions.find(connection.cookies.get(_cookie_name(connection)))
+        return self._sessions.find(connection.cookies.get(_cookie_name(connection)))
 
     async def _sign_in(self, request: Request) -> Response:
-        session = self.sessions.sign_in((await _body(request, SignIn)).token)
+        wish = await _body(request, SignIn)
+        session = self._sessions.sign_in(wish.token, wish.attempt)
         if session is None:
-            return _problem("this isn't the token that 'slurmbus dashboard' has printed", 403)
+            return _problem(
+                "this link was used before, or is too old", 403, "'slurmbus dashboard --link' gives a new one"
+            )
         response = JSONResponse({})
         secure = request.url.scheme == "https"
         name = _cookie_name(request)
@@ -139,7 +157,7 @@ class Dashboard:
         return response
 
     async def _sign_out(self, request: Request) -> Response:
-        self.sessions.sign_out(self._signed_in(request))
+        self._sessions.sign_out(self._signed_in(request))
         response = JSONResponse({})
         response.delete_cookie(_cookie_name(request))
         return response
@@ -169,7 +187,7 @@ class NotSignedIn(SlurmbusError):
     """Looking is all that may be done without signing in."""
 
     code = "not-signed-in"
-    default_hint = "open the address that 'slurmbus dashboard' has printed"
+    default_hint = "open the link that 'slurmbus dashboard --link' gives"
 
 
 class BadBody(SlurmbusError):
@@ -185,8 +203,8 @@ async def _told(_request: Request, error: SlurmbusError) -> Response:
     return _problem(error.message, _STATUS.get(type(error), 503 if error.retryable else 409), error.hint)
 
 
-def _problem(message: str, status: int, hint: str = "") -> Response:
-    return JSONResponse({"problem": message, "hint": hint}, status)
+def _problem(message: str, status: int, hint: str = "", headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"problem": message, "hint": hint}, status, headers)
 
 
 def _cookie_name(connection: HTTPConnection) -> str:

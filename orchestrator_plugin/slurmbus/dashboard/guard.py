@@ -6,6 +6,8 @@ Host must be one of ours, and whatever isn't a plain read must come from our own
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -33,11 +35,15 @@ class Guard:
     Args:
         app: what is guarded.
         hosts: the names by which browsers may call this server, without a port.
+        scripts: the text of those that stand in the page itself; browsers run no others there.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, hosts: Collection[str], scripts: Collection[str] = ()) -> None:
         self._app = app
         self._hosts = {host.lower() for host in hosts}
+        hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+        sources = " ".join(["script-src 'self'", *(f"'sha256-{one}'" for one in hashes)])
+        self._headers = {name: value.replace("script-src 'self'", sources) for name, value in _HEADERS.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on with the headers added."""
@@ -49,7 +55,7 @@ class Guard:
         async def strictly(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in self._headers.items():
                     headers[name] = value
                 headers.setdefault("Cache-Control", "no-cache")
             await send(message)

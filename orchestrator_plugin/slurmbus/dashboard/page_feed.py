@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -78,15 +79,19 @@ class PageFeed:
         self._history_due = 0.0
         self._attention_due = 0.0
 
-    async def serve(self) -> None:
-        """Send and receive."""
+    async def serve(self, allowed: Callable[[], bool]) -> bool:
+        """Send and receive until the page goes away, or is no longer allowed to look; False then."""
         await self._send({"type": "hello", "now": time.time(), **self._hello})
+        gone = False
         try:
             async with asyncio.TaskGroup() as group, self._board.subscribe() as news:
-                group.create_task(self._receive(group))
-                await self._tell(news)
+                receiving = group.create_task(self._receive(group))
+                await self._tell(news, allowed)
+                receiving.cancel()
+                await self._stop_watching()
         except* WebSocketDisconnect:
-            pass
+            gone = True
+        return gone
 
     async def _send(self, value: dict[str, Any]) -> None:
         if self._socket.application_state is not WebSocketState.CONNECTED:
@@ -95,9 +100,9 @@ class PageFeed:
 
     # ------------------------------------------------------------------ the picture
 
-    async def _tell(self, news: News) -> None:
+    async def _tell(self, news: News, allowed: Callable[[], bool]) -> None:
         whole = True
-        while True:
+        while allowed():
             try:
                 async with asyncio.timeout(PULSE):
                     names = await news.changed()

@@ -6,11 +6,14 @@ import errno
 import socket
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 
+from slurmbus.bearer import Bearer
 from slurmbus.dashboard.app import Dashboard
 from slurmbus.dashboard.guard import LOOPBACK
+from slurmbus.dashboard.links import Links
 from slurmbus.home import Home
 from slurmbus.settings import ConnectionSettings
 from slurmbus_protocol.errors import InvalidSetting
@@ -26,7 +29,9 @@ class Addresses:
 
     page: str
     signed_in: str
-    """Whoever opens this one is signed in; it holds a secret, behind the ``#`` that browsers keep to themselves."""
+    """Whoever opens this one first is signed in."""
+    opening: Callable[[], Path]
+    """Makes a file that leads a browser to such a link."""
 
 
 def run_dashboard(
@@ -36,7 +41,7 @@ def run_dashboard(
     *,
     further: Collection[ConnectionSettings] = (),
     names: Collection[str] = (),
-    private: bool | None = None,
+    private: bool = True,
     ready: Callable[[Addresses], None],
 ) -> None:
     """Serve the page until SIGINT or SIGTERM, in the main thread.
@@ -47,7 +52,7 @@ def run_dashboard(
         port: None takes DEFAULT_PORT, or a free one when that is taken.
         further: other buses to follow.
         names: further names by which browsers may call the server (of a proxy, for example).
-        private: only who is signed in may look; None: unless it listens on the loopback only.
+        private: only who is signed in may look: every user of this machine reaches the loopback.
         ready: called when browsers can come.
 
     Raises:
@@ -57,9 +62,11 @@ def run_dashboard(
     listening = _listen(host, port)
     shown = socket.gethostname() if host in WILDCARDS else host
     hosts = {*LOOPBACK, host, shown, *names} - WILDCARDS
-    dashboard = Dashboard(home, hosts, further, private=host not in LOOPBACK if private is None else private)
     bound = listening.getsockname()[1]
     page = f"http://[{shown}]:{bound}/" if ":" in shown else f"http://{shown}:{bound}/"
+    links = Links.of_page(page)
+    links.save(home)
+    dashboard = Dashboard(home, hosts, links, Bearer(home.metrics_token()), further, private=private)
     config = uvicorn.Config(
         dashboard.app,
         log_level="warning",
@@ -70,19 +77,25 @@ def run_dashboard(
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    server = _Server(config, lambda: ready(Addresses(page, f"{page}#token={dashboard.sessions.token}")))
+    addresses = Addresses(page, links.link(), lambda: links.opening(home))
+    server = _Server(config, lambda: ready(addresses), lambda: links.forget(home))
     with listening:
         server.run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], ended: Callable[[], None]) -> None:
         super().__init__(config)
         self._ready = ready
+        self._ended = ended
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._ended()  # here, because the signal that ends the server then ends the process, too
+        await super().shutdown(sockets)
 
 
 def _listen(host: str, port: int | None) -> socket.socket:

@@ -43,7 +43,7 @@ class Target:
         raise EnvironmentUnusable(
             f"environment: the site has no Python {wanted}, only {there}",
             hint="name one of these, or let the site's agent know of another one: "
-            '[environments] pythons = ["/opt/python/3.12/bin/python3"] in its configuration',
+            '[environments] pythons = ["/opt/python/3.12/bin/python3"] in its SITE.settings.toml',
         )
 
 

@@ -174,15 +174,8 @@ class Shipper:
             SiteUnreachable: no agent answers.
         """
         deadline = time.monotonic() + _PATIENCE
+        wish = self._wish(pack, name, again=again)
         for attempt in range(1_000_000):
-            wish = InstallEnvironment(
-                site=self._client.site,
-                expires_at=time.time() + _VALID_FOR,
-                submitter=submitter(),
-                environment=pack.ref,
-                name=name,
-                again=again and attempt == 0,
-            )
             try:
                 status = self._ask_signed("install-environment", wish)
             except (SiteUnreachable, BusUnreachable):
@@ -194,7 +187,19 @@ class Shipper:
                     return status.path or ""
                 self._tell(status.doing or "installing", 0, 0)
             time.sleep(_POLL[min(attempt, len(_POLL) - 1)])
+            if wish.again or wish.expires_at < time.time() + _VALID_FOR / 2:  # else the same again: it is noted once
+                wish = self._wish(pack, name)
         raise SiteUnreachable(f"site {self._client.site} never finished installing")
+
+    def _wish(self, pack: Pack, name: str | None, *, again: bool = False) -> InstallEnvironment:
+        return InstallEnvironment(
+            site=self._client.site,
+            expires_at=time.time() + _VALID_FOR,
+            submitter=submitter(),
+            environment=pack.ref,
+            name=name,
+            again=again,
+        )
 
     def remove(self, digest: str) -> None:
         """Remove an installed environment.

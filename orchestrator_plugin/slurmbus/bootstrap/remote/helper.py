@@ -8,9 +8,11 @@ killed, and folders that were begun and not finished are removed: an interrupted
 
 import base64
 import errno
+import grp
 import hashlib
 import json
 import os
+import pwd
 import queue
 import shutil
 import signal
@@ -22,12 +24,16 @@ import tarfile
 import threading
 import time
 import zipfile
-from typing import IO, Any, Callable, Dict, List, Optional, Set, TypeVar
+from typing import IO, Any, Callable, Dict, List, Optional, Set, Tuple, TypeVar
 
 Operation = TypeVar("Operation", bound=Callable[..., Any])
 OUTPUT_LIMIT = 1024 * 1024
 """Bytes of a command's output that are kept: its end."""
 PIECE = 65536
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+OTHERS_ENTER = stat.S_IXGRP | stat.S_IXOTH
+LINKS = 40
+"""Symlinks on the way to a folder, as many as the kernel follows. Source: path_resolution(7)."""
 OPS: Dict[str, Callable[..., Any]] = {}
 unfinished: List[str] = []
 """Folders and files that are removed unless somebody says that they are whole."""
@@ -142,6 +148,131 @@ def kill_group(child: "subprocess.Popen[bytes]") -> None:
         pass
 
 
+# ---------------------------------------------------------------------- folders that nobody else can swap
+
+
+def walk(path: str, make: bool, mode: int = 0o700) -> None:
+    """Go from the root down to a folder, and see that nobody but this user and root can put another in its place.
+
+    What is missing is made, or else ends the walk. Each folder is looked at before the next one, so that nothing that
+    was looked at can change afterwards: its name stands in a folder where only the two can rename things, or in a
+    sticky one, where others can't rename what isn't theirs. Symlinks are followed step by step, under the same rules.
+    What lies above the home isn't judged: whoever can swap that has the account already.
+
+    Raises PermissionError, which names the folder and says what to do.
+    """
+    if not path.startswith("/") or ".." in path.split("/"):
+        raise OSError(errno.EINVAL, "is no plain absolute path", path)
+    here, rest = begin(path)
+    shut, links = "", 0
+    check_folder(here, os.lstat(here), inside=False)
+    while rest:
+        name = rest.pop()
+        if name == "..":  # of a symlink: "here" has none in it, and was looked at on the way down
+            here = os.path.dirname(here)
+            continue
+        place = os.path.join(here, name)
+        status = entry(place, make, 0o700 if rest else mode)
+        if status is None:
+            return
+        if stat.S_ISLNK(status.st_mode):
+            links += 1
+            if links > LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            here, more = follow(here, os.readlink(place))
+            check_folder(here, os.lstat(here), inside=False)
+            rest += more
+            continue
+        here = place
+        inside = bool(shut) and here.startswith(shut + "/")
+        check_folder(here, status, inside)
+        if not inside and status.st_uid == os.getuid() and not status.st_mode & OTHERS_ENTER:
+            shut = here
+    if make and os.lstat(here).st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "belongs to root, not to you; choose a folder of your own", here)
+
+
+def entry(place: str, make: bool, mode: int) -> Optional[os.stat_result]:
+    """Look at one name on the way, which must be of the user or root; None when it is missing and isn't made."""
+    try:
+        status = os.lstat(place)
+    except FileNotFoundError:
+        if not make:
+            return None
+        try:
+            os.mkdir(place, mode)
+        except FileExistsError:
+            pass  # somebody was faster: it is looked at like any other
+        status = os.lstat(place)
+    check_owner(place, status)
+    return status
+
+
+def begin(path: str) -> Tuple[str, List[str]]:
+    """Give the folder from which a way is judged, the home or else the root, and the names that follow."""
+    home = pwd.getpwuid(os.getuid()).pw_dir
+    real = os.path.realpath(home)
+    for one in (home, real):
+        if len(steps(one)) > 1 and os.path.isdir(one) and (path + "/").startswith(one.rstrip("/") + "/"):
+            return real, steps(path[len(one) :])
+    return "/", steps(path)
+
+
+def follow(here: str, target: str) -> Tuple[str, List[str]]:
+    """Give from where a symlink in a folder leads on, and through which names."""
+    if target.startswith("/"):
+        return begin(target) if ".." not in target.split("/") else ("/", steps(target))
+    if ".." in target.split("/"):  # it may lead out of the home
+        return "/", steps(target) + steps(here)
+    return here, steps(target)
+
+
+def steps(path: str) -> List[str]:
+    """Give the names in a path, the first one last."""
+    return [name for name in reversed(path.split("/")) if name not in ("", ".")]
+
+
+def check_owner(place: str, status: os.stat_result) -> None:
+    """Raise PermissionError unless it is this user's or root's: an owner may put anything in the place of a thing."""
+    if status.st_uid in (0, os.getuid()):
+        return
+    try:
+        owner = pwd.getpwuid(status.st_uid).pw_name
+    except KeyError:
+        owner = "user %d" % status.st_uid
+    words = "belongs to %s, who could put other programs in the place of yours; choose another folder" % owner
+    raise PermissionError(errno.EPERM, words, place)
+
+
+def check_folder(place: str, status: os.stat_result, inside: bool) -> None:
+    """Raise an error if it is no folder, or others may rename what lies in it; ``inside`` one they can't enter."""
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), place)
+    if inside or not status.st_mode & OTHERS_WRITE or status.st_mode & stat.S_ISVTX:
+        return
+    if not status.st_mode & stat.S_IWOTH and is_own_group(place, status.st_gid):
+        return
+    words = "can be written by others, who could put other programs in the place of yours; "
+    words += "chmod go-w %s, or choose another folder" % place if status.st_uid == os.getuid() else "choose another one"
+    raise PermissionError(errno.EPERM, words, place)
+
+
+def is_own_group(place: str, gid: int) -> bool:
+    """Tell whether a group is root's, or one that the user has alone, by the custom of giving each user a group.
+
+    Others could still be let in by an access control list, whose rights look like the group's. Source: acl(5).
+    """
+    if gid == 0:
+        return True
+    try:
+        group, user = grp.getgrgid(gid), pwd.getpwuid(os.getuid())
+        listed = "system.posix_acl_access" in os.listxattr(place)
+    except (KeyError, OSError):
+        return False
+    own = group.gr_name == user.pw_name and user.pw_gid == gid and not set(group.gr_mem) - {user.pw_name}
+    return own and not listed
+
+
 # ---------------------------------------------------------------------- files
 
 
@@ -182,13 +313,16 @@ def read(path: str, limit: int = OUTPUT_LIMIT) -> Optional[str]:
 
 @op
 def folder(path: str, mode: int = 0o700, new: bool = False) -> None:
-    """Make a folder with its parents. A ``new`` one mustn't exist, and goes again unless it is kept."""
+    """Make a folder with its parents, where nobody else can swap it.
+
+    A ``new`` one mustn't exist, and goes again unless it is kept.
+    """
     if new:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        walk(os.path.dirname(path), make=True)
         os.mkdir(path, mode)
         unfinished.append(path)
     else:
-        os.makedirs(path, mode=mode, exist_ok=True)
+        walk(path, make=True, mode=mode)
 
 
 @op
@@ -261,7 +395,7 @@ def room(path: str, size: int) -> None:
 
     Raises OSError with ENOSPC or EDQUOT where there isn't room.
     """
-    os.makedirs(path, mode=0o700, exist_ok=True)
+    walk(path, make=True)
     name = os.path.join(path, ".room.%d" % os.getpid())
     unfinished.append(name)
     try:
@@ -304,7 +438,7 @@ def private_folder(paths: List[str]) -> str:
     problem = OSError(errno.ENOENT, "no folder was named")
     for path in paths:
         try:
-            os.makedirs(path, mode=0o700, exist_ok=True)
+            walk(path, make=True)
             status = os.lstat(path)
         except OSError as error:
             problem = error

@@ -9,13 +9,14 @@ import pwd
 import re
 import resource
 import socket
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
-from slurmbus.bootstrap.remote.helper import op, remove, run
+from slurmbus.bootstrap.remote.helper import op, remove, run, walk
 
 Found = Dict[str, Any]
 Ask = Callable[..., Found]
@@ -377,17 +378,23 @@ def places(user: pwd.struct_passwd, folders: List[str]) -> List[Found]:
         if path in seen or not (os.path.isdir(path) or kind == "named"):
             continue
         seen.add(path)
-        found.append(place(kind, path))
+        found.append(place(kind, path, user))
     return found
 
 
-def place(kind: str, path: str) -> Found:
-    """Look at one folder; of one that isn't there yet at the nearest that is."""
+def place(kind: str, path: str, user: pwd.struct_passwd) -> Found:
+    """Look at one folder; of one that isn't there yet at the nearest that is.
+
+    ``own`` says whether it is the user's: not by its name, for anybody may make /scratch/<user>. ``unsafe`` says why
+    what would lie in it, or in a folder with the user's name in it, could be swapped by others.
+    """
     there = path
     while not os.path.isdir(there) and there != "/":
         there = os.path.dirname(there)
     about = os.statvfs(there)
     device, mount, system = mounted(there)
+    own = there == path and os.stat(path).st_uid == user.pw_uid
+    why_not = unsafe(path if own or kind in ("home", "named") else os.path.join(path, user.pw_name))
     return {
         "kind": kind,
         "path": path,
@@ -397,8 +404,20 @@ def place(kind: str, path: str) -> Found:
         "device": device,
         "mount": mount,
         "writable": os.access(there, os.W_OK),
-        "programs": not about.f_flag & NOEXEC and runs_programs(there),
+        # Where others can swap a program, not even the one that tries it is started.
+        "programs": not about.f_flag & NOEXEC and (bool(why_not) or runs_programs(there)),
+        "own": own,
+        "unsafe": why_not,
     }
+
+
+def unsafe(path: str) -> str:
+    """Tell why others could swap what lies in a folder, which may still be missing; nothing when they can't."""
+    try:
+        walk(path, make=False)
+    except OSError as error:
+        return "%s %s" % (error.filename, error.strerror)
+    return ""
 
 
 def mounted(path: str) -> Tuple[str, str, str]:
@@ -419,10 +438,13 @@ def mounted(path: str) -> Tuple[str, str, str]:
 
 def runs_programs(path: str) -> bool:
     """Try whether a program in a folder may be started; True when nothing can be written there to try it."""
-    name = os.path.join(path, ".slurmbus-probe.%d" % os.getpid())
     deadline = time.monotonic() + PATIENCE
     try:
-        with open(name, "w") as file:
+        descriptor, name = tempfile.mkstemp(prefix=".slurmbus-probe.", dir=path)
+    except OSError:
+        return True
+    try:
+        with os.fdopen(descriptor, "w") as file:
             file.write("#!/bin/sh\nexit 0\n")
         os.chmod(name, 0o700)
         said = run([name], timeout=PATIENCE)

@@ -2,6 +2,8 @@
 
 const SILENCE = 4000; // the server says something at least once a second
 const CONNECTING = 20000; // a server or a browser that is busy may take its time
+const CHECK = 1000;
+const STEADY = 60; // messages after which a connection is a good one
 const DELAYS = [250, 500, 1000, 2000, 4000];
 const NOT_SIGNED_IN = 4401;
 
@@ -14,18 +16,20 @@ export class Feed {
     this.store = store;
     this.onmessage = onmessage;
     this.attempt = 0;
+    this.patience = SILENCE;
     this.wishes = new Map();
   }
 
   /** Connect, or connect again: who is signed in is known by then. */
   connect() {
-    this.checking ??= setInterval(() => this.#check(), 1000);
+    this.checking ??= setInterval(() => this.#check(), CHECK);
     clearTimeout(this.retry);
     this.#drop();
     const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/feed`);
     this.socket = socket;
-    this.opened = Date.now();
-    socket.onopen = () => (this.opened = Date.now());
+    this.silence = 0;
+    this.heard = 0;
+    socket.onopen = () => (this.silence = 0);
     socket.onmessage = (event) => this.#take(JSON.parse(event.data));
     socket.onclose = (event) => this.#lost(event.code);
   }
@@ -43,6 +47,9 @@ export class Feed {
 
   #take(message) {
     this.store.heardAt = Date.now();
+    this.silence = 0;
+    this.heard += 1;
+    if (this.heard === STEADY) this.patience = SILENCE;
     if (message.type === "hello") {
       this.attempt = 0;
       this.store.hello = message;
@@ -57,10 +64,17 @@ export class Feed {
   }
 
   #check() {
-    const silence = Date.now() - Math.max(this.store.heardAt, this.opened);
-    const patience = { [WebSocket.CONNECTING]: CONNECTING, [WebSocket.OPEN]: SILENCE }[this.socket.readyState];
-    if (silence > patience) this.connect(); // frozen: what comes too late isn't waited for
-    if (Date.now() - this.store.heardAt > SILENCE / 2) this.#say(false);
+    // When this page slept or got no CPU, what came meanwhile waits behind this call: that time isn't the server's silence.
+    const now = Date.now();
+    this.silence += Math.min(now - (this.checkedAt ?? now), 1.5 * CHECK);
+    this.checkedAt = now;
+    const pending = this.socket.readyState === WebSocket.CONNECTING || this.socket.readyState === WebSocket.OPEN;
+    if (pending && this.silence > (this.heard ? this.patience : CONNECTING)) {
+      // A server that is slow, not gone, has more work by each new connection: it would never get through.
+      this.patience = Math.min(2 * this.patience, CONNECTING);
+      this.connect();
+    }
+    if (now - this.store.heardAt > SILENCE / 2) this.#say(false, this.store.locked);
   }
 
   #drop() {
@@ -70,6 +84,7 @@ export class Feed {
   }
 
   #lost(code) {
+    if (code === NOT_SIGNED_IN && this.store.hello) location.reload(); // nothing that was shown stays
     this.#say(false, code === NOT_SIGNED_IN);
     if (code === NOT_SIGNED_IN) return; // signing in connects again
     this.retry = setTimeout(() => this.connect(), DELAYS[Math.min(this.attempt, DELAYS.length - 1)]);

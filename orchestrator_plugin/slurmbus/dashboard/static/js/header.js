@@ -32,7 +32,7 @@ export class Header {
     document.body.classList.toggle("stale", !fresh && store.hello !== null);
     const live = byId("live");
     attribute(live, "data-live", store.live ? (lost.length ? "no" : "yes") : store.hello ? "no" : null);
-    say(live, store.live ? (lost.length ? "bus lost" : "live") : store.hello ? "not connected" : "connecting…");
+    say(live, store.live ? (lost.length ? "bus lost" : "live") : store.hello ? "not connected" : store.locked ? "signed out" : "connecting…");
     const bar = byId("stale-bar");
     bar.hidden = fresh || store.hello === null;
     const since = store.live ? Math.min(...lost.map((bus) => bus.since)) : store.heardAt / 1000 + store.ahead;

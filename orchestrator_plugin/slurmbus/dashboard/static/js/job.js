@@ -102,7 +102,7 @@ export class JobDetails {
       "CPU now": live && !summary.final ? `${Math.round(live.cpu_percent)} % of ${live.cpus}` : null,
       "memory now": live && !summary.final ? `${bytes(live.rss)}${live.memory_limit ? ` of ${bytes(live.memory_limit)}` : ""}` : null,
       "CPU time": accounting ? `${duration(accounting.cpu_seconds)} · ${Math.round(100 * cpu)} %` : usage ? duration(usage.cpu_seconds) : null,
-      "most memory": bytesOf(accounting?.max_rss ?? usage?.max_rss ?? live?.peak_rss),
+      "most memory": bytesOf(Math.max(accounting?.max_rss ?? 0, usage?.max_rss ?? 0, live?.peak_rss ?? 0)),
       "exit code": record.exit_code !== undefined && record.exit_code !== null ? `${record.exit_code}${record.signal ? ` (signal ${record.signal})` : ""}` : null,
       scheduler: record.scheduler,
       environment: record.environment?.slice(0, 12),

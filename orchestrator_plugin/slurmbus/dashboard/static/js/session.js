@@ -2,6 +2,9 @@
 
 import { announce, byId, h, say } from "./dom.js";
 
+const RETRIES = 5;
+const RETRY = 500;
+
 export class Session {
   constructor(store, feed) {
     this.store = store;
@@ -21,7 +24,7 @@ export class Session {
   async start() {
     const [, token] = /^#token=(.+)$/.exec(location.hash) ?? [];
     if (token) history.replaceState(null, "", location.pathname);
-    if (!token || !(await this.#signIn(token))) this.feed.connect();
+    if (!token || !(await this.#signIn(token))) this.feed.connect(); // a cookie of an earlier link may do
   }
 
   get signedIn() {
@@ -34,7 +37,14 @@ export class Session {
   }
 
   async #signIn(token) {
-    const { ok, problem } = await post("/sign-in", { token });
+    // A link works once: when the answer was lost, the server knows by this word that it is the same attempt again.
+    const attempt = [...crypto.getRandomValues(new Uint32Array(4))].join("-");
+    let answer = await post("/sign-in", { token, attempt });
+    for (let again = 0; answer.lost && again < RETRIES; again += 1) {
+      await new Promise((resolve) => setTimeout(resolve, RETRY));
+      answer = await post("/sign-in", { token, attempt });
+    }
+    const { ok, problem } = answer;
     byId("token").value = "";
     if (ok) {
       this.dialog.close();
@@ -49,13 +59,14 @@ export class Session {
 
   async #signOut() {
     await post("/sign-out", {}, this.store.hello.forgery);
-    this.feed.connect();
+    this.feed.connect(); // where looking needs a session, the answer locks this page
     announce("Signed out");
   }
 
   #show() {
     say(this.button, this.signedIn ? "Sign out" : "Sign in");
-    if (this.store.locked) this.ask();
+    if (this.store.locked && !this.dialog.open) this.ask();
+    if (this.signedIn) this.dialog.close(); // by the cookie, though the link was used before
   }
 
   /** The buttons for what may be done with a job; null when nothing may. */
@@ -108,6 +119,6 @@ async function post(path, body, forgery = "") {
     const told = answer.headers.get("Content-Type")?.includes("json") ? await answer.json() : { problem: await answer.text() };
     return { ok: answer.ok, problem: [told.problem, told.hint].filter(Boolean).join(" · ") };
   } catch {
-    return { ok: false, problem: "The dashboard's server doesn't answer." };
+    return { ok: false, lost: true, problem: "The dashboard's server doesn't answer." };
   }
 }
