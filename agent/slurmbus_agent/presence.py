@@ -59,6 +59,8 @@ class Places:
         self.folder = spool / FOLDER
         name = platform.node()
         self.presence = self.folder / f"{name}.json"
+        self.process = self.folder / f"{name}.process"
+        """Its pid and ticks once more, as a shell reads them: cron's look every few minutes shall start no Python."""
         self.lock = self.folder / f"{name}.lock"
         self.log = self.folder / f"{name}.log"
         self.last_words = self.folder / f"{name}.stderr"
@@ -100,13 +102,12 @@ class Places:
         """Take the file away, unless another process has come since."""
         found = self.read()
         if found is not None and found.pid == os.getpid():
+            self.process.unlink(missing_ok=True)
             self.presence.unlink(missing_ok=True)
 
     def _write(self, presence: Presence) -> None:
-        new = self.presence.with_suffix(f".{os.getpid()}")
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(msgspec.json.encode(presence))
-        new.replace(self.presence)
+        _replace(self.presence, msgspec.json.encode(presence))
+        _replace(self.process, f"{presence.pid} {presence.ticks}\n".encode())
 
 
 def mine(*, ready: bool) -> Presence:
@@ -134,6 +135,13 @@ def read(path: Path) -> Presence | None:
         return msgspec.json.decode(path.read_bytes(), type=Presence)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    new = path.with_suffix(f".{os.getpid()}")
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
+    new.replace(path)
 
 
 def _boot() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +35,14 @@ def test_cron_starts_it_when_the_login_node_boots(open_laptop: Laptop, cluster: 
             table = cluster.exec("login2", ["crontab", "-l"], user="bob").stdout
             assert table.startswith("# mine\n5 4 * * 0 true\n")
             assert table.count("ensure") == 2
+            # While the agent is there, cron's look ends in the shell: a Python each time would cost an hour a month.
+            look = next(line for line in table.splitlines() if "ensure" in line and not line.startswith("@"))
+            words = re.sub(r"^\S+( \*){4} ", "", look).replace("\\%", "%").removesuffix(" >/dev/null 2>&1")
+            asked = re.sub(r"\S*slurmbus-agent ensure", "echo ensure", words)
+            assert asked != words
+            assert cluster.exec("login2", ["sh", "-c", asked], user="bob").stdout == ""
+            cluster.exec("login2", ["pkill", "-KILL", "-u", "bob", "-f", "slurmbus_agent run"])
+            assert cluster.exec("login2", ["sh", "-c", asked], user="bob").stdout.startswith("ensure --site")
             cluster.kill_host("login2")
             cluster.start_host("login2")
             wait_until(lambda: bool(processes(cluster, "login2", "bob")), "cron starts the agent")

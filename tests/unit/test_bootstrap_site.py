@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import subprocess
+import sys
 import zipfile
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from slurmbus.bootstrap.chain import Grade, read_report
 from slurmbus.bootstrap.installing import Layout
 from slurmbus.bootstrap.supervising import Cron, Detached, Scrontab, Systemd, with_entry
 from slurmbus_agent.cli import EXIT_STOPPED
+from slurmbus_agent.presence import Places
 
 LAYOUT = Layout("/home/alice/50 % off", "leo")
 CONFIG = "/home/alice/.config/slurmbus/leo.toml"
@@ -39,27 +44,81 @@ def test_entries_of_several_sites() -> None:
 
 def test_cron_takes_no_bare_percent_sign() -> None:
     lines = Cron(LAYOUT, CONFIG, {}).lines().splitlines()
-    assert "'/home/alice/50 \\% off/sites/leo/slurmbus-agent' ensure --site leo" in lines[0]
-    assert lines[0].startswith("@reboot test -e ")
+    assert "/home/alice/50 \\% off/sites/leo/slurmbus-agent" in lines[0]
+    assert lines[0].startswith("@reboot /bin/sh -c ")
     assert lines[1].split()[1:5] == ["*"] * 4
 
 
+@dataclass
+class Cronned:
+    """A site's crontab entry in a folder, with a command that only says that it was called."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.config = self.folder / "the user's" / "leo.toml"
+        self.spool = Places(self.folder / "the user's" / "spool $HOME")
+        self.called = self.folder / "called"
+        layout = Layout(str(self.folder / "agent"), "leo")
+        command = Path(layout.command)
+        for folder in (self.config.parent, command.parent, self.spool.folder):
+            folder.mkdir(parents=True)
+        command.write_text(f"#!/bin/sh\necho \"$@\" >>'{self.called}'\n")
+        command.chmod(0o700)
+        lines = Cron(layout, str(self.config), {}, str(self.spool.folder.parent)).lines().splitlines()
+        self.boot, self.look = (re.sub(r"^(@reboot|\S+( \*){4}) ", "", line) for line in lines)
+
+    def calls(self, line: str, shell: str = "/bin/sh") -> bool:
+        """Say whether the very words that a shell gets from cron call the command."""
+        self.called.unlink(missing_ok=True)
+        assert (
+            subprocess.run([shell, "-c", line.replace("\\%", "%")], check=False, env={"PATH": "/bin"}).returncode == 0
+        )
+        return self.called.exists() and self.called.read_text().startswith("ensure --site leo")
+
+
 def test_cron_starts_nothing_while_a_stop_file_is_there(tmp_path: Path) -> None:
-    """The very words that a shell gets from cron; the command says that it was called."""
-    config = tmp_path / "the user's" / "leo.toml"
-    layout = Layout(str(tmp_path / "agent"), "leo")
-    command, called = Path(layout.command), tmp_path / "called"
-    for folder in (config.parent, command.parent):
-        folder.mkdir(parents=True)
-    command.write_text(f"#!/bin/sh\necho \"$@\" >>'{called}'\n")
-    command.chmod(0o700)
-    line = Cron(layout, str(config), {}).lines().splitlines()[0].removeprefix("@reboot ")
-    config.with_name("leo.stop").touch()
-    assert subprocess.run(["/bin/sh", "-c", line], check=False).returncode == 0
-    assert not called.exists()
-    config.with_name("leo.stop").unlink()
-    assert subprocess.run(["/bin/sh", "-c", line], check=False).returncode == 0
-    assert called.read_text().startswith("ensure --site leo")
+    cronned = Cronned(tmp_path)
+    assert cronned.calls(cronned.boot)
+    assert cronned.calls(cronned.look)
+    for stop in (cronned.config.with_name("leo.stop"), cronned.spool.folder.parent / "stop"):
+        stop.touch()
+        assert not cronned.calls(cronned.boot)
+        assert not cronned.calls(cronned.look)
+        stop.unlink()
+
+
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+def test_cron_starts_no_python_while_the_agent_is_there(tmp_path: Path, shell: str) -> None:
+    """This process is the agent; what isn't exactly that process is none."""
+    cronned = Cronned(tmp_path)
+    cronned.spool.arrive()
+    assert not cronned.calls(cronned.look, shell)
+    assert cronned.calls(cronned.boot, shell)  # of an earlier boot it says nothing
+
+    pid, ticks = cronned.spool.process.read_text().split()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for left in (f"{pid} {int(ticks) + 1}\n", f"{gone.pid} {ticks}\n", f"{pid}\n", "", "x y\n", "1 1\n"):
+        cronned.spool.process.write_text(left)
+        assert cronned.calls(cronned.look, shell), left
+    cronned.spool.arrive()
+    cronned.spool.leave()
+    assert not cronned.spool.process.exists()
+    assert cronned.calls(cronned.look, shell)
+
+
+def test_cron_takes_an_agent_that_has_ended_for_none(tmp_path: Path) -> None:
+    """It ends without a word, and whoever started it doesn't look at once."""
+    cronned = Cronned(tmp_path)
+    arrive = "import sys; from pathlib import Path; from slurmbus_agent.presence import Places; "
+    arrive += "Places(Path(sys.argv[1])).arrive()"
+    zombie = subprocess.Popen([sys.executable, "-c", arrive, cronned.spool.folder.parent])
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    assert cronned.spool.process.read_text().split()[0] == str(zombie.pid)
+    assert cronned.calls(cronned.look)
+    zombie.wait()
+    assert cronned.calls(cronned.look)
 
 
 def test_scrontab_runs_it_in_the_foreground() -> None:

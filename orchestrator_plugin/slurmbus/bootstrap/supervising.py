@@ -37,11 +37,13 @@ class Supervised:
         layout: where it lies.
         config: the path of its configuration on the site.
         environment: what a login shell sets there.
+        spool: the agent's; needed to make an entry.
     """
 
     layout: Layout
     config: str
     environment: dict[str, str]
+    spool: str = ""
 
     kind: ClassVar[str]
     patience: ClassVar[float] = 60.0
@@ -54,12 +56,20 @@ class Supervised:
 
     @property
     def unless_stopped(self) -> str:
-        """Give what a shell runs before the agent's command, to start no Python while a stop file is there.
+        """Give what a shell runs before the agent's command, to start no Python while a stop file is there."""
+        own = (f"{self.config.rpartition('/')[0]}/{self.layout.site}.stop", f"{self.spool}/stop")
+        return "".join(f"test -e {shlex.quote(path)} || " for path in (SITE_STOP, *own))
 
-        The one in the spool is left to the command, which knows where that is.
+    @property
+    def unless_running(self) -> str:
+        """Give what a shell runs before the agent's command, to start no Python while the agent is there.
+
+        The agent leaves its pid and when the kernel started it (``slurmbus_agent.presence``); the latter is field 22 of
+        its stat, the 20th after the name in brackets. Source: proc_pid_stat(5).
         """
-        own = f"{self.config.rpartition('/')[0]}/{self.layout.site}.stop"
-        return f"test -e {SITE_STOP} || test -e {shlex.quote(own)} || "
+        left = f'{shlex.quote(f"{self.spool}/agents")}/"$(uname -n)".process'
+        same = 'read -r stat <"/proc/$pid/stat" && set -- ${stat##*) } && test "$1" != Z && test "${20}" = "$ticks"'
+        return f"{{ read -r pid ticks <{left} && {same}; }} 2>/dev/null || "
 
     def call(self, remote: Remote, verb: str, *more: str) -> Done:
         """Run the agent's command on the site."""
@@ -127,8 +137,13 @@ class Cron(Supervised):
     def lines(self) -> str:
         """Give the entry."""
         minute = zlib.crc32(self.layout.site.encode()) % EVERY  # not all people's at the same second
-        command = f"{cron_quoted(self.unless_stopped + self.arguments('ensure'))} >/dev/null 2>&1"
-        return f"@reboot {command}\n{minute}-59/{EVERY} * * * * {command}\n"
+        ensure = self.arguments("ensure")
+        boot, look = (
+            # The user's crontab may name another shell.
+            cron_quoted(f"/bin/sh -c {shlex.quote(words + ensure)} >/dev/null 2>&1")
+            for words in (self.unless_stopped, self.unless_stopped + self.unless_running)
+        )
+        return f"@reboot {boot}\n{minute}-59/{EVERY} * * * * {look}\n"
 
     def enter(self, remote: Remote) -> bool:
         """Put the entry in the place of an older one."""

@@ -191,7 +191,8 @@ class Up:
         way = self._find_way(remote, found)
         supervisor = plan.supervisor_for_way(chosen.supervisor, way.way.what, self._login.supervisor).what
         brought = self._exchange_keys(remote, self._beside_a_full_home(layout, chosen, found), found, before)
-        supervised = KINDS[supervisor](layout, brought.config, found.environment)
+        spool = _spool({"spool": self.home.site(self.site).spool}, self.site, found.home)
+        supervised = KINDS[supervisor](layout, brought.config, found.environment, spool)
         self._start(remote, supervised, version, found, before, anew=brought.other_bundle)
         if found.slurm and found.slurm.version:
             self._outcome.account = account.look(remote, found.user, found.environment)
