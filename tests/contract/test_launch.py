@@ -113,7 +113,7 @@ def test_a_payload_that_isnt_there(place: Lab) -> None:
         ({"python": "no-python"}, "the command 'no-python' isn't on this site's PATH"),
         ({"pre_start_commands": ("echo why", "false")}, "pre_start_commands: c1: exit code 1: why"),
         ({"interface": "ib7"}, "interface: c1 has no 'ib7' with an IPv4 address; it has "),
-        ({"temp_dir": "/" + "x" * 40}, "is too long for the sockets in it; use at most 27 letters"),
+        ({"temp_dir": "/" + "x" * 40}, "is too long for the sockets in it; use at most 25 letters"),
         ({"temp_dir": "/no/such"}, "temp_dir: /no/such/ray-"),
         ({"ray_address": "127.0.0.1:9"}, "ray_address: nothing answers at 127.0.0.1:9 from c1"),
         ({"object_store_memory": 1 << 60}, "which leaves nothing for tasks"),

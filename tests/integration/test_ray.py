@@ -117,6 +117,7 @@ def test_two_clusters_on_the_same_two_nodes(alice: SiteClient, cluster: Cluster)
     for story, one in zip(stories, found, strict=True):
         assert (one["sum"], one["hosts"], one["pre_start"]) == (30, ["c1", "c2"], ["c1", "c2"])
         assert (one["cpus"], one["all_gpus"]) == (4, 2)
+        assert one["open_to_others"] == []
         assert all(one["gpus"]), one["gpus"]
         for host in ("c1", "c2"):  # what tasks print is in the job's log
             assert re.search(rf"task \d0 on {host}\n", story.stdout), story.stdout

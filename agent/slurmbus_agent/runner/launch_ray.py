@@ -13,7 +13,7 @@ from slurmbus_agent.runner import launch_network
 from slurmbus_agent.runner.launch_crew import Crew, Member
 from slurmbus_agent.runner.launch_errors import LaunchFailed
 from slurmbus_agent.runner.launch_lines import how_it_ended
-from slurmbus_agent.runner.launch_ray_node import Sizes, folder_of, sizes
+from slurmbus_agent.runner.launch_ray_node import INNER, Sizes, folder_of, sizes
 from slurmbus_agent.runner.launch_ray_start import CLIENT_PORT, NO_RAY
 from slurmbus_agent.runner.launch_ray_watch import SAYS
 from slurmbus_agent.runner.payload import NotStarted
@@ -239,7 +239,7 @@ class Cluster:
             "memory": size.memory,
             "object_store_memory": size.object_store,
             "resources": json.dumps(self._options["resources_per_node"]),
-            "temp_dir": self._folder,
+            "temp_dir": self._folder + INNER,
             "disable_usage_stats": True,
             "block": True,
             "log_style": "record",
@@ -253,7 +253,7 @@ class Cluster:
         env = {
             **self._access(),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_TMPDIR": self._folder,
+            "RAY_TMPDIR": self._folder + INNER,
             "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(int(self._options["start_timeout"]) + 1),
         }
         order = {"do": "start", "name": "ray", "argv": argv, "env": env}

@@ -20,9 +20,11 @@ LEAST_STORE = 80 * 1024 * 1024
 """Bytes; Ray refuses less than 75 MiB."""
 SLOW_STORE = 2 * 1024 * 1024 * 1024
 """Bytes for objects where they must be kept in files."""
-LONGEST_FOLDER = 40
-"""Letters. Ray adds ``/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store``, and the address of a socket
-has at most 107 bytes. Source: unix(7)."""
+INNER = "/r"
+"""Ray's own folder in ours: it opens that to everybody, sockets and all, so ours is around it."""
+LONGEST_FOLDER = 38
+"""Letters. To the inner one Ray adds ``/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store``, and the
+address of a socket has at most 107 bytes. Source: unix(7)."""
 NETWORK_FILE_SYSTEMS = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "panfs", "afs", "fuse", "9p")
 """Beginnings of types: sockets and memory-mapped files don't belong there."""
 
