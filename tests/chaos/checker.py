@@ -245,13 +245,23 @@ def true_states(job: JobHistory, run: RunHistory) -> set[JobState]:
 
 
 def _cancelled_by_slurm(job: JobHistory, run: RunHistory) -> bool:
-    """Tell whether Slurm itself cancelled the job: a controller that forgot its start takes its end for a cancel.
+    """Tell whether Slurm itself cancelled the job: agents never run as root.
 
-    The log then says "_job_complete: JobId=… cancelled by interactive user". Agents never run as root.
+    A controller that forgot a start takes its end for a cancel; the log then says "_job_complete: JobId=… cancelled by
+    interactive user". One that forgot a whole job gives its id to the next one, and slurmd, which still has the first
+    one, has the second one ended ("_slurm_rpc_kill_job: REQUEST_KILL_JOB JobId=… uid 0").
     """
     claims = claims_of(job)
     rows = [row for row in job.rows if claims and row.job_id == claims[-1].job_id]
-    return bool(rows) and rows[-1].state == "CANCELLED by 0" and _was_forgotten(job, run)
+    if not rows or rows[-1].state != "CANCELLED by 0":
+        return False
+    return _was_forgotten(job, run) or _has_the_id_of_another(job, run)
+
+
+def _has_the_id_of_another(job: JobHistory, run: RunHistory) -> bool:
+    """Tell whether Slurm gave the last start's id to an earlier job, too, as a controller does that forgot that one."""
+    mine = claims_of(job)[-1].job_id
+    return any(stored.record.job_id == mine for other in run.jobs if other is not job for stored in other.records)
 
 
 def _told_by_the_controller(job: JobHistory) -> set[JobState]:

@@ -302,6 +302,14 @@ def test_slurm_takes_an_end_for_a_cancel_when_it_forgot_the_start() -> None:
     assert broken(run_of(job, faults=killed)) == {Promise.WRONG_STATE}
 
 
+def test_slurm_ends_a_job_that_has_the_id_of_a_forgotten_one() -> None:
+    job = good_job()
+    job.rows = [dataclasses.replace(job.rows[0], state="CANCELLED by 0")]
+    end_with(job, JobState.CANCELLED)
+    assert broken(run_of(job)) == {Promise.WRONG_STATE}
+    assert broken(run_of(job, good_job())) == set()
+
+
 def cancelled_job() -> JobHistory:
     job = good_job(Kind.CANCELLED, cancel_after=0.5)
     job.cancel_sent = job.cancel_accepted = BEGIN + 1.5
