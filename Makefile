@@ -37,7 +37,7 @@ test: sync  ## all tests; those that need a container engine say so and are skip
 	@mkdir -p build; echo "The cluster's tests run beside the others, on two clusters; what they say follows at the end."; \
 	  $(RUN) pytest -m cluster -n 2 --dist loadfile >build/cluster-tests.log 2>&1 & cluster=$$!; \
 	  trap 'kill -INT $$cluster' INT TERM; \
-	  others=0; $(RUN) pytest -m "not cluster" -n 2 || others=$$?; \
+	  others=0; $(RUN) pytest -m "not cluster" -n 2 --dist worksteal || others=$$?; \
 	  wait $$cluster && status=0 || status=$$?; cat build/cluster-tests.log; exit $$((others | status))
 
 check: sync  ## format, lint, types and import contracts
