@@ -97,7 +97,11 @@ class JobDir:
         return WorkDir(base / self._name)
 
     def write_plan(self, plan: RunnerPlan) -> None:
-        """Say what the runner shall do."""
+        """Say what the runner shall do.
+
+        An agent that was killed may have made the folder and not yet the one for the claims.
+        """
+        make_folder(self.path / "starts")
         write(self.path / "plan.json", msgspec.json.encode(plan))
 
     def read_plan(self) -> RunnerPlan | None:

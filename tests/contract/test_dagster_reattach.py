@@ -202,7 +202,7 @@ def desk(home: Path, tmp_path: Path) -> Iterator[Desk]:
 def start_and_kill(desk: Desk, job: str = "one", **options: Any) -> str:
     """Kill the step's process while its job runs and the first lines were seen; give the run's id."""
     worker = desk.start(job, **options)
-    wait_until(lambda: desk.payloads or worker.poll() is not None, "the payload to run", 60)
+    wait_until(lambda: desk.payloads or worker.poll() is not None, "the payload to run", 180)
     run_id = desk.last_run.run_id
     desk.wait_for_output(run_id)
     os.kill(desk.step_processes(run_id)[-1], signal.SIGKILL)
@@ -302,7 +302,7 @@ def test_killed_at_a_moment(desk: Desk, moment: str) -> None:
 def test_killed_again_and_again_while_it_never_stops_talking(desk: Desk) -> None:
     desk.payload.write_bytes(PAYLOAD.with_name("chatty.py").read_bytes())
     worker = desk.start("chatty")
-    wait_until(lambda: desk.payloads or worker.poll() is not None, "the payload to run", 60)
+    wait_until(lambda: desk.payloads or worker.poll() is not None, "the payload to run", 180)
     run_id = desk.last_run.run_id
     for attempt in range(KILLS):
         before = len(desk.output(run_id))
@@ -465,7 +465,7 @@ def test_two_partitions_never_meet_each_others_jobs(desk: Desk) -> None:
 def test_a_run_over_several_partitions_finds_its_own_job(desk: Desk) -> None:
     tags = {"dagster/asset_partition_range_start": "a", "dagster/asset_partition_range_end": "c"}
     worker = desk.start("single_run", tags=tags)
-    wait_until(lambda: desk.payloads or worker.poll() is not None, "the payload to run", 60)
+    wait_until(lambda: desk.payloads or worker.poll() is not None, "the payload to run", 180)
     killed = desk.last_run.run_id
     desk.wait_for_output(killed)
     os.kill(desk.step_processes(killed)[-1], signal.SIGKILL)

@@ -342,7 +342,7 @@ def test_terminating_the_run_cancels_the_job_in_slurm(
         [sys.executable, str(script), str(definitions.__file__), str(tmp_path), "multiprocess"],
     )
     try:
-        wait_until(runs, "the job to run", 60)
+        wait_until(runs, "the job to run", 180)
         (dagster_run,) = instance.get_runs()
         instance.report_run_canceling(dagster_run)
         os.kill(run.pid, signal.SIGTERM)
@@ -350,6 +350,9 @@ def test_terminating_the_run_cancels_the_job_in_slurm(
     finally:
         run.kill()
         run.wait()
+        for one in alice.records():
+            if one.key not in before and not one.state.is_final and not one.cancel:
+                alice.cancel(one.key)
     (job,) = running
     assert job.job_id is not None
     cluster.wait_job(job.job_id, ["CANCELLED"])

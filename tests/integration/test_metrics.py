@@ -232,7 +232,8 @@ def test_why_jobs_wait_and_when_they_may_start(cluster: Cluster, alice: SiteClie
 
     def told(*reasons: str) -> None:
         def all_are() -> bool:
-            return all((record(reason).reason or "").startswith(reason) for reason in reasons)
+            found = {reason: alice.record(keys[reason]) for reason in reasons}
+            return all(one is not None and (one.reason or "").startswith(reason) for reason, one in found.items())
 
         wait_until(all_are, f"{reasons}", 120)
         for reason in reasons:

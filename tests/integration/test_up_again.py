@@ -54,7 +54,7 @@ def test_settings_keys_and_revocations_are_brought_under_running_jobs(
         wait_until_it_runs(client, key)
         refused = laptop.slurmbus("up", site, "--scheduler", "commands", "--spool", spool, ok=False)
         assert refused.code == 4
-        assert f"1 unfinished jobs lie in the spool /home/alice/.slurmbus/{site}" in refused.err
+        assert f"unfinished jobs lie in the spool /home/alice/.slurmbus/{site}" in refused.err, refused.err
         cluster.exec("login", ["touch", "/home/alice/go"], user="alice")
         assert follow(client, key).stdout == "before\nafter\n"
         cluster.exec("login", ["rm", "/home/alice/go"], user="alice")

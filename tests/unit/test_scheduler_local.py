@@ -48,10 +48,17 @@ async def state_of(scheduler: LocalScheduler, job_id: int, *states: str) -> Obse
         await asyncio.sleep(0.005)
 
 
+def _words_of(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return b""
+
+
 def supervisor_of(folder: Path, job_id: int) -> int:
     command = f"local_job.py\0{folder}\0{job_id}\0".encode()
     for process in Path("/proc").iterdir():
-        if process.name.isdigit() and (process / "cmdline").read_bytes().endswith(command):
+        if process.name.isdigit() and _words_of(process).endswith(command):
             return int(process.name)
     raise AssertionError(f"job {job_id} has no supervisor")
 

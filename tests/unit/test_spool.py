@@ -161,6 +161,14 @@ class TestJobs:
         job.write_plan(plan)
         assert job.read_plan() == plan
 
+    def test_what_has_a_plan_can_be_claimed_also_after_an_interrupted_creation(self, spool: Spool) -> None:
+        """A task's request lies elsewhere, so nobody makes its folder again before it is staged."""
+        job = spool.job(KEY, 1)
+        job.path.mkdir(mode=0o700)
+        job.write_plan(RunnerPlan(key=KEY, task=1, argv=("true",), cwd="/x", secret=bytes(32)))
+        claim = Claim(start=0, job_id=7, node="c1", nonce="aa")
+        assert job.claim(claim) == claim
+
     def test_work_dirs(self, job: JobDir, tmp_path: Path) -> None:
         assert job.work_dir(None).path == job.path / "work"
         elsewhere = job.work_dir(str(tmp_path / "runs")).path
