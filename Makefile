@@ -39,6 +39,7 @@ test: sync  ## all tests; those that need a container engine say so and are skip
 	  set -m; $(RUN) pytest -m cluster -n 2 --dist loadfile >build/cluster-tests.log 2>&1 & cluster=$$!; \
 	  trap 'kill -INT $$cluster' INT TERM; \
 	  others=0; $(RUN) pytest -m "not cluster" -n 2 --dist worksteal || others=$$?; \
+	  [ $$others -ne 2 ] || kill -INT $$cluster; \
 	  wait $$cluster && status=0 || status=$$?; cat build/cluster-tests.log; exit $$((others | status))
 
 check: sync  ## format, lint, types and import contracts
