@@ -252,16 +252,16 @@ def _cancelled_by_slurm(job: JobHistory, run: RunHistory) -> bool:
     one, has the second one ended ("_slurm_rpc_kill_job: REQUEST_KILL_JOB JobId=… uid 0").
     """
     claims = claims_of(job)
-    rows = [row for row in job.rows if claims and row.job_id == claims[-1].job_id]
+    rows = [row for row in job.rows if not claims or row.job_id == claims[-1].job_id]
     if not rows or rows[-1].state != "CANCELLED by 0":
         return False
-    return _was_forgotten(job, run) or _has_the_id_of_another(job, run)
+    return _was_forgotten(job, run) or _has_the_id_of_another(job, rows[-1].job_id, run)
 
 
-def _has_the_id_of_another(job: JobHistory, run: RunHistory) -> bool:
-    """Tell whether Slurm gave the last start's id to an earlier job, too, as a controller does that forgot that one."""
-    mine = claims_of(job)[-1].job_id
-    return any(stored.record.job_id == mine for other in run.jobs if other is not job for stored in other.records)
+def _has_the_id_of_another(job: JobHistory, job_id: int, run: RunHistory) -> bool:
+    """Tell whether Slurm gave this job's id to another one, too, as a controller does that forgot that one."""
+    others = (other for other in run.jobs if other is not job)
+    return any(stored.record.job_id == job_id for other in others for stored in other.records)
 
 
 def _told_by_the_controller(job: JobHistory) -> set[JobState]:

@@ -302,10 +302,19 @@ def test_slurm_takes_an_end_for_a_cancel_when_it_forgot_the_start() -> None:
     assert broken(run_of(job, faults=killed)) == {Promise.WRONG_STATE}
 
 
+def never_started(job: JobHistory) -> None:
+    """Turn a good job into one that was cancelled before it began."""
+    job.executions, job.pieces, job.chunks = [], [], []
+    job.spooled.claims = {0: f"{ID}:{AGENT_NODE}:n:{int((BEGIN + 1) * 1000)}"}
+    job.spooled.sizes.clear()
+    end_with(job, JobState.CANCELLED, starts=(), exit_code=None)
+
+
 def test_slurm_ends_a_job_that_has_the_id_of_a_forgotten_one() -> None:
+    """slurmd says "already running, do not launch second copy", so the second one never claims anything."""
     job = good_job()
-    job.rows = [dataclasses.replace(job.rows[0], state="CANCELLED by 0")]
-    end_with(job, JobState.CANCELLED)
+    never_started(job)
+    job.rows = [SlurmRow(ID, "j0000", "CANCELLED by 0", 0, 0, "c1", BEGIN, BEGIN + 1, BEGIN + 1)]
     assert broken(run_of(job)) == {Promise.WRONG_STATE}
     assert broken(run_of(job, good_job())) == set()
 
