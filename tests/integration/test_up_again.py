@@ -30,8 +30,13 @@ def test_settings_keys_and_revocations_are_brought_under_running_jobs(
     open_laptop: Laptop, logins: Logins, cluster: Cluster
 ) -> None:
     laptop, spool = open_laptop, "/home/alice/.slurmbus/another"
+    # A spool of its own: a new bus gets the records of all jobs in a spool, also of those that other tests left.
+    first = ("--spool", "/home/alice/.slurmbus/first")
     with (
-        laptop.up("alice", "login", "--supervisor", "detached", "--scheduler", "local", "--no-trial") as (site, _),
+        laptop.up("alice", "login", "--supervisor", "detached", "--scheduler", "local", "--no-trial", *first) as (
+            site,
+            _,
+        ),
         laptop.client(site) as client,
     ):
 
@@ -54,7 +59,7 @@ def test_settings_keys_and_revocations_are_brought_under_running_jobs(
         wait_until_it_runs(client, key)
         refused = laptop.slurmbus("up", site, "--scheduler", "commands", "--spool", spool, ok=False)
         assert refused.code == 4
-        assert f"unfinished jobs lie in the spool /home/alice/.slurmbus/{site}" in refused.err, refused.err
+        assert f"1 unfinished jobs lie in the spool {first[1]}" in refused.err, refused.err
         cluster.exec("login", ["touch", "/home/alice/go"], user="alice")
         assert follow(client, key).stdout == "before\nafter\n"
         cluster.exec("login", ["rm", "/home/alice/go"], user="alice")
