@@ -255,13 +255,17 @@ def _cancelled_by_slurm(job: JobHistory, run: RunHistory) -> bool:
     rows = [row for row in job.rows if not claims or row.job_id == claims[-1].job_id]
     if not rows or rows[-1].state != "CANCELLED by 0":
         return False
-    return _was_forgotten(job, run) or _has_the_id_of_another(job, rows[-1].job_id, run)
+    return _was_forgotten(job, run) or _has_the_id_of_a_forgotten_one(job, rows[-1], run)
 
 
-def _has_the_id_of_another(job: JobHistory, job_id: int, run: RunHistory) -> bool:
-    """Tell whether Slurm gave this job's id to another one, too, as a controller does that forgot that one."""
-    others = (other for other in run.jobs if other is not job)
-    return any(stored.record.job_id == job_id for other in others for stored in other.records)
+def _has_the_id_of_a_forgotten_one(job: JobHistory, row: SlurmRow, run: RunHistory) -> bool:
+    """Tell whether a job submitted earlier had this one's id, and something made the controller forget that one."""
+    if row.end is None or job.submit_sent is None:
+        return False
+    ended, sent = row.end, job.submit_sent
+    earlier = (other for other in run.jobs if other is not job and (other.submit_sent or sent) < sent)
+    had_it = any(stored.record.job_id == row.job_id for other in earlier for stored in other.records)
+    return had_it and any(confuses_controller(fault.kind) and fault.begin <= ended for fault in run.faults)
 
 
 def _told_by_the_controller(job: JobHistory) -> set[JobState]:

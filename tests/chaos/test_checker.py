@@ -315,8 +315,17 @@ def test_slurm_ends_a_job_that_has_the_id_of_a_forgotten_one() -> None:
     job = good_job()
     never_started(job)
     job.rows = [SlurmRow(ID, "j0000", "CANCELLED by 0", 0, 0, "c1", BEGIN, BEGIN + 1, BEGIN + 1)]
-    assert broken(run_of(job)) == {Promise.WRONG_STATE}
-    assert broken(run_of(job, good_job())) == set()
+    earlier, later = good_job(), good_job()
+    earlier.submit_sent, later.submit_sent = BEGIN - 20, BEGIN + 20
+    killed = [FaultHistory("controller killed", "slurmctld", BEGIN - 15, BEGIN - 12)]
+
+    def wrong(*others: JobHistory, faults: list[FaultHistory] | None = None) -> bool:
+        return bool(check(run_of(job, *others, faults=faults)).of(Promise.WRONG_STATE))
+
+    assert not wrong(earlier, faults=killed)
+    assert wrong(earlier)  # nobody disturbed the controller
+    assert wrong(faults=killed)
+    assert wrong(later, faults=killed)
 
 
 def cancelled_job() -> JobHistory:
