@@ -193,7 +193,7 @@ def test_a_replayed_request_about_an_environment_changes_nothing(
 
         async def ask() -> str:
             async with Bus(guarded.client.connection.settings.bus_settings()) as bus:
-                reply = codec.decode((await bus.request(subject, body, headers=headers)).data)
+                reply = codec.decode((await bus.request(subject, body, headers=headers, timeout=60)).data)
                 return reply.code if isinstance(reply, Problem) else reply.TYPE
 
         return lambda: asyncio.run(ask())
@@ -206,7 +206,7 @@ def test_a_replayed_request_about_an_environment_changes_nothing(
         shipper, ours, theirs = Shipper(guarded.client), guarded.signer, colleague.connection.session.signer
         pack = shipper.pack(Requirements(str(make_lock(tmp_path, make_package(tmp_path, "demo", "def main(): ...")))))
         shipper.upload(pack)
-        about = {"site": SITE, "expires_at": time.time() + 60, "submitter": "me"}
+        about = {"site": SITE, "expires_at": time.time() + 600, "submitter": "me"}
         removal = RemoveEnvironment(digest=pack.ref.digest, **about)
         remove, remove_again = sign(removal, ours), sign(removal, theirs)
         install = sign(InstallEnvironment(environment=pack.ref, name="mine", **about), ours)

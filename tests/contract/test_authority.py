@@ -216,8 +216,10 @@ def test_a_link_in_an_allowed_folder_leads_no_job_out_of_it(guarded: Guarded, tm
     allowed.mkdir()
     (allowed / "out").symlink_to(tmp_path)
     with guarded.policy(f'folders = ["{allowed}"]\n'):
+        outside = msgspec.structs.replace(QUICK, cwd=str(allowed / "out"))
+        wait_until(lambda: guarded.run(outside).state is JobState.REJECTED, "the policy to be read")
+        record = guarded.run(outside)
         assert guarded.run(msgspec.structs.replace(QUICK, cwd=str(allowed))).state is JobState.COMPLETED
-        record = guarded.run(msgspec.structs.replace(QUICK, cwd=str(allowed / "out")))
     assert (record.state, record.error_code) == (JobState.REJECTED, "policy")
     assert f"is a link to '{tmp_path}'" in (record.reason or "")
 

@@ -7,42 +7,18 @@ A real bus and real Dagster, and an agent that plays what Slurm would say.
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
-from contract.bus_site import bus_site
-from contract.test_dagster_jobs import SITE, DagsterSite, ScriptedJob, failure_of, handles_of, log_of, succeed
+from contract.scripted_jobs import SITE, DagsterSite, Script, ScriptedJob, failure_of, handles_of, log_of, succeed
 from dagster_slurmbus import ComputeResource, FinishedJob, MoreMemory, MoreTime, SlurmResource
-from slurmbus.home import Home
 from slurmbus_protocol.messages import Accounting, AccountingStep, JobOptions, Live, Used
 from slurmbus_protocol.states import JobState
 
 GIB = 1024**3
-Script = Callable[[ScriptedJob], Awaitable[None]]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    with bus_site(tmp_path_factory.mktemp("again")) as running:
-        yield running.home
-
-
-@pytest.fixture
-def slurm(home: Home) -> Iterator[DagsterSite]:
-    site = DagsterSite(home)
-    with site.running():
-        yield site
-    assert site.errors == []
-
-
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
-        yield instance
 
 
 def ends(*states: JobState) -> Script:

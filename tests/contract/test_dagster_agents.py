@@ -115,12 +115,6 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BusSite]:
         yield site
 
 
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
-        yield instance
-
-
 def tick(instance: dg.DagsterInstance, cursor: str | None, resource: Any, **settings: Any) -> Any:
     sensor = slurmbus_agents_sensor("leonardo", **settings)
     with dg.build_sensor_context(instance=instance, resources={"leonardo": resource}, cursor=cursor) as context:

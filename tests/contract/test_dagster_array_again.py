@@ -4,42 +4,17 @@ A real bus and real Dagster, and an agent that plays what Slurm would say.
 """
 
 # No "from __future__ import annotations" here: Dagster reads the annotations of assets at run time.
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import pytest
 
-from contract.bus_site import bus_site
-from contract.test_dagster_jobs import DagsterSite, Script, ScriptedJob, failure_of, log_of
+from contract.scripted_jobs import DagsterSite, Script, ScriptedJob, failure_of, log_of
 from dagster_slurmbus import CompletedArray, FinishedJob, MoreMemory, MoreTime
-from slurmbus.home import Home
 from slurmbus_protocol.states import JobState
 
 COMPLETED, FAILED = JobState.COMPLETED, JobState.FAILED
 OUT_OF_MEMORY, TIMEOUT = JobState.OUT_OF_MEMORY, JobState.TIMEOUT
 OPTIONS = {"mem": "1G", "time_limit": 1}
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    with bus_site(tmp_path_factory.mktemp("arrays-again")) as running:
-        yield running.home
-
-
-@pytest.fixture
-def slurm(home: Home) -> Iterator[DagsterSite]:
-    site = DagsterSite(home)
-    with site.running():
-        yield site
-    assert site.errors == []
-
-
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
-        yield instance
 
 
 def ends(**states: list[JobState]) -> Script:

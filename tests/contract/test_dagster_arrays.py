@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from contract.test_dagster_jobs import failure_of, log_of, output_of
+from contract.scripted_jobs import failure_of, log_of, output_of
 from dagster_slurmbus import ArrayTask, CompletedArray, ComputeResource, PipesSlurmClient, partition_tasks
 from dagster_slurmbus.bus import local_client
 from slurmbus.home import Home

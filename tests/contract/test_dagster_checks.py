@@ -1,8 +1,6 @@
 """The asset checks on figures, in a real Dagster instance."""
 
 # No "from __future__ import annotations" here: Dagster reads the annotations of assets at run time.
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -12,12 +10,6 @@ from dagster_slurmbus import cpu_efficiency_check, memory_headroom_check
 
 GIB = 1024**3
 DAYS = dg.StaticPartitionsDefinition(["mon", "tue"])
-
-
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
-        yield instance
 
 
 def figures(**values: Any) -> dict[str, Any]:

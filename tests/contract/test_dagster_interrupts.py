@@ -1,6 +1,5 @@
 """Interrupted steps: a person's Terminate ends the job, a redeploy leaves it alone."""
 
-# ruff: noqa: F811 - fixtures are imported and used by their names
 # No "from __future__ import annotations" here: Dagster reads the annotations of assets at run time.
 import asyncio
 import os
@@ -9,16 +8,7 @@ import signal
 import dagster as dg
 import pytest
 
-from contract.test_dagster_jobs import (  # noqa: F401 - fixtures
-    DagsterSite,
-    ScriptedJob,
-    _bus_home,
-    handles_of,
-    instance,
-    log_of,
-    output_of,
-    site,
-)
+from contract.scripted_jobs import DagsterSite, ScriptedJob, handles_of, log_of, output_of
 from dagster_slurmbus import PipesSlurmClient
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import Stream
@@ -29,20 +19,20 @@ class Interrupted:
 
     def __init__(
         self,
-        site: DagsterSite,
+        slurm: DagsterSite,
         instance: dg.DagsterInstance,
         *,
         terminate: bool,
         stubborn: bool = False,
         ends_when_found_again: bool = False,
     ) -> None:
-        self.site = site
+        self.slurm = slurm
         self.instance = instance
         self.terminate = terminate
         self.stubborn = stubborn
         self.ends_when_found_again = ends_when_found_again
         self.over = asyncio.Event()
-        site.script = self.script
+        slurm.script = self.script
 
     async def script(self, job: ScriptedJob) -> None:
         await job.begin()
@@ -74,20 +64,20 @@ class Interrupted:
             return slurm.run(context=context, command="true").get_materialize_result()
 
         result = dg.materialize([thing], resources={"slurm": client}, instance=self.instance, raise_on_error=False)
-        self.site.do(self.over.set)
+        self.slurm.do(self.over.set)
         return result
 
 
 @pytest.mark.parametrize("retry_policy", [None, dg.RetryPolicy(max_retries=2)])
 def test_terminate_cancels_the_job_and_the_run_is_canceled(
-    site: DagsterSite,
+    slurm: DagsterSite,
     instance: dg.DagsterInstance,
     retry_policy: dg.RetryPolicy | None,
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
-    result = Interrupted(site, instance, terminate=True).run(site.client, retry_policy)
+    result = Interrupted(slurm, instance, terminate=True).run(slurm.client, retry_policy)
     assert signal.getsignal(signal.SIGINT) == before
-    (job,) = site.jobs
+    (job,) = slurm.jobs
     assert job.cancel is not None
     assert job.cancel.reason == f"Dagster run {result.run_id} was terminated"
     run = instance.get_run_by_id(result.run_id)
@@ -99,11 +89,11 @@ def test_terminate_cancels_the_job_and_the_run_is_canceled(
 
 
 def test_a_redeploy_only_detaches_and_says_how_to_find_the_job(
-    site: DagsterSite,
+    slurm: DagsterSite,
     instance: dg.DagsterInstance,
 ) -> None:
-    result = Interrupted(site, instance, terminate=False).run(site.client)
-    (job,) = site.jobs
+    result = Interrupted(slurm, instance, terminate=False).run(slurm.client)
+    (job,) = slurm.jobs
     assert job.cancel is None
     run = instance.get_run_by_id(result.run_id)
     assert run is not None
@@ -114,36 +104,36 @@ def test_a_redeploy_only_detaches_and_says_how_to_find_the_job(
 
 
 def test_a_detached_step_with_a_retry_policy_goes_on_with_its_job(
-    site: DagsterSite,
+    slurm: DagsterSite,
     instance: dg.DagsterInstance,
 ) -> None:
-    result = Interrupted(site, instance, terminate=False, ends_when_found_again=True).run(
-        site.client, dg.RetryPolicy(max_retries=2)
+    result = Interrupted(slurm, instance, terminate=False, ends_when_found_again=True).run(
+        slurm.client, dg.RetryPolicy(max_retries=2)
     )
     assert result.success
-    (job,) = site.jobs
+    (job,) = slurm.jobs
     assert job.cancel is None
     assert [handle.external_run_id for handle in handles_of(instance, result.run_id)] == [job.submit.key] * 2
     assert output_of(result, instance)[0] == b"working\nworked\n"
 
 
-def test_a_client_may_leave_jobs_alone(site: DagsterSite, instance: dg.DagsterInstance) -> None:
-    client = PipesSlurmClient(site="scripted", bus=site.bus, forward_termination=False)
-    Interrupted(site, instance, terminate=True).run(client)
-    assert site.jobs[0].cancel is None
+def test_a_client_may_leave_jobs_alone(slurm: DagsterSite, instance: dg.DagsterInstance) -> None:
+    client = PipesSlurmClient(site="scripted", bus=slurm.bus, forward_termination=False)
+    Interrupted(slurm, instance, terminate=True).run(client)
+    assert slurm.jobs[0].cancel is None
 
 
-def test_a_run_that_vanishes_with_its_process_takes_its_job_along(site: DagsterSite) -> None:
+def test_a_run_that_vanishes_with_its_process_takes_its_job_along(slurm: DagsterSite) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
-        Interrupted(site, instance, terminate=False).run(site.client)
-    assert site.jobs[0].cancel is not None
+        Interrupted(slurm, instance, terminate=False).run(slurm.client)
+    assert slurm.jobs[0].cancel is not None
 
 
 def test_a_job_that_does_not_end_holds_the_run_up_for_so_long_only(
-    site: DagsterSite,
+    slurm: DagsterSite,
     instance: dg.DagsterInstance,
 ) -> None:
-    client = PipesSlurmClient(site="scripted", bus=site.bus, termination_timeout_seconds=0.2)
-    result = Interrupted(site, instance, terminate=True, stubborn=True).run(client)
+    client = PipesSlurmClient(site="scripted", bus=slurm.bus, termination_timeout_seconds=0.2)
+    result = Interrupted(slurm, instance, terminate=True, stubborn=True).run(client)
     lines = log_of(instance, result.run_id)
     assert any("has been told to end and hasn't yet" in line for line in lines)

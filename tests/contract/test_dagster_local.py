@@ -15,7 +15,7 @@ import dagster as dg
 import pytest
 
 from contract.bus_site import wait_until
-from contract.test_dagster_jobs import failure_of, log_of, output_of
+from contract.scripted_jobs import failure_of, log_of, output_of
 from dagster_slurmbus import BashLauncher, ComputeResource, PipesSlurmClient, SlurmQueueConfig, SlurmResource
 from dagster_slurmbus.bus import local_client
 from slurmbus.home import Home
@@ -121,12 +121,6 @@ def definitions(home: Path, tmp_path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
-        yield instance
 
 
 def test_both_blocks_of_the_manual_on_a_laptop(definitions: ModuleType, instance: dg.DagsterInstance) -> None:

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 from contract.bus_site import bus_site
-from contract.test_dagster_jobs import SITE, DagsterSite, failure_of
+from contract.scripted_jobs import SITE, DagsterSite, failure_of
 from dagster_slurmbus import (
     ComputeResource,
     RayLauncher,

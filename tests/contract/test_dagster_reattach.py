@@ -21,7 +21,7 @@ import dagster as dg
 import pytest
 
 from contract.bus_site import wait_until
-from contract.test_dagster_jobs import handles_of, log_of
+from contract.scripted_jobs import handles_of, log_of
 from dagster_slurmbus.bus import local_client
 from slurmbus.client import SiteClient
 from slurmbus.home import Home

@@ -5,7 +5,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from dagster._core.test_utils import create_run_for_test
 
 from contract.bus_site import wait_until
 from contract.dagster_dev import DagsterDev
-from contract.test_dagster_jobs import failure_of, handles_of
+from contract.scripted_jobs import failure_of, handles_of
 from contract.test_dagster_reattach import DEFINITIONS, Desk, desk, home  # noqa: F401 - fixtures
 from dagster_slurmbus import BusResource, ComputeResource, PipesSlurmClient, SlurmResource, slurmbus_reconcile_sensor
 from dagster_slurmbus._compat import instance_id
@@ -154,12 +154,6 @@ def test_a_client_that_leaves_jobs_alone_at_a_terminate_keeps_the_sensor_away(de
 
 
 # ------------------------------------------------------------------ the judgement
-
-
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
-        yield instance
 
 
 def run_with(

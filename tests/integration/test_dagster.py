@@ -16,7 +16,7 @@ import dagster as dg
 import pytest
 
 from contract.bus_site import wait_until
-from contract.test_dagster_jobs import failure_of, handles_of, log_of, output_of
+from contract.scripted_jobs import failure_of, handles_of, log_of, output_of
 from dagster_slurmbus import ComputeResource, PipesSlurmClient, SlurmResource
 from dagster_slurmbus.outcomes import CompletedJob
 from integration.conftest import SITES

@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from contract.test_dagster_jobs import failure_of, log_of
+from contract.scripted_jobs import failure_of, log_of
 from dagster_slurmbus import (
     CompletedArray,
     ComputeResource,

@@ -11,7 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from contract.test_dagster_jobs import failure_of, log_of
+from contract.scripted_jobs import failure_of, log_of
 from dagster_slurmbus import ComputeResource, SlurmResource, UvLock
 from environment_lab import conda_prefix, make_package
 from integration.jobs import follow, run, spec

@@ -19,7 +19,7 @@ from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 from dagster._daemon.backfill import execute_backfill_iteration
 
 from contract.bus_site import wait_until
-from contract.test_dagster_jobs import failure_of, log_of, output_of
+from contract.scripted_jobs import failure_of, log_of, output_of
 from integration.conftest import SITES
 from slurmbus.home import Home
 from slurmbus.local import stop_local

@@ -15,7 +15,7 @@ import pytest
 
 import contract.test_dagster_reattach as reattached
 from contract.bus_site import wait_until
-from contract.test_dagster_jobs import failure_of, handles_of, log_of
+from contract.scripted_jobs import failure_of, handles_of, log_of
 from contract.test_dagster_reattach import desk_at
 from dagster_slurmbus import MoreTime, PipesSlurmClient
 from dagster_slurmbus.reasons import explain

@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from contract.test_dagster_jobs import failure_of
+from contract.scripted_jobs import failure_of
 from dagster_slurmbus import PipesSlurmClient
 from integration.laptops import Laptop, ssh_processes
 from integration.logins import Logins

@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 from contract.bus_site import wait_until
-from contract.test_dagster_jobs import handles_of, log_of
+from contract.scripted_jobs import handles_of, log_of
 from contract.test_dagster_reattach import (
     FIRST,
     REST,

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from contract.test_dagster_jobs import failure_of
+from contract.scripted_jobs import failure_of
 from slurmbus.client import SiteClient
 from slurmbus.home import Home
 from slurmbus_cluster import Cluster

@@ -46,9 +46,9 @@ if WHAT == "watch":  # nothing has ended on a node whose Ray is frozen: only the
     before = watches()
     for pid in before:
         os.kill(pid, signal.SIGKILL)
-    while not watches() or set(watches()) & set(before):
+    while not (after := watches()) or set(after) & set(before):
         time.sleep(0.1)
-    print("watched again", len(before), len(watches()))
+    print("watched again", len(before), len(after))
 lose.options(scheduling_strategy=NodeAffinitySchedulingStrategy(other, soft=False)).remote(WHAT)
 while sum(node["Alive"] for node in ray.nodes()) > 1:
     time.sleep(0.1)
