@@ -34,13 +34,10 @@ dev: sync  ## the same, and leave Dagster's UI open
 	@$(RUN) python docs/examples/weather/demo.py --mode $(MODE) --dev
 
 test: sync  ## all tests; those that need a container engine say so and are skipped where there is none
-	@mkdir -p build; echo "The cluster's tests run beside the others, on two clusters; what they say follows at the end."; \
-	  : "With job control, as a shell lets what it starts in the background ignore Ctrl-C, and Dagster's steps then all signals."; \
-	  set -m; $(RUN) pytest -m cluster -n 2 --dist loadfile >build/cluster-tests.log 2>&1 & cluster=$$!; \
-	  trap 'kill -INT $$cluster' INT TERM; \
-	  others=0; $(RUN) pytest -m "not cluster" -n 2 --dist worksteal || others=$$?; \
-	  [ $$others -ne 2 ] || kill -INT $$cluster; \
-	  wait $$cluster && status=0 || status=$$?; cat build/cluster-tests.log; exit $$((others | status))
+	@others=0; $(RUN) pytest -m "not cluster" -n 3 --dist worksteal || others=$$?; \
+	  [ $$others -ne 2 ] || exit 2; \
+	  echo "Now the cluster's tests, on three clusters beside each other."; \
+	  $(RUN) pytest -m cluster -n 3 --dist loadfile --no-loadscope-reorder || exit $$?; exit $$others
 
 check: sync  ## format, lint, types and import contracts
 	@$(RUN) ruff format --check .

@@ -67,7 +67,7 @@ def judge(site: str, agents: Sequence[AgentStatus]) -> AgentHealth:
 def _concerns(beat: Heartbeat) -> list[str]:
     """Name what a person should look at."""
     found = list(beat.alarms)
-    if not beat.scheduler.responding:
+    if beat.scheduler.silent:
         why = f": {beat.scheduler.error}" if beat.scheduler.error else ""
         found.append(f"its scheduler ({beat.scheduler.kind}) doesn't answer{why}")
     if beat.vitals.slowed:

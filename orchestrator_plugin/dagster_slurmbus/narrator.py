@@ -131,7 +131,7 @@ class Narrator:
             return f"the bus doesn't take the request: {event.problem}"
         if agent is None or not agent.alive:
             return self._no_agent(agent, silence)
-        if not agent.heartbeat.scheduler.responding:
+        if agent.heartbeat.scheduler.silent:
             down = clock(agent.heartbeat.scheduler.since)
             return f"Slurm's controller doesn't answer the agent of site {self._site} since {down}"
         if event.bus_is_new:

@@ -82,7 +82,7 @@ def _of_site(picture: Picture, site: str, now: float) -> Iterator[Item]:
     yield from _of_condition(picture, leader, now)
     beat = leader.heartbeat
     if leader.condition(now) in {"alive", "late"}:
-        if not beat.scheduler.responding:
+        if beat.scheduler.silent:
             yield Item(
                 id=f"scheduler {site}",
                 level=Level.BAD,

@@ -72,7 +72,11 @@ AGENT_FIGURES = (
         lambda beat: [((one.name,), one.used / one.limit) for one in beat.vitals.budgets if one.limit],
         ("budget",),
     ),
-    Figure("scheduler_up", "1 while what the agent submits to answers.", _one(lambda b: b.scheduler.responding)),
+    Figure(
+        "scheduler_up",
+        "1 while what the agent submits to answers.",
+        _one(lambda b: b.scheduler.responding if b.scheduler.asked else None),
+    ),
     Figure("scheduler_latency_seconds", "How long its last answer took.", _one(lambda b: b.scheduler.latency)),
     Figure("scheduler_calls_total", "Calls to it, by kind.", _each(lambda b: b.scheduler.calls), ("call",)),
     Figure(

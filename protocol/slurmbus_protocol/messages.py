@@ -593,6 +593,13 @@ class SchedulerHealth(Value, frozen=True, kw_only=True, omit_defaults=True):
     restarts: NonNegative = 0
     version: str = ""
     """Slurm's, e.g. ``24.11.5``; nothing for local processes and as long as it isn't known."""
+    asked: bool = True
+    """False from the agent's start until something was asked: so long it isn't known whether it responds."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether it was asked and doesn't respond."""
+        return self.asked and not self.responding
 
 
 class BudgetUse(Value, frozen=True, kw_only=True, omit_defaults=True):

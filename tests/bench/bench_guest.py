@@ -10,7 +10,9 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from contract.bus_site import wait_until
 from guest_lab import MEASURE, Cost, cpu_minutes_a_month
@@ -27,6 +29,8 @@ JOBS = int(os.environ.get("GUEST_JOBS", "1000"))
 SAMPLES = 10
 MIB = 1024 * 1024
 PATIENCE = 900.0
+MIB_A_JOB = 30
+"""What a runner and a sleeping payload need."""
 
 
 def say(line: str) -> None:
@@ -101,26 +105,48 @@ def test_idle(cluster: Cluster, alice_agent: AgentProcess, alice: SiteClient) ->
     say(f"{'looks at the spool':>34}: {vitals(alice).stat_calls - looks}")
 
 
-def test_many_jobs(cluster: Cluster, alice_agent: AgentProcess, alice: SiteClient) -> None:
-    options = JobOptions(mem_per_cpu_mib=100, time_limit_minutes=600)
-    with ThreadPoolExecutor(16) as pool:
-        began = time.monotonic()
-        list(pool.map(lambda _: alice.submit(spec("sleep", "36000", options=options)), range(JOBS)))
-        wait_until(
-            lambda: sum(vitals(alice).jobs.get(state, 0) for state in ("PENDING", "RUNNING")) == JOBS,
-            f"{JOBS} jobs in Slurm",
-            PATIENCE,
-        )
-        say(
-            f"\n{JOBS} jobs, submitted one by one in {time.monotonic() - began:.0f} s: "
-            f"{heartbeat(alice).scheduler.calls}"
-        )
+@contextmanager
+def larger_nodes(cluster: Cluster, jobs: int) -> Iterator[None]:
+    """Let the compute nodes pose as large enough for so many jobs at once; Slurm reads their sizes when it starts."""
+    sizes = "CPUs=8 RealMemory=4000"
+    larger = f"CPUs={jobs // 2 + 8} RealMemory={(jobs // 2 + 8) * MIB_A_JOB}"
+
+    def change(old: str, new: str) -> None:
+        for host in cluster.hosts:
+            cluster.exec(host, ["sed", "-i", f"s/ {old} / {new} /", "/etc/slurm/slurm.conf"])
+        cluster.daemon("restart", "slurmctld")
+        for node in ("c1", "c2"):
+            cluster.daemon("restart", "slurmd", node)
+        cluster.wait_idle()
+
+    change(sizes, larger)
     try:
-        first, looks, counted = heartbeat(alice).scheduler, vitals(alice), calls_of(cluster, "alice")
+        yield
+    finally:
+        change(larger, sizes)
+
+
+def watch_many(cluster: Cluster, agent: AgentProcess, client: SiteClient, jobs: int, states: tuple[str, ...]) -> None:
+    """Submit jobs one by one, wait until all of them are in one of the states, and say what they cost meanwhile."""
+    options = JobOptions(mem_per_cpu_mib=MIB_A_JOB if states == ("RUNNING",) else 100, time_limit_minutes=600)
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            began = time.monotonic()
+            list(pool.map(lambda _: client.submit(spec("sleep", "36000", options=options)), range(jobs)))
+            wait_until(
+                lambda: sum(vitals(client).jobs.get(state, 0) for state in states) == jobs,
+                f"{jobs} jobs that are {' or '.join(states)}",
+                PATIENCE,
+            )
+            say(
+                f"\n{jobs} jobs, submitted one by one, {' or '.join(states)} after {time.monotonic() - began:.0f} s: "
+                f"{heartbeat(client).scheduler.calls}"
+            )
+        first, looks, counted = heartbeat(client).scheduler, vitals(client), calls_of(cluster, "alice")
         began = time.monotonic()
-        figures, costs = sampled(cluster, alice_agent, alice, IDLE_SECONDS)
-        last, seen, took = heartbeat(alice).scheduler, vitals(alice), time.monotonic() - began
-        say(f"\n{JOBS} jobs for {took:.0f} s: {seen.jobs}")
+        figures, costs = sampled(cluster, agent, client, IDLE_SECONDS)
+        last, seen, took = heartbeat(client).scheduler, vitals(client), time.monotonic() - began
+        say(f"\n{jobs} jobs for {took:.0f} s: {seen.jobs}")
         calls = {kind: number - first.calls.get(kind, 0) for kind, number in last.calls.items()}
         say(f"{'calls to Slurm a second':>34}: {sum(calls.values()) / took:.3f} {calls}")
         everything = calls_of(cluster, "alice")["all"] - counted["all"]
@@ -134,4 +160,14 @@ def test_many_jobs(cluster: Cluster, alice_agent: AgentProcess, alice: SiteClien
         show_costs(costs)
     finally:
         cluster.exec("ctld", ["scancel", "--user=alice"])
-        wait_until(lambda: not vitals(alice).jobs, "the end of all jobs", PATIENCE)
+        wait_until(lambda: not vitals(client).jobs, "the end of all jobs", PATIENCE)
+
+
+def test_many_jobs(cluster: Cluster, alice_agent: AgentProcess, alice: SiteClient) -> None:
+    watch_many(cluster, alice_agent, alice, JOBS, ("PENDING", "RUNNING"))
+
+
+def test_many_running_jobs(cluster: Cluster, alice_agent: AgentProcess, alice: SiteClient) -> None:
+    """Each with its runner, its connection and a process of its own: 1,000 take some 15 GiB of this machine."""
+    with larger_nodes(cluster, JOBS):
+        watch_many(cluster, alice_agent, alice, JOBS, ("RUNNING",))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,11 @@ cp -r "/usr/lib/$(basename "$(readlink -f /usr/bin/python3)")" python/lib
 tar -cz --exclude __pycache__ --exclude test --exclude sitecustomize.py -f /dev/stdout python
 """
 """Makes an archive like those of python-build-standalone, of a Python that is at hand."""
+
+SIGN = """#!/bin/sh
+cd {folder} && echo "$0" >>fetched && exec ssh-keygen -q -s authority -I alice@example.org -n alice -V -1m:+5m key.pub
+"""
+"""Fetches a certificate as `step ssh login` does: for minutes only, and it lies beside the key."""
 
 
 def test_a_key_and_the_same_again(laptop: Laptop, cluster: Cluster) -> None:
@@ -144,3 +153,49 @@ def test_a_python_that_is_taken_along(laptop: Laptop, cluster: Cluster, tmp_path
 def test_a_login_that_wants_a_terminal_and_a_command(laptop: Laptop, command: str) -> None:
     with laptop.up("judy", "login", "--force-tty", "--post-login-command", command) as (site, _):
         assert laptop.run_job(site, "id", "-un").out == "judy\n"
+
+
+@pytest.fixture
+def authority(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
+    """A folder with a key that no host knows, and an authority whose certificates the login node takes."""
+    for name in ("key", "authority"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name], check=True)
+    cluster.copy_to("login", tmp_path / "authority.pub", "/etc/ssh/authority.pub")
+    settings = "/etc/ssh/sshd_config.d/certificates.conf"
+    cluster.copy_to("login", b"TrustedUserCAKeys /etc/ssh/authority.pub\n", settings)
+    cluster.daemon("restart", "sshd", "login")
+    yield tmp_path
+    cluster.exec("login", ["rm", settings, "/etc/ssh/authority.pub"])
+    cluster.daemon("restart", "sshd", "login")
+
+
+def test_a_certificate_that_is_fetched_before_each_login(
+    laptop: Laptop, logins: Logins, cluster: Cluster, authority: Path
+) -> None:
+    fetch, config, site = authority / "fetch", authority / "config", "site-alice"
+    fetch.write_text(SIGN.format(folder=authority))
+    fetch.chmod(0o700)
+    config.write_text(
+        f"Host *\n    HostName {cluster.ip('login')}\n    IdentityFile {authority / 'key'}\n    IdentitiesOnly yes\n"
+        f"    UserKnownHostsFile {authority / 'known_hosts'}\n    StrictHostKeyChecking accept-new\n"
+    )
+    words = ["up", site, "--host", "login", "--user", "alice", "--ssh-config", str(config)]
+    try:
+        refused = laptop.slurmbus(*words, ok=False)
+        assert refused.code == 3
+        assert "the site refused the login" in refused.err
+        said = laptop.slurmbus(*words, "--before-login", str(fetch))
+        assert f"{site} is up" in said.err
+        assert laptop.run_job(site, "id", "-un").out == "alice\n"
+        assert " ID alice@example.org (serial" in cluster.daemon("log", "sshd", host="login")
+
+        # The certificate has run out, and the connection is gone: the next login fetches the next one.
+        (authority / "key-cert.pub").unlink()
+        (tunnel,) = ssh_processes([str(config)])
+        os.kill(tunnel, signal.SIGKILL)
+        laptop.slurmbus("up", site, "--no-trial")
+        assert len((authority / "fetched").read_text().splitlines()) == 2
+        assert laptop.run_job(site, "id", "-un").out == "alice\n"
+    finally:
+        laptop.slurmbus("down", site, ok=False)
+    assert not processes(cluster, "login", "alice")

@@ -137,6 +137,14 @@ def test_an_agent_that_is_silent_has_no_old_figures(board: Board) -> None:
     assert value(page, "agent_cpu_seconds_total", **WHO) is None
 
 
+def test_whether_a_scheduler_is_up_is_left_open_until_it_was_asked(board: Board) -> None:
+    health = SchedulerHealth(kind="native", responding=False, asked=False, since=0.0)
+    board.picture.take_heartbeat("bus", beat(scheduler=health), time.time(), lease=True)
+    _, page = Metrics(board).page()
+    assert value(page, "scheduler_up", **WHO) is None
+    assert value(page, "agent_open_files", **WHO) is not None
+
+
 def test_every_figure_of_a_heartbeat_can_be_read(board: Board) -> None:
     new = beat(vitals=Vitals(), scheduler=SchedulerHealth(kind="local", responding=True, since=0.0))
     board.picture.take_heartbeat("bus", new, time.time(), lease=True)

@@ -144,6 +144,14 @@ def test_jobs_over_time() -> None:
     assert found.cancelled == (0, 0, 0, 1, 0)
 
 
+def test_a_scheduler_that_was_not_asked_yet_needs_no_attention() -> None:
+    seen = Picture()
+    seen.set_bus(BusView("bus", ("leonardo",), reachable=True))
+    health = SchedulerHealth(kind="native", responding=False, asked=False, since=NOW, error="not asked yet")
+    seen.take_heartbeat("bus", beat(scheduler=health), NOW, lease=True)
+    assert [item.text for item in attention(seen, NOW + 1)] == []
+
+
 def test_what_needs_attention() -> None:
     """The worst comes first; of a bus that is lost nothing else is said."""
     seen = Picture()

@@ -90,7 +90,8 @@ async def until(condition: Callable[[], bool], within: float = 10) -> None:
 def test_every_call_and_its_types(child: Child) -> None:
     async def check() -> None:
         async with running(child) as scheduler:
-            assert not scheduler.health.responding
+            health = scheduler.health
+            assert (health.responding, health.asked, health.silent) == (False, False, False)
             assert child.pids() == []  # nothing is started before it is needed
             assert 0 < await scheduler.ping() < 0.4
             assert await scheduler.submit(JOB) == 42
@@ -105,7 +106,7 @@ def test_every_call_and_its_types(child: Child) -> None:
             assert await scheduler.requeue(42, "other") is False
             assert (await scheduler.partitions())[0].name == "main"
             health = scheduler.health
-            assert health.responding
+            assert (health.responding, health.asked, health.silent) == (True, True, False)
             assert health.error is None
             assert health.latency is not None
             assert health.calls["cancel"] == 2

@@ -34,6 +34,7 @@ from slurmbus_agent.scheduler.limits import CallBudget, CallLimits, TokenBucket
 from slurmbus_protocol.messages import Partition, SchedulerHealth
 
 _NEVER = -float("inf")
+_NOT_ASKED = "not asked yet"
 
 
 class _Waiting:
@@ -103,7 +104,7 @@ class ChildScheduler:
         self._since = time.time()
         self._latency: float | None = None
         self._version = ""
-        self._error: str | None = "not asked yet"
+        self._error: str | None = _NOT_ASKED
         self._calls: Counter[str] = Counter()
         self._records: Counter[str] = Counter()
         self._cpu_limit = cpu_limit
@@ -173,6 +174,7 @@ class ChildScheduler:
             calls=dict(self._calls),
             restarts=self._restarts,
             version=self._version,
+            asked=self._error is not _NOT_ASKED,
         )
 
     @property

@@ -21,12 +21,13 @@ from slurmbus.events import AgentStatus
 from slurmbus.home import EMBEDDED, Home
 from slurmbus.settings import ConnectionSettings
 from slurmbus_protocol.errors import SlurmbusError
-from slurmbus_protocol.messages import Heartbeat
+from slurmbus_protocol.messages import AskPartitions, Heartbeat, Partitions
 
 _DAY = 86400.0
 _SOON = 2 * _DAY
 """An authority that ends within this is worth a word."""
-REMOTE_PATIENCE = 120.0
+SCHEDULER_PATIENCE = 60.0
+"""Seconds; the agent gives a controller that is silent up sooner."""
 
 
 class Grade(Enum):
@@ -178,14 +179,16 @@ class Chain:
         return Finding("ping", f"{seconds * 1000:.0f} ms there and back")
 
     def scheduler(self) -> Finding:
-        """Slurm, as the agent sees it."""
+        """Slurm, which the agent asks on this occasion: one without jobs has no reason to, and notices nothing."""
         assert self.agent is not None  # noqa: S101
-        health = self.agent.heartbeat.scheduler
-        if not health.responding:
-            return Finding(
-                "scheduler", f"{health.kind} doesn't answer: {health.error}", Grade.BROKEN, "is Slurm down there?"
-            )
-        return Finding("scheduler", f"{health.kind} answers")
+        kind = self.agent.heartbeat.scheduler.kind
+        try:
+            found = self._client.ask("partitions", AskPartitions(), Partitions, SCHEDULER_PATIENCE)
+        except SlurmbusError as error:
+            hint = "is Slurm down there? Running jobs go on"
+            return Finding("scheduler", f"{kind} doesn't answer: {error.message}", Grade.BROKEN, hint)
+        names = ", ".join(partition.name for partition in found.partitions)
+        return Finding("scheduler", f"{kind} answers{f'; partitions: {names}' if names else ''}")
 
     def alarms(self) -> Iterator[Finding]:
         """What the agent itself complains about."""

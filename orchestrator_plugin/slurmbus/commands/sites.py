@@ -138,7 +138,7 @@ def _agent_word(status: AgentStatus) -> str:
 
 
 def _scheduler_word(health: SchedulerHealth, now: float) -> str:
-    if health.responding:
+    if not health.silent:
         return health.kind
     return f"{health.kind}: no answer for {duration(max(0.0, now - health.since))}"
 
@@ -166,7 +166,7 @@ def _colour(_profile: SiteProfile, agents: list[AgentStatus], problem: str) -> s
     if problem or not agents or not agents[0].alive:
         return "red"
     beat = agents[0].heartbeat
-    return "yellow" if beat.alarms or not beat.scheduler.responding else "green"
+    return "yellow" if beat.alarms or beat.scheduler.silent else "green"
 
 
 def _as_json(home: Home, profile: SiteProfile, agents: list[AgentStatus], problem: str) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def _agent_rows(picture: Picture, sites: list[str], now: float) -> list[_AgentRo
     for site in sites:
         agents = picture.present_agents(site, now)
         for agent in agents:
-            well = agent.condition(now) == "alive" and agent.heartbeat.scheduler.responding
+            well = agent.condition(now) == "alive" and not agent.heartbeat.scheduler.silent
             rows.append(_AgentRow([cell(agent, now) for _, cell in _AGENT_CELLS], well))
         if not agents:
             words = {"SITE": Text(site, "bold"), "": Text("no agent yet", "dim")}
@@ -247,7 +247,7 @@ def _scheduler(agent: AgentView, now: float) -> Text:
     name = f"{health.kind} {health.version}".strip()
     if not agent.is_heard(now):
         return Text(name, "dim")
-    if not health.responding:
+    if health.silent:
         return Text(f"{name}: no answer", "red")
     return Text(f"{name} {milliseconds(health.latency)}".strip())
 

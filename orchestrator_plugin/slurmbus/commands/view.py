@@ -136,7 +136,7 @@ class JobView:
             text = f"the agent of site {self.site} ({event.agent.heartbeat.host}) has been silent for {silent}"
             if alarms:
                 text += f"; its last report: {'; '.join(alarms)}"
-        elif not event.agent.heartbeat.scheduler.responding:
+        elif event.agent.heartbeat.scheduler.silent:
             text = f"Slurm on {event.agent.heartbeat.host} doesn't answer: {event.agent.heartbeat.scheduler.error}"
         elif alarms:
             text = f"the agent of site {self.site} reports: {'; '.join(alarms)}"

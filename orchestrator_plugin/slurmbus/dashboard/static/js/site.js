@@ -59,7 +59,7 @@ export class SiteDetails {
       process: `${agent.pid} of ${agent.user}`,
       "lease epoch": count(agent.epoch),
       scheduler: `${scheduler.kind}${scheduler.version ? ` ${scheduler.version}` : ""}`,
-      controller: scheduler.responding ? `answers${scheduler.latency ? ` in ${latency(scheduler.latency)}` : ""}` : `silent for ${duration(now - scheduler.since)}`,
+      controller: scheduler.asked === false ? "not asked yet" : scheduler.responding ? `answers${scheduler.latency ? ` in ${latency(scheduler.latency)}` : ""}` : `silent for ${duration(now - scheduler.since)}`,
       "controller calls": count(calls),
       "bus round trip": latency(vitals.bus_latency),
       backlog: bytes(vitals.backlog ?? 0),

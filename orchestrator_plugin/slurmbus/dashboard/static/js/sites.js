@@ -62,8 +62,8 @@ class SiteCard {
           ? bus.problem
           : `start an agent: slurmbus-agent run --site ${site}`,
     );
-    const answers = health?.responding ?? null;
-    say(this.figures.scheduler, !health ? "–" : answers ? `${health.kind}${health.latency ? ` ${latency(health.latency)}` : ""}` : `${health.kind}: silent`);
+    const answers = health?.asked === false ? null : health?.responding ?? null;
+    say(this.figures.scheduler, !health ? "–" : answers !== false ? `${health.kind}${health.latency ? ` ${latency(health.latency)}` : ""}` : `${health.kind}: silent`);
     attribute(this.figures.scheduler, "data-level", answers === false ? "bad" : null);
     say(this.figures.bus, latency(agent?.vitals.bus_latency ?? bus?.roundTrip));
     say(this.figures.backlog, agent ? bytes(agent.vitals.backlog ?? 0) : "–");
