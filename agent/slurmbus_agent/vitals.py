@@ -93,7 +93,8 @@ class Pulse:
 
     def message(self, epoch: int, role: Role) -> Heartbeat:
         """Give the heartbeat of this moment."""
-        interval = self.interval
+        # A standby speaks as rarely as an idle leader, whatever it will have to do once it leads.
+        interval = budgets.HEARTBEAT_IDLE if role is Role.STANDBY else self.interval
         self._beats.happened()
         return Heartbeat(
             site=self._site,

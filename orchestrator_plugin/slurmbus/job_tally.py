@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 
@@ -16,6 +17,8 @@ from slurmbus_protocol.states import FINAL
 
 BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 86400.0, 3 * 86400.0, 7 * 86400.0)
 """Seconds: from a test's second to a week in a queue."""
+REMEMBERED = 50_000
+"""Jobs that are known to be counted; whatever ended before one that isn't remembered any more isn't counted again."""
 
 
 class JobTally:
@@ -31,7 +34,8 @@ class JobTally:
     def __init__(self, board: Board, since: float | None = None) -> None:
         self._board = board
         self._since = time.time() if since is None else since
-        self._counted: set[JobName] = set()
+        self._counted: dict[JobName, float] = {}
+        """When each ended that was counted, the first one counted first."""
         self._registry = CollectorRegistry(auto_describe=True)
         self._ended = Counter(
             "slurmbus_jobs_ended",
@@ -63,14 +67,14 @@ class JobTally:
                         self.look(name, self._board.picture.jobs.get(name))
 
     def look(self, name: JobName, record: Record | None) -> None:
-        """Count a job if it has ended and hasn't been counted; None is one that was forgotten."""
-        if record is None:
-            self._counted.discard(name)
+        """Count a job if it has ended and hasn't been counted; None is one that was forgotten, and may come back."""
+        end = ended_at(record) if record is not None else None
+        if record is None or end is None or end < self._since or name in self._counted:
             return
-        end = ended_at(record)
-        if end is None or end < self._since or name in self._counted:
-            return
-        self._counted.add(name)
+        self._counted[name] = end
+        if len(self._counted) > REMEMBERED:
+            oldest = next(iter(self._counted))
+            self._since = max(self._since, math.nextafter(self._counted.pop(oldest), math.inf))
         self._ended.labels(name.site, record.state.value).inc()
         start, submitted = started_at(record), record.timings.get("submitted", record.submit_time)
         if start is None:

@@ -159,7 +159,7 @@ def _presence(agents: Iterable[AgentView], now: float) -> Iterator[Metric]:
         beat = agent.heartbeat
         who = [beat.site, beat.agent_id]
         up.add_metric(who, agent.is_heard(now))
-        leader.add_metric(who, agent.leader)
+        leader.add_metric(who, agent.leader and not beat.released)
         age.add_metric(who, agent.age(now))
         info.add_metric([*who, beat.host, beat.user, beat.version, beat.scheduler.kind, beat.scheduler.version], 1)
     yield from (up, leader, age, info)

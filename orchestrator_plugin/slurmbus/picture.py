@@ -11,6 +11,8 @@ from slurmbus_protocol.messages import Heartbeat, Record
 
 MAX_JOBS = 5000
 """Jobs that are kept; of more, those that ended first are dropped. 5,000 records take about 20 MB."""
+KEPT_ENDED = 500
+"""Jobs that have ended and are kept even if all the room is taken by those that haven't: the newest."""
 MAX_AGENTS = 8
 """Agents that are kept of a site: a restarted agent has another id, and its old one stays on the bus."""
 MAX_BEATS = 120
@@ -117,6 +119,8 @@ class Picture:
         self.agents: dict[AgentName, AgentView] = {}
         self.jobs: dict[JobName, Record] = {}
         self._bus_of_job: dict[JobName, str] = {}
+        self._over = 0
+        """Records that came since there are more than are kept."""
 
     # ------------------------------------------------------------------ what is asked of it
 
@@ -171,7 +175,8 @@ class Picture:
     def take_heartbeat(self, bus: str, heartbeat: Heartbeat, at: float, *, lease: bool) -> list[Name]:
         """Take an agent's heartbeat; ``lease`` when it came on the key of the site's lease."""
         name = AgentName(heartbeat.site, heartbeat.agent_id)
-        leader = lease and heartbeat.leader
+        # Who gives the lease up leads no more, but was the last to: it tells how the site is.
+        leader = lease and (heartbeat.leader or heartbeat.released)
         known = self.agents.get(name)
         if known is not None and at < known.at:
             return []  # the standby's key of an agent that leads by now
@@ -206,12 +211,17 @@ class Picture:
 
     def _without_old_jobs(self) -> list[Name]:
         if len(self.jobs) <= MAX_JOBS:
+            self._over = 0
+            return []
+        self._over += 1
+        if (self._over - 1) % (MAX_JOBS // 50):  # so many that haven't ended aren't gone through for each record
             return []
         ended = sorted(
             (name for name, record in self.jobs.items() if record.state.is_final),
             key=lambda name: self.jobs[name].updated_at,
         )
-        return self._drop(ended[: len(self.jobs) - MAX_JOBS + MAX_JOBS // 50])
+        surplus = min(len(self.jobs) - MAX_JOBS + MAX_JOBS // 50, len(ended) - KEPT_ENDED)
+        return self._drop(ended[: max(0, surplus)])
 
     def keep_jobs(self, bus: str, names: set[JobName]) -> list[Name]:
         """Drop the jobs of a bus that aren't there any more."""

@@ -231,3 +231,10 @@ class LostMessages(SlurmbusError):
     """Bytes of a stream are gone from the bus and from the spool."""
 
     code = "lost-messages"
+
+
+class BudgetSpent(SlurmbusError):
+    """The agent has asked Slurm so often lately that its own limits forbid another question now."""
+
+    code = "budget-spent"
+    retryable = True

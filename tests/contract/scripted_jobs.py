@@ -13,13 +13,14 @@ from typing import Any
 import dagster as dg
 from dagster._core.pipes.reattach import PIPES_LAUNCH_HANDLE_METADATA_KEY, PipesLaunchHandle
 from dagster._serdes import deserialize_value
+from nats.aio.msg import Msg
 
 from contract.bus_site import SITE
 from dagster_slurmbus import BusResource, PipesSlurmClient
 from slurmbus.home import Home
 from slurmbus.testing import ScriptedAgent
-from slurmbus_protocol import blobs
-from slurmbus_protocol.messages import Cancel, FileRef, Start, Submit, Usage
+from slurmbus_protocol import blobs, codec, subjects
+from slurmbus_protocol.messages import Cancel, FileRef, Message, Start, Submit, Usage
 from slurmbus_protocol.states import JobState
 from slurmbus_protocol.subjects import Stream
 
@@ -119,7 +120,9 @@ class DagsterSite:
 
     def __init__(self, home: Home) -> None:
         self.home = home
+        self.name = SITE
         self.jobs: list[ScriptedJob] = []
+        self._answers: dict[str, Message] = {}
         self.script: Script = succeed
         self.errors: list[BaseException] = []
         self._ready = threading.Event()
@@ -150,6 +153,18 @@ class DagsterSite:
     def beat(self, **changes: Any) -> None:
         """Have the agent say something else of itself."""
         asyncio.run_coroutine_threadsafe(self._agent.heartbeat(**changes), self._loop).result(30)
+
+    def answer(self, verb: str, answer: Message) -> None:
+        """Have the agent answer a question from now on."""
+        known = verb in self._answers
+        self._answers[verb] = answer
+
+        async def reply(msg: Msg) -> None:
+            await self._agent.bus.respond(msg, codec.encode(self._answers[verb]))
+
+        if not known:
+            serving = self._agent.bus.serve(subjects.rpc(self.name, verb), reply)
+            asyncio.run_coroutine_threadsafe(serving, self._loop).result(30)
 
     async def _main(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()

@@ -82,6 +82,9 @@ def test_an_idle_leader_that_is_killed_is_followed_too(
 ) -> None:
     until(lambda: leader(alice).interval > HEARTBEAT_BUSY, 30, "the leader is idle")
     before = leader(alice)
+    # It says how seldom it speaks, so that nobody takes it for silent in between.
+    waiting = [one.heartbeat for one in alice.heartbeats() if one.alive and not one.heartbeat.leader]
+    assert {(beat.interval, beat.lease_seconds) for beat in waiting} == {(before.interval, before.lease_seconds)}
     alice_agent.kill()
     print(f"taken over {taken_over(alice, before, 60):.1f} s after the kill")
     assert run(alice, "echo", "next").record.state is JobState.COMPLETED

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from slurmbus import job_tally
 from slurmbus.board import Board
 from slurmbus.home import Home
 from slurmbus.metrics import AGENT_FIGURES, Metrics
@@ -171,6 +172,18 @@ def test_jobs_are_counted_once_and_only_when_they_end_from_now_on(board: Board) 
     assert value(page, "job_queue_seconds_sum", site="alice") == pytest.approx(7.0)
     assert value(page, "job_queue_seconds_bucket", site="alice", le="5.0") == 0
     assert value(page, "job_queue_seconds_bucket", site="alice", le="15.0") == 1
+
+
+def test_a_job_that_was_gone_and_comes_back_is_counted_once(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_tally, "REMEMBERED", 2)
+    metrics = Metrics(board)
+    jobs = [job(number, JobState.COMPLETED, end_time=time.time() + number) for number in (1, 2, 3, 4)]
+    for _ in range(2):  # the bus was away in between, or is another one
+        for record in jobs:
+            metrics.tally.look(JobName("alice", record.key, 0), record)
+        for record in jobs:
+            metrics.tally.look(JobName("alice", record.key, 0), None)
+    assert value(metrics.page()[1], "jobs_ended_total", site="alice", state="COMPLETED") == 4
 
 
 def test_a_board_brings_the_jobs_to_the_tally(board: Board) -> None:

@@ -84,12 +84,31 @@ def test_what_an_agent_said_as_a_standby_doesnt_stand_above_what_it_said_since()
 )
 def test_the_condition_of_an_agent(age: float, released: bool, condition: str) -> None:
     seen = Picture()
-    seen.take_heartbeat("bus", beat(released=released), NOW, lease=True)
-    assert seen.agents_of("leonardo")[0].condition(NOW + age) == condition
+    seen.take_heartbeat("bus", beat(leader=not released, released=released), NOW, lease=True)
+    leader = seen.leader_of("leonardo")
+    assert leader is not None
+    assert leader.condition(NOW + age) == condition
+
+
+def test_of_a_site_whose_agent_was_stopped_is_said_so() -> None:
+    seen = Picture()
+    seen.set_bus(BusView("bus", ("leonardo",), reachable=True))
+    seen.take_record("bus", record(JobState.RUNNING))
+    seen.take_heartbeat("bus", BEAT, NOW, lease=True)
+    seen.take_heartbeat("bus", beat(leader=False, released=True), NOW + 1, lease=True)
+    (item,) = attention(seen, NOW + 2)
+    assert item.text == "leonardo: the agent was stopped"
+    assert "1 unfinished job" in item.hint
+    seen.take_heartbeat("bus", beat(agent_id="next"), NOW + 3, lease=True)
+    assert [(agent.heartbeat.agent_id, agent.leader) for agent in seen.agents_of("leonardo")] == [
+        ("next", True),
+        (BEAT.agent_id, False),
+    ]
 
 
 def test_the_picture_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(picture, "MAX_JOBS", 100)
+    monkeypatch.setattr(picture, "KEPT_ENDED", 10)
     seen = Picture()
     running = record(JobState.RUNNING)
     seen.take_record("bus", running)
@@ -103,6 +122,19 @@ def test_the_picture_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(300):
         seen.take_heartbeat("bus", BEAT, NOW + 1000 + number, lease=True)
     assert len(seen.agents_of("leonardo")[0].beats) == picture.MAX_BEATS
+
+
+def test_jobs_that_end_are_seen_however_many_have_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture, "MAX_JOBS", 100)
+    monkeypatch.setattr(picture, "KEPT_ENDED", 5)
+    seen = Picture()
+    for number in range(200):
+        seen.take_record("bus", record(JobState.RUNNING, updated_at=NOW + number))
+    for number in range(20):
+        ended = record(JobState.COMPLETED, updated_at=NOW + number)
+        seen.take_record("bus", ended)
+        assert JobName("leonardo", ended.key, 0) in seen.jobs
+    assert seen.counts() == {"RUNNING": 200, "COMPLETED": pytest.approx(5, abs=2)}
 
 
 def test_nothing_changes_when_the_same_comes_again() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from slurmbus_agent.scheduler.base import BatchJob, OutcomeUnknown, Refused, Unavailable
+from slurmbus_agent.scheduler.base import BatchJob, BudgetSpent, OutcomeUnknown, Refused, Unavailable
 from slurmbus_agent.scheduler.limits import CallBudget, CallLimits, TokenBucket
 from slurmbus_agent.scheduler.process import ChildScheduler
 from slurmbus_protocol.messages import JobOptions
@@ -453,7 +453,7 @@ def test_the_budget_holds_back_reads_and_lets_controls_pass(child: Child) -> Non
         async with running(child, budget=budget) as scheduler:
             for _ in range(4):  # and one ping
                 await scheduler.job(42)
-            with pytest.raises(Unavailable, match="budget"):
+            with pytest.raises(BudgetSpent, match="budget"):
                 await scheduler.job(42)
             begun = time.monotonic()
             for _ in range(5):
@@ -471,11 +471,11 @@ def test_submits_dont_keep_a_question_for_all_from_being_asked(child: Child) -> 
         async with running(child, budget=budget) as scheduler:
             for _ in range(8):
                 await scheduler.submit(JOB)
-            with pytest.raises(Unavailable, match="budget"):
+            with pytest.raises(BudgetSpent, match="budget"):
                 await scheduler.jobs()
             await scheduler.turn()
             await scheduler.jobs()
-            with pytest.raises(Unavailable, match="budget"):
+            with pytest.raises(BudgetSpent, match="budget"):
                 await scheduler.jobs()
 
     asyncio.run(test())

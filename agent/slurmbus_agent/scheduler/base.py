@@ -15,6 +15,7 @@ from typing import ClassVar, Protocol
 
 import msgspec
 
+from slurmbus_protocol import errors
 from slurmbus_protocol.errors import SlurmbusError
 from slurmbus_protocol.messages import Accounting, JobOptions, Partition, SchedulerHealth
 
@@ -34,6 +35,12 @@ class Unavailable(SchedulerError):
 
     code: ClassVar[str] = "scheduler-unavailable"
     retryable: ClassVar[bool] = True
+
+
+class BudgetSpent(Unavailable):
+    """So many calls were made lately that this one would have to wait for too long; it wasn't sent."""
+
+    code: ClassVar[str] = errors.BudgetSpent.code
 
 
 class OutcomeUnknown(SchedulerError):

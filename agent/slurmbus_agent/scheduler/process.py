@@ -20,6 +20,7 @@ from slurmbus_agent.scheduler.base import (
     CONTROLS,
     AccountingRow,
     BatchJob,
+    BudgetSpent,
     Footprint,
     NoAccounting,
     Observation,
@@ -247,7 +248,7 @@ class ChildScheduler:
         elif self._has_turn:
             self._has_turn, wait = False, 0.0
         elif wait > self._budget.read_wait:
-            raise Unavailable(f"the budget of calls is spent: the next {kind} may be made in {wait:.0f} s")
+            raise BudgetSpent(f"the budget of calls is spent: the next {kind} may be made in {wait:.0f} s")
         self._tokens.take(now)
         await asyncio.sleep(wait)
 

@@ -20,7 +20,7 @@ from slurmbus.connection import Connection
 from slurmbus.events import AgentStatus
 from slurmbus.home import EMBEDDED, Home
 from slurmbus.settings import ConnectionSettings
-from slurmbus_protocol.errors import SlurmbusError
+from slurmbus_protocol.errors import BudgetSpent, SlurmbusError
 from slurmbus_protocol.messages import AskPartitions, Heartbeat, Partitions
 
 _DAY = 86400.0
@@ -70,8 +70,8 @@ class Chain:
 
     # ------------------------------------------------------------------ from here
 
-    def from_here(self) -> Iterator[Finding]:
-        """Test what can be tested without a login."""
+    def from_here(self, *, ask_slurm: bool = True) -> Iterator[Finding]:
+        """Test what can be tested without a login; of Slurm, unless it is to be asked, what the agent knows."""
         yield self.settings()
         yield self.connection()
         bus = self.bus()
@@ -83,7 +83,7 @@ class Chain:
         if self.agent is not None and self.agent.alive:
             yield self.lease()
             yield self.answers()
-            yield self.scheduler()
+            yield self.scheduler() if ask_slurm else self.scheduler_as_known()
             yield from self.alarms()
         yield self.authority()
 
@@ -184,11 +184,21 @@ class Chain:
         kind = self.agent.heartbeat.scheduler.kind
         try:
             found = self._client.ask("partitions", AskPartitions(), Partitions, SCHEDULER_PATIENCE)
+        except BudgetSpent as error:
+            return Finding("scheduler", f"{kind} wasn't asked: {error.message}", Grade.NOTE)
         except SlurmbusError as error:
             hint = "is Slurm down there? Running jobs go on"
             return Finding("scheduler", f"{kind} doesn't answer: {error.message}", Grade.BROKEN, hint)
         names = ", ".join(partition.name for partition in found.partitions)
         return Finding("scheduler", f"{kind} answers{f'; partitions: {names}' if names else ''}")
+
+    def scheduler_as_known(self) -> Finding:
+        """Slurm, as the agent's last heartbeat tells: nothing is asked."""
+        assert self.agent is not None  # noqa: S101 - see from_here
+        health = self.agent.heartbeat.scheduler
+        if health.silent:
+            return Finding("scheduler", f"{health.kind} doesn't answer: {health.error}", Grade.BROKEN)
+        return Finding("scheduler", health.kind)
 
     def alarms(self) -> Iterator[Finding]:
         """What the agent itself complains about."""

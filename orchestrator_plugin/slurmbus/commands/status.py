@@ -39,7 +39,7 @@ def command(site: str | None, *, as_json: bool) -> int:
 
 def _look(home: Home, site: str) -> dict[str, Any]:
     chain = Chain(home, site)
-    found: dict[str, Finding] = {finding.what: finding for finding in chain.from_here()}
+    found: dict[str, Finding] = {finding.what: finding for finding in chain.from_here(ask_slurm=False)}
     broken = [f"{one.what}: {one.words}" for one in found.values() if one.grade is Grade.BROKEN]
     agent = found.get("agent")
     return {

@@ -5,6 +5,13 @@ import { announce, byId, h, say } from "./dom.js";
 const RETRIES = 5;
 const RETRY = 500;
 
+/** Give the token that the address brings, and leave it neither there nor in the history. */
+function takeToken() {
+  const [, token] = /^#token=(.+)$/.exec(location.hash) ?? [];
+  if (token) history.replaceState(null, "", location.pathname);
+  return token;
+}
+
 export class Session {
   constructor(store, feed) {
     this.store = store;
@@ -17,13 +24,16 @@ export class Session {
       event.preventDefault();
       this.#signIn(byId("token").value.trim().replace(/^.*#token=/, ""));
     });
+    addEventListener("hashchange", () => {
+      const token = takeToken(); // a link that was pasted into this very tab loads nothing anew
+      if (token) this.#signIn(token);
+    });
     store.listen((kinds) => (kinds.has("session") || kinds.has("live")) && this.#show());
   }
 
   /** Connect; before that sign in, when the address brings the token. */
   async start() {
-    const [, token] = /^#token=(.+)$/.exec(location.hash) ?? [];
-    if (token) history.replaceState(null, "", location.pathname);
+    const token = takeToken();
     if (!token || !(await this.#signIn(token))) this.feed.connect(); // a cookie of an earlier link may do
   }
 
