@@ -75,7 +75,7 @@ class Stage:
 
     async def heartbeat(self, beat: Heartbeat) -> None:
         """Publish it where its agent would."""
-        key = subjects.lease(beat.site) if beat.leader else subjects.standby(beat.site, beat.agent_id)
+        key = subjects.lease(beat.site) if beat.leader or beat.released else subjects.standby(beat.site, beat.agent_id)
         await self.bus.publish(key, codec.encode(beat))
 
     async def record(self, record: Record) -> None:

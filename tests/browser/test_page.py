@@ -100,6 +100,10 @@ def test_a_site_with_its_agents_and_partitions(play: Play) -> None:
             await expect(panel.locator(".role")).to_have_text(["leader", "standby"])
             await expect(panel.get_by_role("meter", name="memory").first).to_have_attribute("aria-valuenow", "73")
             await expect(panel.get_by_role("row", name="boost")).to_contain_text("3,456")
+            beat = stage.heartbeat_of(SITE, leader=False, released=True, alarms=())
+            await stage.heartbeat(beat)
+            await expect(page.locator("#attention")).to_contain_text(f"{SITE}: the agent was stopped")
+            await expect(panel.locator(".role")).to_have_text(["led last", "standby"])
 
     play(story)
 

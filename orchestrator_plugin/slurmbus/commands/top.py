@@ -181,7 +181,7 @@ def as_values(picture: Picture, site: str | None, now: float) -> dict[str, Any]:
                     {
                         "condition": agent.condition(now),
                         "age": agent.age(now),
-                        "leader": agent.leader,
+                        "leader": agent.leader and not agent.heartbeat.released,
                         "heartbeat": msgspec.to_builtins(agent.heartbeat),
                     }
                     for agent in picture.present_agents(name, now)

@@ -82,7 +82,7 @@ export class SiteDetails {
     return h(
       "article",
       { class: "agent", "data-condition": conditionOf(agent, now) },
-      h("header", {}, h("strong", {}, agent.host), h("span", { class: `role${agent.leader ? " leader" : ""}` }, agent.leader ? "leader" : "standby"), h("span", { class: "condition" }, h("b", {}, conditionOf(agent, now)))),
+      h("header", {}, h("strong", {}, agent.host), h("span", { class: `role${agent.leader ? " leader" : ""}` }, agent.released ? "led last" : agent.leader ? "leader" : "standby"), h("span", { class: "condition" }, h("b", {}, conditionOf(agent, now)))),
       budgets.length ? h("div", { class: "budgets" }, ...budgets) : null,
       h("dl", { class: "facts" }, ...shown.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value))))),
     );
