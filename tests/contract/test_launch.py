@@ -20,9 +20,16 @@ from slurmbus_agent.runner.launch_wire import Wire, challenge
 from slurmbus_agent.runner.protocol import EXIT_SETUP
 from slurmbus_agent.spool import JobDir
 from slurmbus_agent.spool_files import EndReport
-from slurmbus_protocol.plans import CommandPlan, RayPlan
+from slurmbus_protocol.plans import CommandPlan, MpiPlan, RayPlan
 
 LIKE_RAY = str(Path(__file__).parent / "payloads" / "like_ray.py")
+LIKE_MPIRUN = """#!/bin/bash
+# Knows its words as Open MPI's does, and asks Slurm wherever it believes to be on one of its nodes.
+[[ $1 = --version ]] && { echo "mpirun (Open MPI) 5"; exit; }
+[[ -z ${SLURM_JOBID-} ]] || { echo "SLURM_TASKS_PER_NODE isn't set"; exit 1; }
+for ((rank = 0; rank < $2; rank++)); do RANK=$rank "${@:4}" & done
+wait
+"""
 PATIENCE = 20.0
 
 
@@ -190,6 +197,21 @@ def test_a_killed_launch_leaves_nothing(place: Lab) -> None:
     os.kill(launch, signal.SIGKILL)
     assert process.wait(PATIENCE) == 128 + signal.SIGKILL
     assert [pid for pid, _ in below if os.path.exists(f"/proc/{pid}")] == []  # noqa: PTH110 - a process
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_as_many_ranks_as_tasks_without_slurm(place: Lab, tmp_path: Path, prefix: bool) -> None:
+    mpirun = tmp_path / "mpirun"
+    mpirun.write_text(LIKE_MPIRUN.replace("${@:4}", "${@:5}") if prefix else LIKE_MPIRUN)
+    mpirun.chmod(0o700)
+    argv = ("bash", "-c", "echo rank $RANK of job $SLURM_JOB_ID")
+    plan = MpiPlan(argv=argv, mpirun=str(mpirun), prefix=prefix)
+    job = place.job(*argv, launch=launch_fields(plan))
+    env = {"SLURMBUS_SCHEDULER": "local", "SLURM_JOBID": "7", "SLURM_NTASKS": "4"}
+    assert place.run(job, env=env, job_id=7) == 0, (job.path / "0.stdout").read_text()
+    lines = sorted((job.path / "0.stdout").read_text().splitlines())
+    assert lines == [f"rank {rank} of job 7" for rank in range(4)]
+    assert f"4 ranks by {mpirun} (Open MPI) on " in (job.path / "0.stderr").read_text()
 
 
 def test_strangers_are_turned_away(place: Lab) -> None:

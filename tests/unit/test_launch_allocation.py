@@ -63,6 +63,12 @@ def test_a_job_without_slurm_has_this_machine() -> None:
     assert found.local
 
 
+@pytest.mark.parametrize(("scheduler", "tasks"), [("local", 4), ("native", 1)])
+def test_a_sum_of_tasks_is_that_of_the_only_node_without_slurm(scheduler: str, tasks: int) -> None:
+    found = Allocation.from_environment({"SLURMBUS_SCHEDULER": scheduler, "SLURM_NTASKS": "4"})
+    assert [node.tasks for node in found.nodes] == [tasks]
+
+
 def test_memory_for_the_whole_node() -> None:
     [node] = Allocation.from_environment({"SLURM_JOB_NODELIST": "c1", "SLURM_MEM_PER_NODE": "1500"}).nodes
     assert node.memory == 1500 * MIB

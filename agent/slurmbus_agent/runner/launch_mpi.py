@@ -121,11 +121,14 @@ def _mpirun(job: Launch, argv: list[str]) -> int:
     words = [command, "-n", str(ranks), *_flags(job, command, kind), *job.options["arguments"], *argv]
     job.say(f"{_ranks(ranks)} by {command} ({kind or 'of an unknown kind'}) on {_nodes(job)}")
     rewrite, env = _prefixes(job, kind), _interface(job.options)
+    base = dict(os.environ)
+    if job.allocation.local:  # Open MPI would take this machine for a node of Slurm's
+        base.pop("SLURM_JOBID", None)
     if rewrite is None:
-        return job.run(words, env)
+        return job.run(words, env, base=base)
     outputs = [Output(job.loop, descriptor, rewrite=rewrite) for descriptor in (1, 2)]
     try:
-        return job.run(words, env, outputs[0].writer, outputs[1].writer)
+        return job.run(words, env, outputs[0].writer, outputs[1].writer, base)
     finally:
         for output in outputs:
             output.finish()
