@@ -162,6 +162,21 @@ def test_commands_before_the_start_hold_for_what_is_started(place: Lab) -> None:
     assert "slurmbus: [c1] said\n" in (job.path / "0.stderr").read_text()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "for n in 1 2 3 4; do export LARGE_$n=$(head -c 60000 /dev/zero | tr '\\0' x); done",
+        "setsid sleep 1000 >/dev/null 2>&1 &",
+    ],
+    ids=["a large environment", "something that stays"],
+)
+def test_what_commands_before_the_start_may_leave(place: Lab, command: str) -> None:
+    """More in the environment than a pipe holds, and a program that keeps their pipe open."""
+    job = stage(place, "true", start_timeout=10, pre_start_commands=(command, "export FIRST=fails"))
+    assert run(place, job) == EXIT_SETUP
+    assert end_of(job).error == "Ray can't be started on c1: exit code 1: no memory"
+
+
 def test_signals_reach_the_payload_and_nothing_is_left(place: Lab) -> None:
     job = stage(place, "bash", "-c", "trap 'echo caught; exit 3' USR1; echo ready; while :; do sleep 0.05; done")
     process = place.start(job, env={"SLURMBUS_SCHEDULER": "local"})
