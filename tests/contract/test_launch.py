@@ -20,7 +20,7 @@ from slurmbus_agent.runner.launch_wire import Wire, challenge
 from slurmbus_agent.runner.protocol import EXIT_SETUP
 from slurmbus_agent.spool import JobDir
 from slurmbus_agent.spool_files import EndReport
-from slurmbus_protocol.plans import CommandPlan, MpiPlan, RayPlan
+from slurmbus_protocol.plans import CommandPlan, MpiPlan, RayPlan, TorchrunPlan
 
 LIKE_RAY = str(Path(__file__).parent / "payloads" / "like_ray.py")
 LIKE_MPIRUN = """#!/bin/bash
@@ -227,6 +227,34 @@ def test_as_many_ranks_as_tasks_without_slurm(place: Lab, tmp_path: Path, prefix
     lines = sorted((job.path / "0.stdout").read_text().splitlines())
     assert lines == [f"rank {rank} of job 7" for rank in range(4)]
     assert f"4 ranks by {mpirun} (Open MPI) on " in (job.path / "0.stderr").read_text()
+
+
+def test_torchruns_step_is_not_bent_by_what_was_meant_for_the_job(place: Lab, tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text(f"#!/bin/bash\nenv >{tmp_path}/env; echo $* >{tmp_path}/words\n")
+    (tmp_path / "srun").chmod(0o700)
+    plan = TorchrunPlan(argv=("train.py",), torchrun="true")
+    job = place.job("train.py", preamble=f"export PATH={tmp_path}:$PATH", launch=launch_fields(plan))
+    env = {
+        "SLURMD_NODENAME": "localhost",
+        "SLURM_JOB_NODELIST": "localhost,c2",
+        "SLURM_TASKS_PER_NODE": "2(x2)",
+        "SLURM_GPUS_ON_NODE": "2",
+        "SLURM_GPUS_PER_TASK": "1",
+        "SLURM_GPU_BIND": "closest",
+        "SLURM_TRES_PER_TASK": "cpu=2,gres/gpu=1",
+        "SLURM_NTASKS": "4",
+        "OF_THE_USER": "stays",
+    }
+    assert place.run(job, env=env) == 0, (job.path / "0.stderr").read_text()
+    told = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
+    assert {name for name in env if name not in told} == {
+        "SLURM_GPUS_ON_NODE",
+        "SLURM_GPUS_PER_TASK",
+        "SLURM_GPU_BIND",
+        "SLURM_TRES_PER_TASK",
+        "SLURM_NTASKS",
+    }
+    assert "--nodelist=localhost,c2 --gpus-per-node=2 " in (tmp_path / "words").read_text()
 
 
 def test_strangers_are_turned_away(place: Lab) -> None:

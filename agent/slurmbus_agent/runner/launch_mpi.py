@@ -97,7 +97,8 @@ def _srun(job: Launch, argv: list[str]) -> int:
             )
 
     argv = [*words, *options["arguments"], *argv]
-    return launch_srun.run(job, argv, _interface(options), "rank", _prefixes(job, "srun"), alone)
+    env = {**os.environ, **_interface(options)}
+    return launch_srun.run(job, argv, env, "rank", _prefixes(job, "srun"), alone)
 
 
 def _type(job: Launch) -> str | None:
