@@ -56,6 +56,8 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         on_changed_request: what a retried step does with the job of an earlier attempt when it asks for another one
             now (other code, other resources): ``resubmit`` ends that job and submits a new one, ``reattach`` follows
             it all the same, ``fail`` fails the step.
+        secret_env: names of variables of this process that every job gets sealed; their values are read when a job is
+            made, and ``run(secret_env=…)`` goes over them.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         queue: Options | None = None,
         remote_base: str | None = None,
         on_changed_request: str = "resubmit",
+        secret_env: Collection[str] | None = None,
     ) -> None:
         for name, given in (("context_injector", context_injector), ("message_reader", message_reader)):
             if given is not None:
@@ -92,6 +95,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         self.bus = bus
         self.queue = queue
         self.remote_base = remote_base
+        self.secret_env = secret_env
         self._home: Path | None = None
         self._local = False
 
@@ -103,6 +107,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         on_changed_request: str = "resubmit",
+        secret_env: Collection[str] | None = None,
     ) -> Self:
         """Give a client that runs jobs as processes of this machine, with nothing else to configure.
 
@@ -111,8 +116,9 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             env: environment variables of every job.
             cwd: an absolute folder to run in.
             on_changed_request: as above.
+            secret_env: as above.
         """
-        client = cls(env=env, cwd=cwd, on_changed_request=on_changed_request)
+        client = cls(env=env, cwd=cwd, on_changed_request=on_changed_request, secret_env=secret_env)
         client._local = True
         client._home = Path(home) if home is not None else None
         return client
@@ -171,7 +177,8 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             wait_for_accounting: come back when Slurm's accounting has the job, too, about a second later: for the table
                 of steps, energy, and what else only accounting knows.
             secret_env: variables of the job that nobody but the job and the site's agent can read: the names of
-                variables of this process, or a mapping from names to values. They stand in no log, record or metadata.
+                variables of this process, or a mapping from names to values, over the client's. They stand in no log,
+                record or metadata.
 
         Raises:
             dagster.Failure: the job failed or couldn't be submitted; the message says why and what to do.
@@ -284,7 +291,7 @@ class PipesSlurmClient(dg.PipesClient, TreatAsResourceParam):
             again=Policy(on_out_of_memory=on_out_of_memory, on_timeout=on_timeout),
             metrics=metrics,
             wait_for_accounting=wait_for_accounting,
-            secret_env=secrets(secret_env),
+            secret_env={**secrets(self.secret_env), **secrets(secret_env)},
         )
 
     def invoke(self, context: Context, request: Request) -> CompletedJob:

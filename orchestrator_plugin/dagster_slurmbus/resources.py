@@ -137,6 +137,7 @@ class SlurmResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gener
             queue=self.queue,
             remote_base=self.remote_base,
             on_changed_request=on_changed_request,
+            secret_env=self.secret_env,
         )
 
 
@@ -420,7 +421,11 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # gen
     def pipes_client(self, context: Context | None = None) -> PipesSlurmClient:
         """Give the Pipes client behind the mode; with a context also the run's own choice of a site counts."""
         if self.mode == ExecutionMode.LOCAL:
-            return PipesSlurmClient.local(on_changed_request=self.on_changed_request)
+            return PipesSlurmClient.local(
+                env=self.local_env,
+                on_changed_request=self.on_changed_request,
+                secret_env=self.slurm.secret_env if self.slurm else None,
+            )
         slurm = self.chosen(context)
         if slurm is None:
             raise wrong("ComputeResource: mode is 'slurm', but the field slurm isn't set; give it a SlurmResource")

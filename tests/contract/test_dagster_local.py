@@ -3,6 +3,7 @@
 # No "from __future__ import annotations" here: Dagster reads the annotations of assets at run time.
 import importlib.util
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from contract.authority_site import holders
 from contract.bus_site import wait_until
 from contract.scripted_jobs import failure_of, log_of, output_of
 from dagster_slurmbus import BashLauncher, ComputeResource, PipesSlurmClient, SlurmQueueConfig, SlurmResource
@@ -207,6 +209,32 @@ def test_payload_extra_files_arguments_and_preamble(tmp_path: Path, instance: dg
     )
     assert result.success
     assert b"some data\ngreen two words\n2\n" in output_of(result, instance)[0]
+
+
+@pytest.mark.usefixtures("home")
+def test_commands_get_the_variables_of_every_job(
+    instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = f"s3cret-{secrets.token_hex(16)}"
+    monkeypatch.setenv("TOKEN", value)
+    monkeypatch.setenv("OTHER_TOKEN", value)
+
+    @dg.asset(required_resource_keys={"compute"})
+    def thing(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
+        client = context.resources.compute.pipes_client(context)
+        command = ["sh", "-c", "echo data in $DATA_DIR, tokens of ${#TOKEN} and ${#OTHER_TOKEN}"]
+        result: dg.MaterializeResult[Any] = client.run(
+            context=context, command=command, secret_env={"OTHER_TOKEN": "own"}
+        ).get_materialize_result()
+        return result
+
+    slurm = SlurmResource(site="alpha", env={"DATA_DIR": "/site"}, secret_env=["TOKEN", "OTHER_TOKEN"])
+    compute = ComputeResource(local_env={"DATA_DIR": str(tmp_path)}, slurm=slurm)
+    result = dg.materialize([thing], resources={"compute": compute}, instance=instance)
+    out, err = output_of(result, instance)
+    assert f"data in {tmp_path}, tokens of {len(value)} and 3\n".encode() in out
+    assert value.encode() not in out + err
+    assert holders(Path(instance.root_directory), value) == []
 
 
 @pytest.mark.usefixtures("home")

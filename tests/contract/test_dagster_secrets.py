@@ -21,8 +21,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         yield site
 
 
+@pytest.mark.parametrize("kind", ["payload", "command"])
 def test_in_dagster_it_stands_in_no_event_and_no_launch_handle(
-    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], kind: str
 ) -> None:
     """Named by the resource and given by the call; searched in all of Dagster's storage."""
     value = f"s3cret-{secrets.token_hex(16)}"
@@ -33,9 +34,14 @@ def test_in_dagster_it_stands_in_no_event_and_no_launch_handle(
 
     @dg.asset
     def with_secret(context: dg.AssetExecutionContext, compute: ComputeResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        own = {"OWN_TOKEN": value}
+        if kind == "command":
+            client = compute.pipes_client(context)
+            done = client.run(context=context, command=["sh", "-c", script], secret_env=own)
+            return done.get_materialize_result()
         path = tmp_path / "payload.sh"
         path.write_text(f"#!/bin/sh\n{script}\n")
-        return compute.run(context=context, payload_path=path, secret_env={"OWN_TOKEN": value}).get_materialize_result()
+        return compute.run(context=context, payload_path=path, secret_env=own).get_materialize_result()
 
     compute = ComputeResource(mode="slurm", slurm=SlurmResource(site=SITE, bus=bus, secret_env=["SHARED_TOKEN"]))
     storage = tmp_path / "dagster"

@@ -20,9 +20,16 @@ from slurmbus_agent.runner.launch_wire import Wire, challenge
 from slurmbus_agent.runner.protocol import EXIT_SETUP
 from slurmbus_agent.spool import JobDir
 from slurmbus_agent.spool_files import EndReport
-from slurmbus_protocol.plans import CommandPlan, RayPlan
+from slurmbus_protocol.plans import CommandPlan, MpiPlan, RayPlan, TorchrunPlan
 
 LIKE_RAY = str(Path(__file__).parent / "payloads" / "like_ray.py")
+LIKE_MPIRUN = """#!/bin/bash
+# Knows its words as Open MPI's does, and asks Slurm wherever it believes to be on one of its nodes.
+[[ $1 = --version ]] && { echo "mpirun (Open MPI) 5"; exit; }
+[[ -z ${SLURM_JOBID-} ]] || { echo "SLURM_TASKS_PER_NODE isn't set"; exit 1; }
+for ((rank = 0; rank < $2; rank++)); do RANK=$rank "${@:4}" & done
+wait
+"""
 PATIENCE = 20.0
 
 
@@ -155,6 +162,21 @@ def test_commands_before_the_start_hold_for_what_is_started(place: Lab) -> None:
     assert "slurmbus: [c1] said\n" in (job.path / "0.stderr").read_text()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "for n in 1 2 3 4; do export LARGE_$n=$(head -c 60000 /dev/zero | tr '\\0' x); done",
+        "setsid sleep 1000 >/dev/null 2>&1 &",
+    ],
+    ids=["a large environment", "something that stays"],
+)
+def test_what_commands_before_the_start_may_leave(place: Lab, command: str) -> None:
+    """More in the environment than a pipe holds, and a program that keeps their pipe open."""
+    job = stage(place, "true", start_timeout=10, pre_start_commands=(command, "export FIRST=fails"))
+    assert run(place, job) == EXIT_SETUP
+    assert end_of(job).error == "Ray can't be started on c1: exit code 1: no memory"
+
+
 def test_signals_reach_the_payload_and_nothing_is_left(place: Lab) -> None:
     job = stage(place, "bash", "-c", "trap 'echo caught; exit 3' USR1; echo ready; while :; do sleep 0.05; done")
     process = place.start(job, env={"SLURMBUS_SCHEDULER": "local"})
@@ -190,6 +212,49 @@ def test_a_killed_launch_leaves_nothing(place: Lab) -> None:
     os.kill(launch, signal.SIGKILL)
     assert process.wait(PATIENCE) == 128 + signal.SIGKILL
     assert [pid for pid, _ in below if os.path.exists(f"/proc/{pid}")] == []  # noqa: PTH110 - a process
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_as_many_ranks_as_tasks_without_slurm(place: Lab, tmp_path: Path, prefix: bool) -> None:
+    mpirun = tmp_path / "mpirun"
+    mpirun.write_text(LIKE_MPIRUN.replace("${@:4}", "${@:5}") if prefix else LIKE_MPIRUN)
+    mpirun.chmod(0o700)
+    argv = ("bash", "-c", "echo rank $RANK of job $SLURM_JOB_ID")
+    plan = MpiPlan(argv=argv, mpirun=str(mpirun), prefix=prefix)
+    job = place.job(*argv, launch=launch_fields(plan))
+    env = {"SLURMBUS_SCHEDULER": "local", "SLURM_JOBID": "7", "SLURM_NTASKS": "4"}
+    assert place.run(job, env=env, job_id=7) == 0, (job.path / "0.stdout").read_text()
+    lines = sorted((job.path / "0.stdout").read_text().splitlines())
+    assert lines == [f"rank {rank} of job 7" for rank in range(4)]
+    assert f"4 ranks by {mpirun} (Open MPI) on " in (job.path / "0.stderr").read_text()
+
+
+def test_torchruns_step_is_not_bent_by_what_was_meant_for_the_job(place: Lab, tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text(f"#!/bin/bash\nenv >{tmp_path}/env; echo $* >{tmp_path}/words\n")
+    (tmp_path / "srun").chmod(0o700)
+    plan = TorchrunPlan(argv=("train.py",), torchrun="true")
+    job = place.job("train.py", preamble=f"export PATH={tmp_path}:$PATH", launch=launch_fields(plan))
+    env = {
+        "SLURMD_NODENAME": "localhost",
+        "SLURM_JOB_NODELIST": "localhost,c2",
+        "SLURM_TASKS_PER_NODE": "2(x2)",
+        "SLURM_GPUS_ON_NODE": "2",
+        "SLURM_GPUS_PER_TASK": "1",
+        "SLURM_GPU_BIND": "closest",
+        "SLURM_TRES_PER_TASK": "cpu=2,gres/gpu=1",
+        "SLURM_NTASKS": "4",
+        "OF_THE_USER": "stays",
+    }
+    assert place.run(job, env=env) == 0, (job.path / "0.stderr").read_text()
+    told = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
+    assert {name for name in env if name not in told} == {
+        "SLURM_GPUS_ON_NODE",
+        "SLURM_GPUS_PER_TASK",
+        "SLURM_GPU_BIND",
+        "SLURM_TRES_PER_TASK",
+        "SLURM_NTASKS",
+    }
+    assert "--nodelist=localhost,c2 --gpus-per-node=2 " in (tmp_path / "words").read_text()
 
 
 def test_strangers_are_turned_away(place: Lab) -> None:

@@ -134,6 +134,14 @@ def test_torchrun_reduces_over_both_nodes(alice: SiteClient, command: str | None
     assert sorted(story.stdout.splitlines()) == sums()
 
 
+@pytest.mark.parametrize("gpus", [{"gpus_per_task": "1"}, {"gpus": "4"}], ids=["for each task", "in all"])
+def test_torchrun_has_all_gpus_of_each_node(alice: SiteClient, gpus: dict[str, str]) -> None:
+    options = JobOptions(partition="gpu", nodes=2, ntasks_per_node=2, **gpus)  # type: ignore[arg-type]  # all are texts
+    story = run(alice, job(TorchrunLauncher(python=PYTHON, processes_per_node="gpus"), "torch_sum.py", options=options))
+    assert story.record.state is JobState.COMPLETED, story.stderr
+    assert sorted(story.stdout.splitlines()) == sums()
+
+
 def test_torchrun_starts_all_processes_again(alice: SiteClient) -> None:
     story = run(alice, job(TorchrunLauncher(python=PYTHON, max_restarts=1), "torch_sum.py", "7"))
     assert story.record.state is JobState.COMPLETED, story.stderr

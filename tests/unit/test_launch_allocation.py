@@ -63,6 +63,12 @@ def test_a_job_without_slurm_has_this_machine() -> None:
     assert found.local
 
 
+@pytest.mark.parametrize(("scheduler", "tasks"), [("local", 4), ("native", 1)])
+def test_a_sum_of_tasks_is_that_of_the_only_node_without_slurm(scheduler: str, tasks: int) -> None:
+    found = Allocation.from_environment({"SLURMBUS_SCHEDULER": scheduler, "SLURM_NTASKS": "4"})
+    assert [node.tasks for node in found.nodes] == [tasks]
+
+
 def test_memory_for_the_whole_node() -> None:
     [node] = Allocation.from_environment({"SLURM_JOB_NODELIST": "c1", "SLURM_MEM_PER_NODE": "1500"}).nodes
     assert node.memory == 1500 * MIB
@@ -86,3 +92,37 @@ def test_a_step_isnt_bent_by_what_was_meant_for_the_job() -> None:
         "SLURM_JOB_NODELIST": "c[1-2]",
     }
     assert launch_steps.environment(env) == {"PATH": "/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "c[1-2]"}
+
+
+def allocated(**env: str) -> tuple[Allocation, dict[str, str]]:
+    """Give an allocation of three nodes, seen from the first one, and its environment."""
+    whole = {"SLURM_JOB_NODELIST": "c[1-3]", "SLURMD_NODENAME": "c1", "SLURM_TASKS_PER_NODE": "2(x3)", **env}
+    return Allocation.from_environment(whole), whole
+
+
+@pytest.mark.parametrize(
+    ("env", "gpus"),
+    [
+        ({}, None),
+        ({"SLURM_GPUS_ON_NODE": "2", "SLURM_GPUS_PER_NODE": "2"}, None),
+        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_GPUS_PER_TASK": "2"}, 4),
+        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_TRES_PER_TASK": "cpu=2,gres/gpu=2"}, 4),
+        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_TRES_PER_TASK": "cpu:2,gres:gpu:2"}, 4),
+        ({"SLURM_GPUS_ON_NODE": "2", "SLURM_GPUS_PER_TASK": "a100:1", "SLURM_TASKS_PER_NODE": "2(x2),1"}, 1),
+        ({"SLURM_GPUS_ON_NODE": "2", "SLURM_GPUS": "6"}, 2),
+        ({"SLURM_GPUS_ON_NODE": "2", "SLURM_GPUS": "a100:4,h100:2"}, 2),
+        ({"SLURM_GPUS_ON_NODE": "2", "SLURM_GPUS": "4"}, 1),
+        ({"SLURM_GPUS_ON_NODE": "2", "SLURM_TRES_PER_TASK": "cpu=2"}, None),
+    ],
+)
+def test_a_step_asks_for_the_gpus_that_it_would_not_get(env: dict[str, str], gpus: int | None) -> None:
+    allocation, whole = allocated(**env)
+    words = launch_steps.one_on_each(allocation, allocation.nodes, whole, ["true"])
+    assert [word for word in words if word.startswith("--gpus")] == ([f"--gpus-per-node={gpus}"] if gpus else [])
+
+
+def test_a_step_of_some_nodes_asks_for_what_these_have() -> None:
+    env = {"SLURM_GPUS_ON_NODE": "1", "SLURM_GPUS_PER_TASK": "1", "SLURM_TASKS_PER_NODE": "1,2(x2)"}
+    allocation, whole = allocated(**env)
+    words = launch_steps.one_on_each(allocation, allocation.others, whole, ["true"])
+    assert {"--nodes=2", "--ntasks=2", "--nodelist=c2,c3", "--gpus-per-node=2"} <= set(words)

@@ -149,6 +149,7 @@ def test_what_belongs_to_a_site_comes_with_it() -> None:
     assert (site("alpha").on_timeout, site("beta").on_timeout) == (MoreTime(limit="2:00:00"), None)
     assert (site("beta").on_out_of_memory, site("gamma").on_out_of_memory) == (MoreMemory(limit="64G"), None)
     assert [site(name).secret_env for name in ("alpha", "beta", "plain")] == [["TOKEN"], [], ["TOKEN"]]
+    assert [site(name).pipes_client().secret_env for name in ("alpha", "beta")] == [["TOKEN"], []]
 
 
 def test_a_part_of_the_launchpad_s_config_leaves_the_rest_as_it_is() -> None:
@@ -302,6 +303,16 @@ def test_local_mode_needs_nothing_of_the_bus(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("SLURMBUS_URL", raising=False)
     found = resolve(paper_example(ExecutionMode.LOCAL))
     assert found.pipes_client().remote_base is None
+
+
+def test_commands_of_local_mode_get_what_payloads_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "s3cret")
+    client = ComputeResource(
+        slurm=SlurmResource(site="alpha", env={"DATA": "/a"}, secret_env=["TOKEN"]), local_env={"DATA": "here"}
+    ).pipes_client()
+    assert (client.env, client.secret_env) == ({"DATA": "here"}, ["TOKEN"])
+    assert "s3cret" not in repr(client) + repr(vars(client))
+    assert ComputeResource().pipes_client().secret_env is None
 
 
 # ------------------------------------------------------------------ the drop-in

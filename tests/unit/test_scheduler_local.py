@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from slurmbus_agent.runner.launch_allocation import Allocation
 from slurmbus_agent.scheduler import local_job
 from slurmbus_agent.scheduler.base import BatchJob, Observation, Refused, Unavailable
 from slurmbus_agent.scheduler.local import LocalScheduler
@@ -247,6 +248,23 @@ def test_tasks_and_cpus_reach_the_job(tmp_path: Path) -> None:
         assert done.alloc_cpus == 6
         node = os.uname().nodename
         assert (tmp_path / "job.out").read_text() == f"2 3 local {tmp_path} {node}\n"
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    ("options", "tasks"), [({}, 1), ({"ntasks": 4}, 4), ({"ntasks_per_node": 3}, 3), ({"ntasks": 4, "nodes": 1}, 4)]
+)
+def test_launchers_find_the_tasks_of_a_job(tmp_path: Path, options: dict[str, int], tasks: int) -> None:
+    """By the variables that the job gets, and none of this test's own."""
+
+    async def check() -> None:
+        scheduler = LocalScheduler(tmp_path / "jobs")
+        job_id = await scheduler.submit(batch_job(tmp_path, "env", **options))
+        await state_of(scheduler, job_id, "COMPLETED")
+        lines = (tmp_path / "job.out").read_text().splitlines()
+        found = Allocation.from_environment(dict(line.split("=", 1) for line in lines if "=" in line))
+        assert ([node.tasks for node in found.nodes], found.local) == ([tasks], True)
 
     asyncio.run(check())
 

@@ -56,7 +56,7 @@ class Allocation:
             names = hosts(env.get("SLURM_JOB_NODELIST") or env.get("SLURM_NODELIST") or own)
             cpus = _spread(env.get("SLURM_JOB_CPUS_PER_NODE") or str(_own_cpus()), len(names))
             per_task = _number(env, "SLURM_CPUS_PER_TASK")
-            tasks = _spread(env.get("SLURM_TASKS_PER_NODE") or env.get("SLURM_NTASKS_PER_NODE") or "1", len(names))
+            tasks = _spread(_tasks(env, local=local), len(names))
             memory = [_memory(env, count) for count in cpus]
         except ValueError as error:
             raise LaunchFailed(f"Slurm's variables can't be read: {error}") from error
@@ -115,6 +115,12 @@ def _spread(text: str, count: int) -> list[int]:
             raise ValueError(f"{text!r} isn't a list of counts")
         values += [int(found[1])] * int(found[2] or 1)
     return (values + [values[-1]] * count)[:count]
+
+
+def _tasks(env: Mapping[str, str], *, local: bool) -> str:
+    """Give the tasks per node. A job without Slurm has only their sum: with more, MPICH's mpirun looks for srun."""
+    per_node = env.get("SLURM_TASKS_PER_NODE") or env.get("SLURM_NTASKS_PER_NODE")
+    return per_node or (local and env.get("SLURM_NTASKS")) or "1"
 
 
 def _number(env: Mapping[str, str], name: str) -> int | None:

@@ -94,11 +94,11 @@ class Crew:
         program = [sys.executable, "-I", "-S", job.runner, "--node", job.plan.folder]
         local = "127.0.0.1" if len(job.allocation.nodes) == 1 else hosts
         here = [*program, job.allocation.here.name, local, port]
-        others = [node.name for node in job.allocation.others]
+        others = job.allocation.others
         self._start("the helper", here, dict(os.environ))
         if others:
-            env = launch_steps.environment(os.environ)
-            self._start("srun", launch_steps.one_on_each(others, [*program, "", hosts, port]), env)
+            step = launch_steps.one_on_each(job.allocation, others, os.environ, [*program, "", hosts, port])
+            self._start("srun", step, launch_steps.environment(os.environ))
         job.wait(lambda: self._complete() or self._broken(bool(others)), until)
         missing = [node.name for node in job.allocation.nodes if node.name not in self.members]
         if missing:

@@ -18,6 +18,26 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+class Content:
+    """The reading end of the pipe that ``main`` writes to, which holds less than an environment may have."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.data = b""
+        os.set_blocking(descriptor, False)
+
+    def read(self) -> bool:
+        """Take what there is; False at the end, when nobody can write any more."""
+        while True:
+            try:
+                data = os.read(self.descriptor, 65536)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            self.data += data
+
+
 def take_over(content: bytes) -> None:
     """Make the environment and the limits that ``main`` wrote this process' own."""
     found = json.loads(content)

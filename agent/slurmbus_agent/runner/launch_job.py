@@ -109,6 +109,7 @@ class Launch:
         env: Mapping[str, str] | None = None,
         stdout: int = 1,
         stderr: int = 2,
+        base: Mapping[str, str] | None = None,
     ) -> int:
         """Run the payload to its end, and give its exit code, or minus the signal that ended it.
 
@@ -117,12 +118,14 @@ class Launch:
             env: further environment.
             stdout: the descriptor that it writes to.
             stderr: the same for its errors.
+            base: the environment below ``env``, instead of this process' own.
 
         Raises:
             NotStarted: it isn't there, or can't be executed.
         """
         ends: list[int] = []
-        running = payload.start(argv or self.plan.argv, {**os.environ, **(env or {})}, self.plan.cwd, stdout, stderr)
+        whole = {**(os.environ if base is None else base), **(env or {})}
+        running = payload.start(argv or self.plan.argv, whole, self.plan.cwd, stdout, stderr)
         self.loop.add_child(running.pid, ends.append)
         while not ends:
             for number in self.loop.turn(time.monotonic() + NEVER):

@@ -97,7 +97,8 @@ def _srun(job: Launch, argv: list[str]) -> int:
             )
 
     argv = [*words, *options["arguments"], *argv]
-    return launch_srun.run(job, argv, _interface(options), "rank", _prefixes(job, "srun"), alone)
+    env = {**os.environ, **_interface(options)}
+    return launch_srun.run(job, argv, env, "rank", _prefixes(job, "srun"), alone)
 
 
 def _type(job: Launch) -> str | None:
@@ -121,11 +122,14 @@ def _mpirun(job: Launch, argv: list[str]) -> int:
     words = [command, "-n", str(ranks), *_flags(job, command, kind), *job.options["arguments"], *argv]
     job.say(f"{_ranks(ranks)} by {command} ({kind or 'of an unknown kind'}) on {_nodes(job)}")
     rewrite, env = _prefixes(job, kind), _interface(job.options)
+    base = dict(os.environ)
+    if job.allocation.local:  # Open MPI would take this machine for a node of Slurm's
+        base.pop("SLURM_JOBID", None)
     if rewrite is None:
-        return job.run(words, env)
+        return job.run(words, env, base=base)
     outputs = [Output(job.loop, descriptor, rewrite=rewrite) for descriptor in (1, 2)]
     try:
-        return job.run(words, env, outputs[0].writer, outputs[1].writer)
+        return job.run(words, env, outputs[0].writer, outputs[1].writer, base)
     finally:
         for output in outputs:
             output.finish()

@@ -157,20 +157,31 @@ class Helper:
         last = [sys.executable, "-I", "-S", os.path.abspath(sys.argv[0]), "--environment", str(writer)]
         argv = ["/bin/bash", "-euo", "pipefail", "-c", SHELL, "slurmbus", order["commands"], "0", *last]
 
+        content = launch_environment.Content(reader)
+
+        def ready() -> None:
+            if not content.read():
+                self._loop.remove(reader)
+
         def over(exit_code: int, tail: list[str]) -> None:
-            with open(reader, "rb") as file:
-                content = file.read()
-            if exit_code or not content:
+            content.read()  # to the end only where the commands left nothing running
+            self._loop.remove(reader)
+            os.close(reader)
+            if exit_code or not content.data:
                 words = f": {tail[-1]}" if tail else ""
                 self._say(done=order["order"], error=f"{how_it_ended(exit_code)}{words}")
             else:
-                launch_environment.take_over(content)
+                launch_environment.take_over(content.data)
                 self._say(done=order["order"])
 
         try:
             self._start({**order, "argv": argv, "env": {}, "name": "prepare"}, over)
+        except payload.NotStarted:
+            os.close(reader)
+            raise
         finally:
             os.close(writer)
+        self._loop.add(reader, ready)
 
     def _do_run(self, order: dict[str, Any]) -> None:
         self._start(order, lambda exit_code, _tail: self._say(done=order["order"], exit=exit_code))

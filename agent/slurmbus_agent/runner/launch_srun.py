@@ -67,7 +67,7 @@ def run(
     Args:
         job: the launch.
         argv: the srun.
-        env: further environment.
+        env: the srun's whole environment.
         noun: what a task is called when one fails.
         rewrite: gives what stands in the output in a line's place.
         see: is told each line of stderr, too.
@@ -82,7 +82,7 @@ def run(
     stderr = Output(job.loop, 2, see=seen, rewrite=rewrite)
     stdout = Output(job.loop, 1, rewrite=rewrite) if rewrite is not None else None
     try:
-        status = job.run(argv, env, stdout.writer if stdout is not None else 1, stderr.writer)
+        status = job.run(argv, None, stdout.writer if stdout is not None else 1, stderr.writer, env)
     finally:
         stderr.finish()
         if stdout is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 from slurmbus_agent.runner import launch_network, launch_srun, launch_steps
@@ -31,10 +32,10 @@ def launch(job: Launch) -> int:
     job.say(f"torchrun on {', '.join(names)}")
     if allocation.local or len(names) == 1:
         return job.run(argv)
-    step = launch_steps.one_on_each(names, [])
+    step = launch_steps.one_on_each(allocation, allocation.nodes, os.environ, [])
     if least is None:  # the others would wait for what doesn't come any more
         step.append("--kill-on-bad-exit=1")
-    return launch_srun.run(job, [*step, *argv], {}, "torchrun of node")
+    return launch_srun.run(job, [*step, *argv], launch_steps.environment(os.environ), "torchrun of node")
 
 
 def _command(job: Launch) -> list[str]:
