@@ -14,6 +14,7 @@ from dagster_slurmbus.again import options_of
 from dagster_slurmbus.outcomes import succeeded
 from dagster_slurmbus.reattach import Choice, OnChangedRequest, choose
 from dagster_slurmbus.values import wrong
+from slurmbus_protocol.arrays import record_of_task
 from slurmbus_protocol.messages import JobOptions, Record
 
 CLIENT = "slurmbus-array:"
@@ -153,7 +154,7 @@ def plan(
         alike = same and place.digest == digest
         if not alike:
             changed.append(name)
-        record = records.get(place.key, {}).get(place.index)
+        record = record_of_task(records.get(place.key, {}), place.index)
         if place.key in lost:
             if place.key == repeat:
                 follow[name] = place
@@ -185,7 +186,7 @@ def has_failed(record: Record) -> bool:
 
 
 def _failed(follow: Mapping[str, Place], records: Mapping[str, Mapping[int, Record]]) -> list[str]:
-    known = {name: records.get(place.key, {}).get(place.index) for name, place in follow.items()}
+    known = {name: record_of_task(records.get(place.key, {}), place.index) for name, place in follow.items()}
     return [name for name, record in known.items() if record is not None and has_failed(record)]
 
 

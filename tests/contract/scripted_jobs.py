@@ -167,14 +167,20 @@ class DagsterSite:
             while True:
                 request = await agent.request()
                 if isinstance(request, Cancel):
-                    for job in self.jobs:
-                        if job.submit.key == request.key:
-                            job.cancel = request
-                            job.cancelled.set()
+                    await self._cancel(agent, request)
                 else:
                     job = ScriptedJob(agent, request, len(self.jobs))
                     self.jobs.append(job)
                     group.create_task(self._play(job))
+
+    async def _cancel(self, agent: ScriptedAgent, request: Cancel) -> None:
+        meant = [job for job in self.jobs if job.submit.key == request.key]
+        for job in meant:
+            job.cancel = request
+            job.cancelled.set()
+        if not meant:  # what an agent says of a job that hasn't come
+            reason = f"cancelled by {request.submitter} before it was submitted"
+            await agent.record(request.key, JobState.CANCELLED, reason=reason)
 
     async def _play(self, job: ScriptedJob) -> None:
         try:

@@ -89,6 +89,14 @@ def test_a_record_that_isnt_there_yet_while_its_siblings_are() -> None:
     assert (list(decided.follow), decided.submit) == (["a", "b", "c"], [])
 
 
+@pytest.mark.parametrize("state", [JobState.REJECTED, JobState.CANCELLED])
+def test_an_array_that_ended_before_it_had_tasks_is_run_again_whole(state: JobState) -> None:
+    decided = decide({KEY: {0: record(0, state, tasks=0)}})
+    assert (decided.follow, decided.submit, decided.end) == ({}, ["a", "b", "c"], {})
+    decided = decide({KEY: {0: record(0, state, tasks=0)}}, stays=lambda _place, _record: True)
+    assert (list(decided.follow), decided.failed) == (["a", "b", "c"], ["a", "b", "c"])
+
+
 def test_a_handle_knows_where_every_task_is() -> None:
     places = {"a": Place(OLD, 0, "1"), "b": Place(KEY, 1, "2")}
     kept = extras("s", {"command": "x"}, places)

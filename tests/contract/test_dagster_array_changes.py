@@ -1,0 +1,84 @@
+"""Arrays that were refused as a whole, or whose step asks for something else when it is run again.
+
+A real bus and real Dagster, and an agent that plays what Slurm would say.
+"""
+
+# No "from __future__ import annotations" here: Dagster reads the annotations of assets at run time.
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from contract.scripted_jobs import DagsterSite, ScriptedJob, failure_of
+from slurmbus.client import SiteClient
+from slurmbus_protocol.states import JobState
+
+
+async def refuse(array: ScriptedJob) -> None:
+    """As an agent does: one record for all tasks, that of a single job."""
+    await array.state(
+        JobState.REJECTED, reason="max_jobs: 3 are more than 2", error_code="policy", hint="wait for some"
+    )
+
+
+async def complete(array: ScriptedJob) -> None:
+    for task in tasks_of(array):
+        await task.begin()
+        await task.end()
+
+
+def tasks_of(array: ScriptedJob) -> list[ScriptedJob]:
+    tasks = []
+    for spec in array.spec.tasks:
+        task = ScriptedJob(array.agent, array.submit, array.job_id - 100)
+        task.fields |= {"task": spec.index, "task_name": spec.name, "tasks": len(array.spec.tasks)}
+        tasks.append(task)
+    return tasks
+
+
+def asked(site: DagsterSite) -> list[str]:
+    """Give the tasks of each array."""
+    return ["".join(task.name for task in job.spec.tasks) for job in site.jobs]
+
+
+@pytest.mark.parametrize("only", [None, ["b"]])
+def test_an_array_that_is_refused_fails_the_step_in_the_agents_words(
+    slurm: DagsterSite, instance: dg.DagsterInstance, only: list[str] | None
+) -> None:
+    slurm.script = refuse
+
+    @dg.asset(retry_policy=dg.RetryPolicy(max_retries=1))
+    def thing(context: dg.AssetExecutionContext) -> Any:
+        return slurm.client.run_array(
+            context=context, command="true", tasks=["a", "b", "c"], only=only
+        ).get_materialize_result()
+
+    text, metadata = failure_of(dg.materialize([thing], instance=instance, raise_on_error=False))
+    count = len(only or "abc")
+    assert f"{count} of {count} tasks failed" in text
+    assert "[b] the job: refused: max_jobs: 3 are more than 2; wait for some" in text
+    assert [row.data["task"] for row in metadata["failed_tasks"].records] == (only or ["a", "b", "c"])
+    assert len(slurm.jobs) == 1
+
+
+@pytest.mark.parametrize("only", [None, ["b"]])
+def test_a_launch_that_was_never_published_is_ended_when_the_step_asks_for_something_else(
+    slurm: DagsterSite, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, only: list[str] | None
+) -> None:
+    slurm.script = complete
+
+    def killed(*_args: Any, **_more: Any) -> None:
+        raise RuntimeError("between the launch handle and the request")
+
+    @dg.asset(retry_policy=dg.RetryPolicy(max_retries=1))
+    def thing(context: dg.AssetExecutionContext) -> Any:
+        with monkeypatch.context() as patch:
+            if not context.retry_number:
+                patch.setattr(SiteClient, "submit", killed)
+            done = slurm.client.run_array(
+                context=context, command=["true", str(context.retry_number)], tasks=["a", "b", "c"], only=only
+            )
+        return done.get_materialize_result()
+
+    assert dg.materialize([thing], instance=instance, raise_on_error=False).success
+    assert asked(slurm) == ["".join(only or "abc")]
