@@ -217,6 +217,8 @@ class ArrayInvocation(Invocation):
         keys = dict.fromkeys(place.key for place in found.tasks.values()) if found is not None else {}
         records: dict[str, dict[int, Record]] = {key: client.task_records(key) for key in keys}
         same = found is not None and dict(found.parts) == dict(asked.parts)
+        if found is not None and not same:
+            found = found.outdated()
         retried = found is not None and (found.launch.run_id == self._context.run_id or self._context.retry_number > 0)
 
         def stays(place: Place, record: Record) -> bool:

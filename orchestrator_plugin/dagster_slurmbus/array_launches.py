@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dagster as dg
@@ -43,6 +43,13 @@ class FoundArray:
     """By name."""
     options: Mapping[str, JobOptions] = field(default_factory=dict)
     """What arrays of further attempts ask Slurm for, by key; the others ask for what the call does."""
+
+    def outdated(self) -> FoundArray:
+        """Give the same for a call that shares something else among its tasks: none of these is what it asks for.
+
+        So they count as changed also for later attempts, which compare themselves with that call.
+        """
+        return replace(self, tasks={name: replace(place, digest="") for name, place in self.tasks.items()})
 
 
 def extras(

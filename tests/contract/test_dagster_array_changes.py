@@ -9,7 +9,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from contract.scripted_jobs import DagsterSite, ScriptedJob, failure_of
+from contract.scripted_jobs import SITE, DagsterSite, ScriptedJob, failure_of
+from dagster_slurmbus import CompletedArray, PipesSlurmClient
 from slurmbus.client import SiteClient
 from slurmbus_protocol.states import JobState
 
@@ -82,3 +83,29 @@ def test_a_launch_that_was_never_published_is_ended_when_the_step_asks_for_somet
 
     assert dg.materialize([thing], instance=instance, raise_on_error=False).success
     assert asked(slurm) == ["".join(only or "abc")]
+
+
+@pytest.mark.parametrize(
+    ("on_changed", "call", "arrays"),
+    [("resubmit", {"only": ["b"]}, ["abc", "b", "ac"]), ("reattach", {"tasks": [*"abcd"]}, ["abc", "d", "abc"])],
+)
+def test_tasks_of_other_code_that_a_call_left_out_or_followed_count_as_changed_later(
+    slurm: DagsterSite, instance: dg.DagsterInstance, on_changed: str, call: dict[str, Any], arrays: list[str]
+) -> None:
+    slurm.script = complete
+    calls: list[dict[str, Any]] = [{"command": ["first"]}, {"command": ["other"], **call}, {"command": ["other"]}]
+    clients = [PipesSlurmClient(site=SITE, bus=slurm.bus, on_changed_request=on_changed), slurm.client]
+    seen: list[CompletedArray] = []
+
+    @dg.asset(retry_policy=dg.RetryPolicy(max_retries=2))
+    def thing(context: dg.AssetExecutionContext) -> Any:
+        number = context.retry_number
+        client = clients[number == 2]
+        seen.append(client.run_array(**{"context": context, "tasks": [*"abc"], **calls[number]}))
+        if number < 2:
+            raise RuntimeError("the step ends after its array has")
+        return seen[-1].get_materialize_result()
+
+    assert dg.materialize([thing], instance=instance, raise_on_error=False).success
+    assert asked(slurm) == arrays
+    assert [task.name for task in seen[-1] if not task.reattached] == [*arrays[-1]]
