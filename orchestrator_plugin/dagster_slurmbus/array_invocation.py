@@ -137,7 +137,7 @@ class ArrayInvocation(Invocation):
         shared = self._spec(self._hashed())
         specs = {task.name: self._task_spec(task) for task in self._array.tasks}
         parts = self._parts(msgspec.structs.replace(shared, array_throttle=None))
-        digests = {name: request_digest(spec, self._context.run_id)[:_DIGEST_LENGTH] for name, spec in specs.items()}
+        digests = {name: self._digest(spec) for name, spec in specs.items()}
         found = array_launches.find(self._context, self._call, parts)
         client = client if found is None or found.site == client.site else self._connect_there(found, client)
         asked = _Asked(shared, specs, digests, parts)
@@ -185,6 +185,10 @@ class ArrayInvocation(Invocation):
             pipes_context=json.dumps(context).encode() if context else None,
         )
 
+    def _digest(self, spec: TaskSpec) -> str:
+        """Hash what a task asks for; its number isn't part of that, and changes with the tasks in front of it."""
+        return request_digest(msgspec.structs.replace(spec, index=0), self._context.run_id)[:_DIGEST_LENGTH]
+
     def _task_context(self, task: NumberedTask) -> dict[str, Any]:
         """Give what the task's Pipes context has of its own."""
         given = task.given
@@ -226,7 +230,13 @@ class ArrayInvocation(Invocation):
             return self._more(place, record) is not None or (retried and not may_run_again(record))
 
         decided = array_launches.plan(
-            asked.digests, found, records, same=same, on_changed=self._conduct.on_changed_request, stays=stays
+            asked.digests,
+            found,
+            records,
+            numbers={task.name: task.index for task in self._array.tasks},
+            same=same,
+            on_changed=self._conduct.on_changed_request,
+            stays=stays,
         )
         if found is not None:
             self._tell(decided, found)

@@ -133,6 +133,7 @@ def plan(
     found: FoundArray | None,
     records: Mapping[str, Mapping[int, Record]],
     *,
+    numbers: Mapping[str, int],
     same: bool,
     on_changed: OnChangedRequest,
     stays: Callable[[Place, Record], bool] = lambda _place, _record: False,
@@ -143,6 +144,7 @@ def plan(
         wanted: the hash of what each task asks for, by its name.
         found: what an earlier attempt launched.
         records: what the site knows, by key and number.
+        numbers: the number that each task has now, by its name.
         same: whether what all tasks share is asked for now as then.
         on_changed: what shall happen when a task asks for something else.
         stays: tells of a task that has failed, and asks for the same now, whether it is left at that.
@@ -152,7 +154,7 @@ def plan(
     end: dict[str, Place] = {}
     changed: list[str] = []
     lost = _unknown_keys(found, records)
-    repeat = next(iter(lost), None) if found is not None and _asks_for_the_same(wanted, found, lost, same) else None
+    repeat = _repeatable(wanted, numbers, found, lost) if found is not None and same else None
     for name, digest in wanted.items():
         place = found.tasks.get(name) if found is not None else None
         if place is None:
@@ -202,8 +204,11 @@ def _unknown_keys(found: FoundArray | None, records: Mapping[str, Mapping[int, R
     return {key for key in keys if not records.get(key)}
 
 
-def _asks_for_the_same(wanted: Mapping[str, str], found: FoundArray, lost: Iterable[str], same: bool) -> bool:
-    """Tell whether a request that perhaps was never published can be published again as it was."""
+def _repeatable(
+    wanted: Mapping[str, str], numbers: Mapping[str, int], found: FoundArray, lost: Iterable[str]
+) -> str | None:
+    """Give the key of a request that perhaps was never published, if it can be published again as it was."""
     keys = set(lost)
-    tasks = {name: place for name, place in found.tasks.items() if place.key in keys}
-    return same and len(keys) == 1 and all(wanted.get(name) == place.digest for name, place in tasks.items())
+    tasks = {name: (place.index, place.digest) for name, place in found.tasks.items() if place.key in keys}
+    asked = {name: (numbers.get(name), wanted.get(name)) for name in tasks}
+    return next(iter(keys)) if len(keys) == 1 and asked == tasks else None

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from contract.scripted_jobs import SITE, DagsterSite, ScriptedJob, failure_of
+from contract.scripted_jobs import SITE, DagsterSite, ScriptedJob, failure_of, handles_of
 from dagster_slurmbus import CompletedArray, PipesSlurmClient
 from slurmbus.client import SiteClient
 from slurmbus_protocol.states import JobState
@@ -35,6 +35,10 @@ def tasks_of(array: ScriptedJob) -> list[ScriptedJob]:
         task.fields |= {"task": spec.index, "task_name": spec.name, "tasks": len(array.spec.tasks)}
         tasks.append(task)
     return tasks
+
+
+def killed(*_args: Any, **_more: Any) -> None:
+    raise RuntimeError("between the launch handle and the request")
 
 
 def asked(site: DagsterSite) -> list[str]:
@@ -67,9 +71,6 @@ def test_a_launch_that_was_never_published_is_ended_when_the_step_asks_for_somet
     slurm: DagsterSite, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, only: list[str] | None
 ) -> None:
     slurm.script = complete
-
-    def killed(*_args: Any, **_more: Any) -> None:
-        raise RuntimeError("between the launch handle and the request")
 
     @dg.asset(retry_policy=dg.RetryPolicy(max_retries=1))
     def thing(context: dg.AssetExecutionContext) -> Any:
@@ -109,3 +110,44 @@ def test_tasks_of_other_code_that_a_call_left_out_or_followed_count_as_changed_l
     assert dg.materialize([thing], instance=instance, raise_on_error=False).success
     assert asked(slurm) == arrays
     assert [task.name for task in seen[-1] if not task.reattached] == [*arrays[-1]]
+
+
+def test_tasks_behind_one_that_came_or_went_keep_their_results(
+    slurm: DagsterSite, instance: dg.DagsterInstance
+) -> None:
+    slurm.script = complete
+    tasks = [["a", "b", "c"], ["new", "a", "b", "c"], ["b", "new", "c"]]
+    seen: list[CompletedArray] = []
+
+    @dg.asset(retry_policy=dg.RetryPolicy(max_retries=2))
+    def thing(context: dg.AssetExecutionContext) -> Any:
+        number = context.retry_number
+        seen.append(slurm.client.run_array(context=context, command="true", tasks=tasks[number]))
+        if number < 2:
+            raise RuntimeError("the step ends after its array has")
+        return seen[-1].get_materialize_result()
+
+    assert dg.materialize([thing], instance=instance, raise_on_error=False).success
+    assert asked(slurm) == ["abc", "new"]
+    assert [(task.index, task.name, task.record.task) for task in seen[-1]] == [(0, "b", 1), (1, "new", 0), (2, "c", 2)]
+
+
+def test_a_request_with_other_numbers_isnt_published_again_under_the_same_key(
+    slurm: DagsterSite, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.script = complete
+    tasks = [["a", "b"], ["new", "a", "b"]]
+
+    @dg.asset(retry_policy=dg.RetryPolicy(max_retries=1))
+    def thing(context: dg.AssetExecutionContext) -> Any:
+        with monkeypatch.context() as patch:
+            if not context.retry_number:
+                patch.setattr(SiteClient, "submit", killed)
+            done = slurm.client.run_array(context=context, command="true", tasks=tasks[context.retry_number])
+        return done.get_materialize_result()
+
+    result = dg.materialize([thing], instance=instance, raise_on_error=False)
+    assert result.success
+    first, second = [handle.external_run_id for handle in handles_of(instance, result.run_id)]
+    assert first != second
+    assert [(job.submit.key, [task.index for task in job.spec.tasks]) for job in slurm.jobs] == [(second, [0, 1, 2])]
