@@ -44,6 +44,11 @@ class FoundArray:
     options: Mapping[str, JobOptions] = field(default_factory=dict)
     """What arrays of further attempts ask Slurm for, by key; the others ask for what the call does."""
 
+    @property
+    def keys(self) -> list[str]:
+        """The keys of its arrays."""
+        return list(dict.fromkeys(place.key for place in self.tasks.values()))
+
     def outdated(self) -> FoundArray:
         """Give the same for a call that shares something else among its tasks: none of these is what it asks for.
 
@@ -200,8 +205,7 @@ def _failed(follow: Mapping[str, Place], records: Mapping[str, Mapping[int, Reco
 
 
 def _unknown_keys(found: FoundArray | None, records: Mapping[str, Mapping[int, Record]]) -> set[str]:
-    keys = {place.key for place in found.tasks.values()} if found is not None else set()
-    return {key for key in keys if not records.get(key)}
+    return {key for key in found.keys if not records.get(key)} if found is not None else set()
 
 
 def _repeatable(

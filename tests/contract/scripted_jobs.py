@@ -117,8 +117,9 @@ Script = Callable[[ScriptedJob], Awaitable[None]]
 class DagsterSite:
     """A bus, and an agent in a thread that plays one script for each job."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, site: str = SITE) -> None:
         self.home = home
+        self.site = site
         self.jobs: list[ScriptedJob] = []
         self.script: Script = succeed
         self.errors: list[BaseException] = []
@@ -131,7 +132,7 @@ class DagsterSite:
 
     @property
     def client(self) -> PipesSlurmClient:
-        return PipesSlurmClient(site=SITE, bus=self.bus)
+        return PipesSlurmClient(site=self.site, bus=self.bus)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -153,7 +154,7 @@ class DagsterSite:
 
     async def _main(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        async with ScriptedAgent(self.home, SITE) as agent:
+        async with ScriptedAgent(self.home, self.site) as agent:
             self._agent = agent
             await agent.heartbeat(version="0.1.0-scripted")
             serving = asyncio.create_task(self._serve(agent))
@@ -188,6 +189,16 @@ class DagsterSite:
         except Exception as error:  # noqa: BLE001 - shown by the fixture; the step must not hang meanwhile
             self.errors.append(error)
             await job.end(JobState.FAILED, exit_code=70, reason="the script of this test failed")
+
+
+def tasks_of(array: ScriptedJob) -> list[ScriptedJob]:
+    """Give the tasks of an array as jobs of their own."""
+    tasks = []
+    for spec in array.spec.tasks:
+        task = ScriptedJob(array.agent, array.submit, array.job_id - 100)
+        task.fields |= {"task": spec.index, "task_name": spec.name, "tasks": len(array.spec.tasks)}
+        tasks.append(task)
+    return tasks
 
 
 async def succeed(job: ScriptedJob) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from contract.scripted_jobs import SITE, DagsterSite, ScriptedJob, failure_of, handles_of
+from contract.scripted_jobs import SITE, DagsterSite, ScriptedJob, failure_of, handles_of, tasks_of
 from dagster_slurmbus import CompletedArray, PipesSlurmClient
 from slurmbus.client import SiteClient
 from slurmbus_protocol.states import JobState
@@ -26,15 +26,6 @@ async def complete(array: ScriptedJob) -> None:
     for task in tasks_of(array):
         await task.begin()
         await task.end()
-
-
-def tasks_of(array: ScriptedJob) -> list[ScriptedJob]:
-    tasks = []
-    for spec in array.spec.tasks:
-        task = ScriptedJob(array.agent, array.submit, array.job_id - 100)
-        task.fields |= {"task": spec.index, "task_name": spec.name, "tasks": len(array.spec.tasks)}
-        tasks.append(task)
-    return tasks
 
 
 def killed(*_args: Any, **_more: Any) -> None:
