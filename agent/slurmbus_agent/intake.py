@@ -222,6 +222,9 @@ class Intake:
 
     async def _take_allowed(self, submit: Submit, stored: Stored, signer: str) -> None:
         """Take a job if time, authority and policy allow it; what was let in before stays so when it comes again."""
+        if submit.job.tasks and await self._refused_before(submit.key):
+            self._note("refused", stored.subject, signer=signer, message="it was refused before")
+            return
         names = {(submit.key, task) for task in indexes(submit.job)}
         real = await self._authority.real_folders(submit)
         try:
@@ -242,6 +245,11 @@ class Intake:
             await self._take(submit, stored, signer)
         finally:
             self._arriving -= names
+
+    async def _refused_before(self, key: str) -> bool:
+        """Tell whether an array was refused as a whole: its submitter may know that, whatever is allowed by now."""
+        there = await self._records.read(key, 0)
+        return there is not None and there.state is JobState.REJECTED and not there.tasks
 
     async def _take(self, submit: Submit, stored: Stored, signer: str) -> None:
         job = submit.job

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import dagster as dg
 import msgspec
 
-from dagster_slurmbus import _compat, array_launches
-from dagster_slurmbus.again import Ladder, changes
+from dagster_slurmbus import _compat, array_launches, array_moves
+from dagster_slurmbus.again import NO_POLICY, Ladder, changes
 from dagster_slurmbus.array_launches import FoundArray, Place, has_failed
 from dagster_slurmbus.array_results import (
     MOST_TOLD,
@@ -137,12 +137,10 @@ class ArrayInvocation(Invocation):
         shared = self._spec(self._hashed())
         specs = {task.name: self._task_spec(task) for task in self._array.tasks}
         parts = self._parts(msgspec.structs.replace(shared, array_throttle=None))
-        digests = {name: request_digest(spec, self._context.run_id)[:_DIGEST_LENGTH] for name, spec in specs.items()}
+        digests = {name: self._digest(spec) for name, spec in specs.items()}
         found = array_launches.find(self._context, self._call, parts)
-        client = client if found is None or found.site == client.site else self._connect_there(found, client)
         asked = _Asked(shared, specs, digests, parts)
-        watching = self._watch_tasks(client)
-        submit = self._prepare(client, watching, found, asked)
+        client, watching, submit = self._begin(client, found, asked)
         outcomes = self._outcomes(client, self._follow(client, watching, asked, submit))
         for task in outcomes[:MOST_TRACED]:
             self._trace.ended(task.record)
@@ -185,6 +183,10 @@ class ArrayInvocation(Invocation):
             pipes_context=json.dumps(context).encode() if context else None,
         )
 
+    def _digest(self, spec: TaskSpec) -> str:
+        """Hash what a task asks for; its number isn't part of that, and changes with the tasks in front of it."""
+        return request_digest(msgspec.structs.replace(spec, index=0), self._context.run_id)[:_DIGEST_LENGTH]
+
     def _task_context(self, task: NumberedTask) -> dict[str, Any]:
         """Give what the task's Pipes context has of its own."""
         given = task.given
@@ -201,22 +203,75 @@ class ArrayInvocation(Invocation):
 
     # ------------------------------------------------------------------ earlier attempts
 
-    def _connect_there(self, found: FoundArray, client: SiteClient) -> SiteClient:
-        if self._conduct.on_changed_request is OnChangedRequest.RESUBMIT:
-            self._context.log.warning(
-                "an earlier attempt's tasks went to site %s, and they are gone on with there, not on %s",
+    def _begin(
+        self, here: SiteClient, found: FoundArray | None, asked: _Asked
+    ) -> tuple[SiteClient, ArrayWatching, Submit | None]:
+        """Give the site where the tasks go on or begin, what watches them there, and what submits what is needed."""
+        if found is not None and found.site != here.site:
+            there = self._followed_at(found, here, asked)
+            if there is not None:
+                return there, self._reattach_there(there, found), None
+            found = None
+        watching = self._watch_tasks(here)
+        return here, watching, self._prepare(here, watching, found, asked)
+
+    def _followed_at(self, found: FoundArray, here: SiteClient, asked: _Asked) -> SiteClient | None:
+        """Give the other site whose tasks are followed; None when they are ended, or lost sight of, to begin here."""
+        log, on_changed = self._context.log, self._conduct.on_changed_request
+        try:
+            there = self._connect(found.site)
+            records = {key: there.task_records(key) for key in found.keys}
+        except SlurmbusError as error:
+            if on_changed is not OnChangedRequest.RESUBMIT:
+                raise
+            log.warning(
+                "an earlier attempt's array %s went to site %s, which can't be asked from here (%s). It isn't followed "
+                "any more; end it with 'slurmbus cancel --site %s'",
+                ", ".join(found.keys),
                 found.site,
-                client.site,
+                error,
+                found.site,
             )
-        return self._connect(found.site)
+            return None
+        if array_moves.stays(asked.digests, found, records, site=here.site, on_changed=on_changed):
+            log.warning(
+                "an earlier attempt's tasks went to site %s: they are followed there, and none is submitted on %s",
+                found.site,
+                here.site,
+            )
+            return there
+        left = array_moves.unfinished(found, records)
+        log.warning(
+            "the request has changed (site): %d tasks on site %s are cancelled, and all are submitted on %s",
+            len(left),
+            found.site,
+            here.site,
+        )
+        if left:
+            self._watch_tasks(there).end(left, self._superseded)
+        return None
+
+    def _reattach_there(self, there: SiteClient, found: FoundArray) -> ArrayWatching:
+        # More memory or time would be a new array, of a request that is another site's.
+        self._request = replace(self._request, again=NO_POLICY)
+        watching = self._watch_tasks(there)
+        for task in self._array.tasks:
+            watching.add(task, found.tasks[task.name], reattached=True)
+        _compat.record_reattach(self._context, found.launch, client=self._call)
+        return watching
+
+    @property
+    def _superseded(self) -> str:
+        return f"Dagster run {self._context.run_id} asks for another job instead"
 
     def _prepare(
         self, client: SiteClient, watching: ArrayWatching, found: FoundArray | None, asked: _Asked
     ) -> Submit | None:
         """Decide what becomes of each task, write down where each is, and give what submits those that aren't yet."""
-        keys = dict.fromkeys(place.key for place in found.tasks.values()) if found is not None else {}
-        records: dict[str, dict[int, Record]] = {key: client.task_records(key) for key in keys}
+        records = {key: client.task_records(key) for key in found.keys} if found is not None else {}
         same = found is not None and dict(found.parts) == dict(asked.parts)
+        if found is not None and not same:
+            found = found.outdated()
         retried = found is not None and (found.launch.run_id == self._context.run_id or self._context.retry_number > 0)
 
         def stays(place: Place, record: Record) -> bool:
@@ -224,13 +279,19 @@ class ArrayInvocation(Invocation):
             return self._more(place, record) is not None or (retried and not may_run_again(record))
 
         decided = array_launches.plan(
-            asked.digests, found, records, same=same, on_changed=self._conduct.on_changed_request, stays=stays
+            asked.digests,
+            found,
+            records,
+            numbers={task.name: task.index for task in self._array.tasks},
+            same=same,
+            on_changed=self._conduct.on_changed_request,
+            stays=stays,
         )
         if found is not None:
             self._tell(decided, found)
             self._places, self._options = dict(found.tasks), dict(found.options)
         if decided.end:
-            watching.end(decided.end.values(), f"Dagster run {self._context.run_id} asks for another job instead")
+            watching.end(decided.end.values(), self._superseded)
         new: list[_Batch] = []
         for name in decided.submit:
             before = self._places.get(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dagster as dg
@@ -14,6 +14,7 @@ from dagster_slurmbus.again import options_of
 from dagster_slurmbus.outcomes import succeeded
 from dagster_slurmbus.reattach import Choice, OnChangedRequest, choose
 from dagster_slurmbus.values import wrong
+from slurmbus_protocol.arrays import record_of_task
 from slurmbus_protocol.messages import JobOptions, Record
 
 CLIENT = "slurmbus-array:"
@@ -42,6 +43,18 @@ class FoundArray:
     """By name."""
     options: Mapping[str, JobOptions] = field(default_factory=dict)
     """What arrays of further attempts ask Slurm for, by key; the others ask for what the call does."""
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of its arrays."""
+        return list(dict.fromkeys(place.key for place in self.tasks.values()))
+
+    def outdated(self) -> FoundArray:
+        """Give the same for a call that shares something else among its tasks: none of these is what it asks for.
+
+        So they count as changed also for later attempts, which compare themselves with that call.
+        """
+        return replace(self, tasks={name: replace(place, digest="") for name, place in self.tasks.items()})
 
 
 def extras(
@@ -125,6 +138,7 @@ def plan(
     found: FoundArray | None,
     records: Mapping[str, Mapping[int, Record]],
     *,
+    numbers: Mapping[str, int],
     same: bool,
     on_changed: OnChangedRequest,
     stays: Callable[[Place, Record], bool] = lambda _place, _record: False,
@@ -135,6 +149,7 @@ def plan(
         wanted: the hash of what each task asks for, by its name.
         found: what an earlier attempt launched.
         records: what the site knows, by key and number.
+        numbers: the number that each task has now, by its name.
         same: whether what all tasks share is asked for now as then.
         on_changed: what shall happen when a task asks for something else.
         stays: tells of a task that has failed, and asks for the same now, whether it is left at that.
@@ -144,7 +159,7 @@ def plan(
     end: dict[str, Place] = {}
     changed: list[str] = []
     lost = _unknown_keys(found, records)
-    repeat = next(iter(lost), None) if found is not None and _asks_for_the_same(wanted, found, lost, same) else None
+    repeat = _repeatable(wanted, numbers, found, lost) if found is not None and same else None
     for name, digest in wanted.items():
         place = found.tasks.get(name) if found is not None else None
         if place is None:
@@ -153,7 +168,7 @@ def plan(
         alike = same and place.digest == digest
         if not alike:
             changed.append(name)
-        record = records.get(place.key, {}).get(place.index)
+        record = record_of_task(records.get(place.key, {}), place.index)
         if place.key in lost:
             if place.key == repeat:
                 follow[name] = place
@@ -185,17 +200,19 @@ def has_failed(record: Record) -> bool:
 
 
 def _failed(follow: Mapping[str, Place], records: Mapping[str, Mapping[int, Record]]) -> list[str]:
-    known = {name: records.get(place.key, {}).get(place.index) for name, place in follow.items()}
+    known = {name: record_of_task(records.get(place.key, {}), place.index) for name, place in follow.items()}
     return [name for name, record in known.items() if record is not None and has_failed(record)]
 
 
 def _unknown_keys(found: FoundArray | None, records: Mapping[str, Mapping[int, Record]]) -> set[str]:
-    keys = {place.key for place in found.tasks.values()} if found is not None else set()
-    return {key for key in keys if not records.get(key)}
+    return {key for key in found.keys if not records.get(key)} if found is not None else set()
 
 
-def _asks_for_the_same(wanted: Mapping[str, str], found: FoundArray, lost: Iterable[str], same: bool) -> bool:
-    """Tell whether a request that perhaps was never published can be published again as it was."""
+def _repeatable(
+    wanted: Mapping[str, str], numbers: Mapping[str, int], found: FoundArray, lost: Iterable[str]
+) -> str | None:
+    """Give the key of a request that perhaps was never published, if it can be published again as it was."""
     keys = set(lost)
-    tasks = {name: place for name, place in found.tasks.items() if place.key in keys}
-    return same and len(keys) == 1 and all(wanted.get(name) == place.digest for name, place in tasks.items())
+    tasks = {name: (place.index, place.digest) for name, place in found.tasks.items() if place.key in keys}
+    asked = {name: (numbers.get(name), wanted.get(name)) for name in tasks}
+    return next(iter(keys)) if len(keys) == 1 and asked == tasks else None

@@ -12,14 +12,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Map
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from slurmbus.events import Cursor, Event, Finished, Output, StateChanged, TaskEvent, Waiting
 from slurmbus.spooled import Spooled, StreamKey
 from slurmbus_protocol import codec, subjects
+from slurmbus_protocol.arrays import is_end_of_all
 from slurmbus_protocol.bus import ApiError, Bus, Stored
 from slurmbus_protocol.errors import BusFull, BusUnreachable
 from slurmbus_protocol.messages import Chunk, Record
 from slurmbus_protocol.reading import read
-from slurmbus_protocol.subjects import Stream
+from slurmbus_protocol.subjects import Stream, StreamAddress
 
 if TYPE_CHECKING:
     from slurmbus.site import Site
@@ -248,7 +251,8 @@ class TasksFollower:
     async def _start_feeds(self) -> None:
         bus = await self._site.session.site_bus(self._site.name)
         site = f"{subjects.PREFIX}.{self._site.name}"
-        wanted = {subjects.STATES: [f"{site}.job.{key}.{task}.state" for key, task in self._subjects.items()]}
+        numbers = [(key, task) for key, token in self._subjects.items() for task in _with_the_whole(token)]
+        wanted = {subjects.STATES: [f"{site}.job.{key}.{task}.state" for key, task in numbers]}
         if self._streams:
             wanted[subjects.MESSAGES] = [f"{site}.msg.{key}.{task}.*" for key, task in self._subjects.items()]
             wanted[subjects.LOGS] = [f"{site}.log.{key}.{task}.>" for key, task in self._subjects.items()]
@@ -288,21 +292,44 @@ class TasksFollower:
             return
         message = codec.decode(item.data)
         if isinstance(message, Record):
-            self._bus_is_new = False
-            self._last = message
-            tracker = self._trackers.get((message.key, message.task))
-            changed = tracker.take_record(message) if tracker is not None else None
-            if tracker is not None and changed is not None:
-                yield TaskEvent(tracker.key, tracker.task, changed)
+            async for event in self._take_record(message):
+                yield event
         elif isinstance(message, Chunk):
-            address = subjects.parse_stream(item.subject)
-            tracker = self._trackers.get((address.key, address.task))
-            if tracker is not None:
-                async for event in tracker.take_chunk((address.start, address.stream), message):
-                    yield TaskEvent(tracker.key, tracker.task, event)
-        else:
+            async for event in self._take_chunk(subjects.parse_stream(item.subject), message):
+                yield event
+
+    async def _take_record(self, record: Record) -> AsyncGenerator[TaskEvent]:
+        self._bus_is_new = False
+        concerned = await self._concerned(record)
+        for tracker in concerned:
+            self._last = record
+            changed = tracker.take_record(msgspec.structs.replace(record, task=tracker.task))
+            if changed is not None:
+                yield TaskEvent(tracker.key, tracker.task, changed)
+        for tracker in concerned:
+            if tracker.is_final:
+                async for end in self._end(tracker):
+                    yield end
+
+    async def _concerned(self, record: Record) -> list[_Tracker]:
+        """Give the task that a record is of; when an array has ended before it had tasks, all of them."""
+        own = self._trackers.get((record.key, record.task))
+        found = [own] if own is not None else []
+        if not is_end_of_all(record):
+            return found
+        others = [one for one in self._trackers.values() if one.key == record.key and one.record is None]
+        others = [one for one in others if one is not own]
+        # A cancel that came after the end of an array without a task 0 leaves the same record.
+        known = await self._site.task_records(record.key) if others else {}
+        return found + [one for one in others if one.task not in known]
+
+    async def _take_chunk(self, address: StreamAddress, chunk: Chunk) -> AsyncGenerator[TaskEvent]:
+        tracker = self._trackers.get((address.key, address.task))
+        if tracker is None:
             return
-        if tracker is not None and tracker.is_final:
+        async for event in tracker.take_chunk((address.start, address.stream), chunk):
+            yield TaskEvent(tracker.key, tracker.task, event)
+        if tracker.is_final:
             async for end in self._end(tracker):
                 yield end
 
@@ -354,3 +381,8 @@ async def follow_one(
 def _token(tasks: Collection[int]) -> str:
     """Give the subject token for some tasks: their number, or a wildcard for several."""
     return str(next(iter(tasks))) if len(tasks) == 1 else "*"
+
+
+def _with_the_whole(token: str) -> tuple[str, ...]:
+    """Add task 0, which tells the end of an array that never had tasks."""
+    return (token,) if token in {"0", "*"} else (token, "0")

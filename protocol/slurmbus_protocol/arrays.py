@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 import msgspec
@@ -73,6 +73,22 @@ def merged_context(shared: bytes | None, task: TaskSpec) -> bytes | None:
     if shared is None:
         raise InvalidBody(f"tasks: task {task.index} has a Pipes context, and the job has none")
     return msgspec.json.encode({**common, **own})
+
+
+def record_of_task(records: Mapping[int, Record], index: int) -> Record | None:
+    """Give what the records of a job, by their numbers, say of a task.
+
+    An array that was refused, or cancelled before it came, never had tasks: the record of number 0 is the end of all.
+    """
+    own, whole = records.get(index), records.get(0)
+    if own is not None or whole is None or not is_end_of_all(whole):
+        return own
+    return msgspec.structs.replace(whole, task=index)
+
+
+def is_end_of_all(record: Record) -> bool:
+    """Tell whether a record is the end of a whole job, of a single one or of an array that never had tasks."""
+    return record.state.is_final and not record.tasks
 
 
 def slurm_id(record: Record) -> str:

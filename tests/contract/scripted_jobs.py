@@ -118,9 +118,9 @@ Script = Callable[[ScriptedJob], Awaitable[None]]
 class DagsterSite:
     """A bus, and an agent in a thread that plays one script for each job."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, site: str = SITE) -> None:
         self.home = home
-        self.name = SITE
+        self.site = site
         self.jobs: list[ScriptedJob] = []
         self._answers: dict[str, Message] = {}
         self.script: Script = succeed
@@ -134,7 +134,7 @@ class DagsterSite:
 
     @property
     def client(self) -> PipesSlurmClient:
-        return PipesSlurmClient(site=SITE, bus=self.bus)
+        return PipesSlurmClient(site=self.site, bus=self.bus)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -163,12 +163,12 @@ class DagsterSite:
             await self._agent.bus.respond(msg, codec.encode(self._answers[verb]))
 
         if not known:
-            serving = self._agent.bus.serve(subjects.rpc(self.name, verb), reply)
+            serving = self._agent.bus.serve(subjects.rpc(self.site, verb), reply)
             asyncio.run_coroutine_threadsafe(serving, self._loop).result(30)
 
     async def _main(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        async with ScriptedAgent(self.home, SITE) as agent:
+        async with ScriptedAgent(self.home, self.site) as agent:
             self._agent = agent
             await agent.heartbeat(version="0.1.0-scripted")
             serving = asyncio.create_task(self._serve(agent))
@@ -182,14 +182,20 @@ class DagsterSite:
             while True:
                 request = await agent.request()
                 if isinstance(request, Cancel):
-                    for job in self.jobs:
-                        if job.submit.key == request.key:
-                            job.cancel = request
-                            job.cancelled.set()
+                    await self._cancel(agent, request)
                 else:
                     job = ScriptedJob(agent, request, len(self.jobs))
                     self.jobs.append(job)
                     group.create_task(self._play(job))
+
+    async def _cancel(self, agent: ScriptedAgent, request: Cancel) -> None:
+        meant = [job for job in self.jobs if job.submit.key == request.key]
+        for job in meant:
+            job.cancel = request
+            job.cancelled.set()
+        if not meant:  # what an agent says of a job that hasn't come
+            reason = f"cancelled by {request.submitter} before it was submitted"
+            await agent.record(request.key, JobState.CANCELLED, reason=reason)
 
     async def _play(self, job: ScriptedJob) -> None:
         try:
@@ -197,6 +203,16 @@ class DagsterSite:
         except Exception as error:  # noqa: BLE001 - shown by the fixture; the step must not hang meanwhile
             self.errors.append(error)
             await job.end(JobState.FAILED, exit_code=70, reason="the script of this test failed")
+
+
+def tasks_of(array: ScriptedJob) -> list[ScriptedJob]:
+    """Give the tasks of an array as jobs of their own."""
+    tasks = []
+    for spec in array.spec.tasks:
+        task = ScriptedJob(array.agent, array.submit, array.job_id - 100)
+        task.fields |= {"task": spec.index, "task_name": spec.name, "tasks": len(array.spec.tasks)}
+        tasks.append(task)
+    return tasks
 
 
 async def succeed(job: ScriptedJob) -> None:

@@ -142,8 +142,10 @@ def test_a_cancel_that_comes_first_holds_for_all_tasks_or_for_one(running: tuple
     client.cancel(whole, "never mind")
     client.cancel(one, "not this", task=4)
     wait_until(lambda: client.record(whole) is not None and client.record(one, 4) is not None, "the cancels", 20)
-    client.submit(array("echo ran", [TaskSpec(index=i) for i in (3, 4)]), key=whole)
     client.submit(array("echo ran", [TaskSpec(index=i) for i in (3, 4)]), key=one)
+    for tasks in [(3,), (3, 4)]:
+        assert {story.final.state for story in follow_tasks(client, {whole: tasks}).values()} == {JobState.CANCELLED}
+    client.submit(array("echo ran", [TaskSpec(index=i) for i in (3, 4)]), key=whole)
     stories = follow_tasks(client, {whole: (3, 4)})
     assert {story.final.state for story in stories.values()} == {JobState.CANCELLED}
     assert not any(story.stdout for story in stories.values())
@@ -256,6 +258,8 @@ def test_tasks_that_cant_be_told_apart_are_refused(running: tuple[BusSite, RealA
     assert record is not None
     assert (record.state, record.error_code) == (JobState.REJECTED, "invalid-body")
     assert "tasks" in (record.reason or "")
+    stories = follow_tasks(client, {key: (1, 2)})
+    assert {story.final.error_code for story in stories.values()} == {"invalid-body"}
 
 
 def test_a_file_that_isnt_there_ends_one_task_and_not_its_siblings(running: tuple[BusSite, RealAgent]) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from contract.agent_site import SITE, shell
-from contract.authority_site import QUICK, Guarded, guarded_site, signed
+from contract.authority_site import QUICK, Guarded, guarded_site, signed, submission
 from contract.bus_site import wait_until
 from slurmbus import authority
 from slurmbus.errors import ControlNotAllowed, check_refusal, check_requeue
@@ -209,6 +209,23 @@ def test_the_tasks_of_an_array_are_requeued_one_by_one(guarded: Guarded, go: Pat
     go.touch()
     for task in (0, 1):
         wait_until(lambda: guarded.record(key, task).state is JobState.COMPLETED, "the tasks' end")  # noqa: B023
+
+
+def test_an_array_that_was_refused_stays_so_when_it_comes_again(guarded: Guarded, tmp_path: Path) -> None:
+    tasks = (TaskSpec(index=0), TaskSpec(index=1))
+    job = msgspec.structs.replace(shell(f"echo ran >> {tmp_path}/ran"), options=JobOptions(nodes=2), tasks=tasks)
+    with guarded.policy("max_nodes = 1\n"):
+        big = JobSpec(name="big", plan=QUICK.plan, options=JobOptions(nodes=2))
+        wait_until(lambda: guarded.run(big).error_code == "policy", "the policy to be read")
+        message = submission(job)
+        guarded.publish(*signed(message, guarded.signer))
+        assert guarded.wait_for_state(message.key, JobState.REJECTED).error_code == "policy"
+    wait_until(lambda: guarded.run(big).error_code != "policy", "the policy to be forgotten")
+    guarded.publish(*signed(message, guarded.signer))
+    wait_until(lambda: "it was refused before" in {line.get("message") for line in guarded.audit()}, "the second no")
+    assert guarded.run().state is JobState.COMPLETED
+    assert list(guarded.client.task_records(message.key)) == [0]
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_link_in_an_allowed_folder_leads_no_job_out_of_it(guarded: Guarded, tmp_path: Path) -> None:

@@ -291,6 +291,41 @@ def test_a_job_without_a_start_ends_with_its_record(site: BusSite) -> None:
     site.play(scenario)
 
 
+@pytest.mark.parametrize("tasks", [(0, 1, 2), (1, 2), (2,)])
+def test_an_array_that_ended_before_it_had_tasks_is_the_end_of_each(site: BusSite, tasks: tuple[int, ...]) -> None:
+    async def scenario(agent: ScriptedAgent) -> None:
+        key = new_ulid()
+        await agent.record(key, JobState.REJECTED, reason="max_jobs")
+        seen = await ends_of(site, key, tasks)
+        assert {task: (record.task, record.state, record.reason) for task, record in seen.items()} == {
+            task: (task, JobState.REJECTED, "max_jobs") for task in tasks
+        }
+
+    site.play(scenario)
+
+
+def test_a_cancel_after_the_end_of_an_array_without_a_task_0_changes_no_task(site: BusSite) -> None:
+    async def scenario(agent: ScriptedAgent) -> None:
+        key = new_ulid()
+        for task in (1, 2):
+            await agent.record(key, JobState.COMPLETED, task=task, tasks=2)
+        await agent.record(key, JobState.CANCELLED)
+        for task in (1, 2):  # with accounting's figures, for example
+            await agent.record(key, JobState.COMPLETED, task=task, tasks=2)
+        seen = await ends_of(site, key, (1, 2))
+        assert {task: record.state for task, record in seen.items()} == dict.fromkeys((1, 2), JobState.COMPLETED)
+
+    site.play(scenario)
+
+
+async def ends_of(site: BusSite, key: str, tasks: tuple[int, ...]) -> dict[int, Record]:
+    def collect() -> dict[int, Record]:
+        with site.client.follow_tasks({key: tasks}) as events:
+            return {event.task: event.event.record for event in events if isinstance(event.event, Finished)}
+
+    return await asyncio.to_thread(collect)
+
+
 def test_a_cursor_gives_only_what_is_new(site: BusSite) -> None:
     async def scenario(agent: ScriptedAgent) -> None:
         key = new_ulid()

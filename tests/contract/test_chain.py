@@ -9,7 +9,7 @@ from slurmbus_protocol.messages import Message, Partition, Partitions, Problem, 
 
 def said_of_slurm(site: DagsterSite, answer: Message) -> Finding:
     site.answer("partitions", answer)
-    chain = Chain(site.home, site.name)
+    chain = Chain(site.home, site.site)
     assert chain.agents().grade is Grade.FINE
     return chain.scheduler()
 
@@ -29,7 +29,7 @@ def test_the_agent_is_asked(slurm: DagsterSite) -> None:
 
 
 def test_without_a_question_it_is_what_the_agent_said_last(slurm: DagsterSite) -> None:
-    chain = Chain(slurm.home, slurm.name)
+    chain = Chain(slurm.home, slurm.site)
 
     def known(**fields: bool) -> tuple[Grade, str]:
         slurm.beat(scheduler=SchedulerHealth(kind="native", since=0.0, error="ping timed out", **fields))

@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from contract.scripted_jobs import DagsterSite, Script, ScriptedJob, failure_of, log_of
+from contract.scripted_jobs import DagsterSite, Script, ScriptedJob, failure_of, log_of, tasks_of
 from dagster_slurmbus import CompletedArray, FinishedJob, MoreMemory, MoreTime
 from slurmbus_protocol.states import JobState
 
@@ -22,10 +22,8 @@ def ends(**states: list[JobState]) -> Script:
     left = {name: list(enumerate(all_, 1)) for name, all_ in states.items()}
 
     async def script(array: ScriptedJob) -> None:
-        for spec in array.spec.tasks:
-            number, state = left[spec.name].pop(0)
-            task = ScriptedJob(array.agent, array.submit, array.job_id - 100)
-            task.fields |= {"task": spec.index, "task_name": spec.name, "tasks": len(array.spec.tasks)}
+        for task in tasks_of(array):
+            number, state = left[task.fields["task_name"]].pop(0)
             await task.begin()
             await task.pipes("opened", extras={})
             await task.materialize("thing", attempt=number)

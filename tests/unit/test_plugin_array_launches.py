@@ -33,7 +33,8 @@ def found(**places: Place) -> FoundArray:
 def decide(known: dict[str, dict[int, Record]], array: FoundArray | None = None, **how: Any) -> Any:
     options: dict[str, Any] = {"same": True, "on_changed": OnChangedRequest.RESUBMIT, **how}
     wanted = options.pop("wanted", WANTED)
-    return plan(wanted, array or found(), known, **options)
+    numbers = {name: index for index, name in enumerate(wanted)}
+    return plan(wanted, array or found(), known, numbers=numbers, **options)
 
 
 def test_completed_and_running_tasks_are_kept_and_failed_ones_run_again() -> None:
@@ -44,7 +45,7 @@ def test_completed_and_running_tasks_are_kept_and_failed_ones_run_again() -> Non
 
 
 def test_nothing_was_launched() -> None:
-    decided = plan(WANTED, None, {}, same=False, on_changed=OnChangedRequest.FAIL)
+    decided = plan(WANTED, None, {}, numbers={}, same=False, on_changed=OnChangedRequest.FAIL)
     assert (decided.follow, decided.submit) == ({}, ["a", "b", "c"])
 
 
@@ -84,9 +85,28 @@ def test_a_launch_that_the_site_doesnt_know_is_published_again_as_it_was() -> No
     assert (decided.submit, sorted(decided.end), decided.repeat) == (["a", "b", "c"], ["a", "b", "c"], None)
 
 
+def test_tasks_whose_numbers_have_changed_are_kept_but_not_published_again_under_their_old_ones() -> None:
+    wanted = {"new": "0", **WANTED}
+    decided = decide({KEY: {0: record(0), 1: record(1, JobState.RUNNING), 2: record(2)}}, wanted=wanted)
+    assert (decided.submit, {name: place.index for name, place in decided.follow.items()}) == (
+        ["new"],
+        {"a": 0, "b": 1, "c": 2},
+    )
+    decided = decide({KEY: {}}, wanted=wanted)
+    assert (decided.submit, sorted(decided.end), decided.repeat) == (list(wanted), ["a", "b", "c"], None)
+
+
 def test_a_record_that_isnt_there_yet_while_its_siblings_are() -> None:
     decided = decide({KEY: {0: record(0, JobState.ACCEPTED)}})
     assert (list(decided.follow), decided.submit) == (["a", "b", "c"], [])
+
+
+@pytest.mark.parametrize("state", [JobState.REJECTED, JobState.CANCELLED])
+def test_an_array_that_ended_before_it_had_tasks_is_run_again_whole(state: JobState) -> None:
+    decided = decide({KEY: {0: record(0, state, tasks=0)}})
+    assert (decided.follow, decided.submit, decided.end) == ({}, ["a", "b", "c"], {})
+    decided = decide({KEY: {0: record(0, state, tasks=0)}}, stays=lambda _place, _record: True)
+    assert (list(decided.follow), decided.failed) == (["a", "b", "c"], ["a", "b", "c"])
 
 
 def test_a_handle_knows_where_every_task_is() -> None:
