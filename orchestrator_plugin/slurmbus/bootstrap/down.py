@@ -71,10 +71,11 @@ class Down:
         layout = Layout(before.install_folder, self.site)
         supervised = KINDS[before.supervisor](layout, before.config, before.environment)
         self._tell.progress("ending the agent", 0, 0)
-        done = []
-        if remote.call("look", path=layout.command)["kind"]:
-            supervised.leave(remote)
-            done.append(f"the agent has ended, and {supervised.kind} doesn't start it again")
+        there = remote.call("look", path=layout.command)["kind"]
+        supervised.leave(remote)
+        done = [f"the agent has ended, and {supervised.kind} doesn't start it again"]
+        if not there:
+            done.append(f"its program was gone already: there is no {layout.command}")
         if purge:
             remote.call("remove", path=layout.own)
             removed = installing.tidy(remote, layout, before.version)

@@ -361,8 +361,7 @@ class Up:
                     hint=f"wait for them or cancel them, then run it again; or stay there: --spool {spools[0]}",
                 )
         layout = Layout(before.install_folder, self.site)
-        if remote.call("look", path=layout.command)["kind"]:
-            KINDS[before.supervisor](layout, before.config, found.environment).leave(remote)
+        KINDS[before.supervisor](layout, before.config, found.environment).leave(remote)
 
     def _start(
         self,
