@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from slurmbus import authority
 from slurmbus.bootstrap import installing, journal
-from slurmbus.bootstrap.entering import enter
+from slurmbus.bootstrap.entering import visiting
 from slurmbus.bootstrap.installing import Layout
 from slurmbus.bootstrap.journal import Journal
 from slurmbus.bootstrap.keeper import keeper_of
@@ -46,11 +46,11 @@ class Down:
         before = journal.read(self.home, self.site)
         if before is None:
             return []
-        master = enter(self.home, self.site, self._tell, batch=self._batch)
-        keeper_of(self.home, self.site).stop()
-        with Remote(master) as remote:
-            done = self._undo(remote, before, purge=purge)
-        master.close()
+        with visiting(self.home, self.site, self._tell, batch=self._batch) as master:
+            keeper_of(self.home, self.site).stop()
+            with Remote(master) as remote:
+                done = self._undo(remote, before, purge=purge)
+            master.close()
         journal.forget(self.home, self.site)
         self._look_for_others(before)
         return done
