@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from slurmbus import authority
 from slurmbus.bootstrap import installing, journal
-from slurmbus.bootstrap.entering import visiting
+from slurmbus.bootstrap.entering import master_of, visiting
 from slurmbus.bootstrap.installing import Layout
 from slurmbus.bootstrap.journal import Journal
 from slurmbus.bootstrap.keeper import keeper_of
@@ -16,6 +16,13 @@ from slurmbus.connection import Connection
 from slurmbus.home import Home
 from slurmbus.settings import ConnectionSettings
 from slurmbus_protocol.errors import BusUnreachable
+
+
+def abandon(home: Home, site: str) -> None:
+    """Forget what ``up`` did at a site where nobody gets in any more; there nothing is undone."""
+    keeper_of(home, site).stop()
+    master_of(home, site).close()
+    journal.forget(home, site)
 
 
 class Down:
