@@ -41,7 +41,7 @@ def broken(said: Said) -> dict[str, str]:
 def test_the_doctor_names_the_link_that_is_broken_and_what_mends_it(
     laptop: Laptop, logins: Logins, cluster: Cluster
 ) -> None:
-    with laptop.up(USER, "login", "--supervisor", "detached", "--no-trial") as (site, _):
+    with laptop.up(USER, "login", "--supervisor", "detached", "--no-tunnel-relogin", "--no-trial") as (site, _):
         assert broken(doctor(laptop, site)) == {}
         assert broken(doctor(laptop, site, "--trial", "--login")) == {}
 
@@ -87,7 +87,7 @@ def test_the_doctor_names_the_link_that_is_broken_and_what_mends_it(
 
 
 def test_a_look_at_the_login_node_is_not_taken_for_the_tunnel(laptop: Laptop, logins: Logins) -> None:
-    with laptop.up(USER, "login", "--no-trial") as (site, _):
+    with laptop.up(USER, "login", "--no-tunnel-relogin", "--no-trial") as (site, _):
         (tunnel,) = ssh_processes([str(logins.config)])
         assert broken(doctor(laptop, site, "--login")) == {}
         assert ssh_processes([str(logins.config)]) == [tunnel]

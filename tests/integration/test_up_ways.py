@@ -68,7 +68,7 @@ def test_back_through_a_port_where_nothing_else_goes(open_laptop: Laptop, cluste
 
 
 def test_jobs_outlive_the_tunnel_and_one_login_brings_it_back(laptop: Laptop, logins: Logins, cluster: Cluster) -> None:
-    with laptop.up("alice") as (site, _), laptop.client(site) as client:
+    with laptop.up("alice", "login", "--no-tunnel-relogin") as (site, _), laptop.client(site) as client:
         key = client.submit(spec("sh", "-c", "echo before; until [ -e ~/go ]; do sleep 0.1; done; echo after"))
         job = wait_until_it_runs(client, key)
         agents = processes(cluster, "login", "alice", "slurmbus_agent run")
@@ -89,7 +89,7 @@ def test_jobs_outlive_the_tunnel_and_one_login_brings_it_back(laptop: Laptop, lo
 
 def test_a_tunnel_of_which_only_the_sites_end_is_left_is_opened_anew(laptop: Laptop, logins: Logins) -> None:
     """The network changed: the site's sshd hasn't noticed, and takes connections that lead nowhere."""
-    with laptop.up("alice", "login", "--no-trial") as (site, _):
+    with laptop.up("alice", "login", "--no-tunnel-relogin", "--no-trial") as (site, _):
         (tunnel,) = ssh_processes([str(logins.config)])
         os.kill(tunnel, signal.SIGSTOP)
         try:
