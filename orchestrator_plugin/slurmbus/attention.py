@@ -70,6 +70,8 @@ def _of_bus(bus: BusView) -> Iterator[Item]:
 
 def _of_site(picture: Picture, site: str, now: float) -> Iterator[Item]:
     leader = picture.leader_of(site)
+    if leader is None and not picture.is_used(site):
+        return
     if leader is None:
         yield Item(
             id=f"site {site}",

@@ -24,7 +24,7 @@ LOOK_INTERVAL = 2.0
 """Seconds between two questions to the bus: they measure the round trip and show within seconds that it is lost."""
 LOOK_TIMEOUT = 2.0
 SWEEP_INTERVAL = 600.0
-"""Seconds between two looks for jobs that were forgotten: that is rare, and the bus doesn't tell."""
+"""Seconds between two looks for jobs and sites that were forgotten: that is rare, and the bus doesn't tell."""
 AGENTS_STREAM = f"KV_{subjects.AGENTS_BUCKET}"
 _AGENTS = f"$KV.{subjects.AGENTS_BUCKET}.>"
 _RECORDS = f"{subjects.PREFIX}.*.job.*.*.state"
@@ -148,13 +148,22 @@ class BusFeed:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL)
             try:
-                info = await bus.api(f"STREAM.INFO.{subjects.STATES}", {"subjects_filter": _RECORDS})
+                jobs = await _subjects(bus, subjects.STATES, _RECORDS)
+                agents = await _subjects(bus, AGENTS_STREAM, _AGENTS)
             except (BusUnreachable, ApiError) as error:
                 log.debug("looking for forgotten jobs: %s", error)
                 continue
-            there = info.get("state", {}).get("subjects") or {}
-            if len(there) == int(info.get("state", {}).get("num_subjects", -1)):  # long lists come in pages
-                self._changed(self._picture.keep_jobs(self.name, set(_names(there))))
+            if jobs is not None:
+                self._changed(self._picture.keep_jobs(self.name, set(_names(jobs))))
+            if agents is not None:
+                self._changed(self._picture.keep_agents(self.name, {subject.split(".")[2] for subject in agents}))
+
+
+async def _subjects(bus: Bus, stream: str, pattern: str) -> list[str] | None:
+    """Give the subjects of which a stream holds something; None when they are too many: long lists come in pages."""
+    info = await bus.api(f"STREAM.INFO.{stream}", {"subjects_filter": pattern})
+    found = info.get("state", {}).get("subjects") or {}
+    return list(found) if len(found) == int(info.get("state", {}).get("num_subjects", -1)) else None
 
 
 def _names(found: Iterable[str]) -> Iterable[JobName]:

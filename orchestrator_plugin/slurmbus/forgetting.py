@@ -153,6 +153,12 @@ class BusCleaner:
         await self._purge(subjects.FORGET, subjects.forget(site, key, task))
         return wish
 
+    async def forget_agents(self, site: str) -> None:
+        """Remove the lease and the heartbeats of a site that no agent serves any more."""
+        lease = subjects.lease(site)
+        for subject in (lease, f"{lease}.>"):
+            await self._purge(f"KV_{subjects.AGENTS_BUCKET}", subject)
+
     async def _why_kept(self, request: Stored | None) -> str:
         if request is None:
             return ""

@@ -92,7 +92,10 @@ def take(home: Home, site: str, signer: Signer) -> SiteProfile:
 
 
 def rotate_agent(home: Home, site: str) -> SiteProfile:
-    """Make a new bus key for a site's agent. The bus knows both until :func:`finish_agent`, after the next login."""
+    """Make a new bus key for a site's agent, which the next login brings there.
+
+    This home's server knows both until :func:`finish_agent`; a team's server has to be told.
+    """
     profile = home.site(site)
     seed = new_user_seed()
     retiring = profile.retiring_nkey or profile.agent_nkey  # an unfinished rotation keeps what the agent may still use

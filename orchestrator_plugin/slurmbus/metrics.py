@@ -133,7 +133,8 @@ class BoardCollector(Collector):
         )
         for site in self._picture.sites():
             leader = self._picture.leader_of(site)
-            up.add_metric([site], leader is not None and leader.is_heard(now))
+            if self._picture.is_used(site):
+                up.add_metric([site], leader is not None and leader.is_heard(now))
             for state, count in sorted(self._picture.counts(site).items()):
                 jobs.add_metric([site, state], count)
         yield from (up, jobs)

@@ -131,6 +131,10 @@ class Picture:
         names.update(name.site for name in self.jobs)
         return sorted(names)
 
+    def is_used(self, site: str) -> bool:
+        """Tell whether a site is expected, or an agent of it was heard; of one that was removed only jobs are left."""
+        return any(site in bus.sites for bus in self.buses.values()) or any(name.site == site for name in self.agents)
+
     def bus_of(self, site: str) -> str | None:
         """Give the bus of a site: the one that expects it, else the one on which it was heard."""
         for bus in self.buses.values():
@@ -226,6 +230,13 @@ class Picture:
     def keep_jobs(self, bus: str, names: set[JobName]) -> list[Name]:
         """Drop the jobs of a bus that aren't there any more."""
         return self._drop([name for name, at in self._bus_of_job.items() if at == bus and name not in names])
+
+    def keep_agents(self, bus: str, sites: set[str]) -> list[Name]:
+        """Drop the agents of a bus whose sites were removed."""
+        gone = [name for name, agent in self.agents.items() if agent.bus == bus and name.site not in sites]
+        for name in gone:
+            del self.agents[name]
+        return list(gone)
 
     def forget_bus(self, bus: str) -> list[Name]:
         """Drop a bus and everything that was read there."""

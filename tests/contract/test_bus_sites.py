@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from contract.bus_site import JOB, wait_until
+from slurmbus.cli import main
 from slurmbus.client import SiteClient
 from slurmbus.connection import Connection
 from slurmbus.home import Home
@@ -134,6 +135,22 @@ def test_sites_come_and_go_without_a_restart(home: Home) -> None:
         before = client.connection.session.bus
         assert client.connection.run(before()).connected
         assert check("alice")
+
+
+def test_nothing_is_shown_of_a_site_that_was_removed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURMBUS_HOME", str(home.path))
+    with ServerOwner(home):
+        alice, bob = open_client(home, "alice"), open_client(home, "bob")
+
+        async def beat(site: str) -> None:
+            async with ScriptedAgent(home, site) as agent:
+                await agent.heartbeat()
+
+        for site in ("alice", "bob"):
+            asyncio.run(beat(site))
+        assert main(["sites", "remove", "bob"]) == 0
+        assert bob.heartbeats() == []
+        assert len(alice.heartbeats()) == 1
 
 
 def test_a_second_owner_is_told(home: Home) -> None:

@@ -131,6 +131,35 @@ def test_a_team_runs_jobs_and_another_sees_nothing(shared: Shared, tmp_path: Pat
         agent.stop()
 
 
+def test_a_site_is_removed_from_a_bus_that_others_use(
+    shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = shared.member("physics", SITE)
+    monkeypatch.setenv("SLURMBUS_HOME", str(home.path))
+    shared.start()
+    client = shared.client(home, SITE)
+    client.records()
+    profile = home.path / "sites" / f"{SITE}.toml"
+    kept, bundle = profile.read_bytes(), home.bundle_path(SITE).read_bytes()
+    agent = RealAgent(BusSite(home, None, client), tmp_path)  # type: ignore[arg-type]  # nobody here owns the server
+    agent.start()
+    try:
+        agent.wait_until_it_serves()
+        capsys.readouterr()
+        assert main(["sites", "remove", SITE]) == 0
+        said = capsys.readouterr().err
+        assert f"slurmbus bus users remove TEAM {SITE}" in said
+        assert "still serves it" in said
+        assert client.heartbeats()[0].alive
+        profile.write_bytes(kept)
+        home.bundle_path(SITE).write_bytes(bundle)
+    finally:
+        agent.stop()
+    assert not client.heartbeats()[0].alive
+    assert main(["sites", "remove", SITE]) == 0
+    assert client.heartbeats() == []
+
+
 def test_an_agent_speaks_for_its_own_site_only(shared: Shared) -> None:
     one, other = shared.member("physics", SITE), shared.member("physics", OTHER)
     shared.start()

@@ -41,7 +41,7 @@ def broken(said: Said) -> dict[str, str]:
 def test_the_doctor_names_the_link_that_is_broken_and_what_mends_it(
     laptop: Laptop, logins: Logins, cluster: Cluster
 ) -> None:
-    with laptop.up(USER, "login", "--supervisor", "detached", "--no-trial") as (site, _):
+    with laptop.up(USER, "login", "--supervisor", "detached", "--no-tunnel-relogin", "--no-trial") as (site, _):
         assert broken(doctor(laptop, site)) == {}
         assert broken(doctor(laptop, site, "--trial", "--login")) == {}
 
@@ -86,6 +86,18 @@ def test_the_doctor_names_the_link_that_is_broken_and_what_mends_it(
         cluster.exec("login", ["mv", f"{command}.away", command])
 
 
+def test_a_look_at_the_login_node_is_not_taken_for_the_tunnel(laptop: Laptop, logins: Logins) -> None:
+    with laptop.up(USER, "login", "--no-tunnel-relogin", "--no-trial") as (site, _):
+        (tunnel,) = ssh_processes([str(logins.config)])
+        assert broken(doctor(laptop, site, "--login")) == {}
+        assert ssh_processes([str(logins.config)]) == [tunnel]
+        os.kill(tunnel, signal.SIGKILL)
+        assert "connection" in broken(doctor(laptop, site, "--login"))
+        assert "the scheduler is" in laptop.slurmbus("logs", site, "--login").out
+        assert not ssh_processes([str(logins.config)])
+        assert broken(doctor(laptop, site))["connection"].startswith("the tunnel is gone")
+
+
 def test_a_tunnel_that_may_log_in_again_does_so_by_itself(laptop: Laptop, logins: Logins, cluster: Cluster) -> None:
     with laptop.up(USER, "login", "--tunnel-relogin", "--no-trial") as (site, _):
         assert keeper_of(laptop.home, site).process is not None
@@ -101,3 +113,16 @@ def test_a_tunnel_that_may_log_in_again_does_so_by_itself(laptop: Laptop, logins
         assert broken(doctor(laptop, site)) == {}
     assert keeper_of(laptop.home, site).process is None
     assert not ssh_processes([str(logins.config)])
+
+
+def test_a_login_that_opens_no_tunnel_is_tried_again(laptop: Laptop, logins: Logins, cluster: Cluster) -> None:
+    with laptop.up(USER, "login", "--tunnel-relogin", "--no-trial") as (site, said):
+        folder = said.err.partition("nats+unix://")[2].partition(f"/{site}.sock")[0]
+        cluster.exec("login", ["chmod", "500", folder])  # the old socket can't be removed, nor a new one be made
+        logged_in = logins.accepted("login", USER)
+        (tunnel,) = ssh_processes([str(logins.config)])
+        os.kill(tunnel, signal.SIGKILL)
+        wait_until(lambda: logins.accepted("login", USER) > logged_in + 1, "a second login", 120)
+        cluster.exec("login", ["chmod", "700", folder])
+        assert laptop.run_job(site, "id", "-un").out == f"{USER}\n"
+        assert broken(doctor(laptop, site)) == {}

@@ -83,6 +83,30 @@ def test_a_detached_one_outlives_the_login_and_up_brings_it_back(open_laptop: La
         assert open_laptop.run_job(site, "id", "-un").out == "alice\n"
 
 
+@pytest.mark.parametrize("supervisor", ["cron", "scrontab"])
+def test_down_ends_it_when_its_program_is_gone(open_laptop: Laptop, cluster: Cluster, supervisor: str) -> None:
+    """A centre clears scratch: what was started goes on in memory, and what starts it stands in a table."""
+
+    program = {"cron": "crontab"}.get(supervisor, supervisor)
+
+    def table() -> str:
+        return cluster.exec("login", [program, "-l"], user="alice", check=False).stdout
+
+    with open_laptop.up("alice", "login", "--supervisor", supervisor, "--no-trial") as (site, _):
+        done = journal.read(open_laptop.home, site)
+        assert done is not None
+        command = Layout(done.install_folder, site).command
+        assert command in table()
+        cluster.exec("login", ["rm", "-r", done.install_folder])
+        said = open_laptop.slurmbus("down", site)
+        assert f"there is no {command}" in said.err
+        assert f"{site} is down" in said.err
+        assert site not in table()
+        assert not processes(cluster, "login", "alice", "slurmbus_agent run --site " + site)
+        wait_until(lambda: not cluster.exec("login", ["squeue", "--me", "-h"], user="alice").stdout, "the job's end")
+        assert f"{site} was down" in open_laptop.slurmbus("down", site).err
+
+
 def test_the_systemd_unit_is_a_good_one(open_laptop: Laptop, cluster: Cluster) -> None:
     with open_laptop.up("alice", "login", "--no-trial") as (site, _):
         done = journal.read(open_laptop.home, site)

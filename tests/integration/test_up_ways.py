@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_back_through_a_port_where_nothing_else_goes(open_laptop: Laptop, cluste
 
 
 def test_jobs_outlive_the_tunnel_and_one_login_brings_it_back(laptop: Laptop, logins: Logins, cluster: Cluster) -> None:
-    with laptop.up("alice") as (site, _), laptop.client(site) as client:
+    with laptop.up("alice", "login", "--no-tunnel-relogin") as (site, _), laptop.client(site) as client:
         key = client.submit(spec("sh", "-c", "echo before; until [ -e ~/go ]; do sleep 0.1; done; echo after"))
         job = wait_until_it_runs(client, key)
         agents = processes(cluster, "login", "alice", "slurmbus_agent run")
@@ -84,6 +85,20 @@ def test_jobs_outlive_the_tunnel_and_one_login_brings_it_back(laptop: Laptop, lo
         story = follow(client, key)
         assert (story.record.state, story.stdout) == (JobState.COMPLETED, "before\nafter\n")
     cluster.exec("login", ["rm", "/home/alice/go"])
+
+
+def test_a_tunnel_of_which_only_the_sites_end_is_left_is_opened_anew(laptop: Laptop, logins: Logins) -> None:
+    """The network changed: the site's sshd hasn't noticed, and takes connections that lead nowhere."""
+    with laptop.up("alice", "login", "--no-tunnel-relogin", "--no-trial") as (site, _):
+        (tunnel,) = ssh_processes([str(logins.config)])
+        os.kill(tunnel, signal.SIGSTOP)
+        try:
+            (control,) = Path(laptop.environment()["XDG_RUNTIME_DIR"]).rglob("*.ssh")
+            control.unlink()
+            laptop.slurmbus("up", site, "--no-trial")
+            assert laptop.run_job(site, "id", "-un").out == "alice\n"
+        finally:
+            os.kill(tunnel, signal.SIGKILL)
 
 
 def test_compute_nodes_that_cannot_call_the_login_node(laptop: Laptop, cluster: Cluster) -> None:

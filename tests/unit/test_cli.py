@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from slurmbus import cli
+from slurmbus.bootstrap import journal
+from slurmbus.bootstrap.journal import Journal
+from slurmbus.bootstrap.login import Login
 from slurmbus.commands.console import duration
 from slurmbus.commands.view import JobView
 from slurmbus.events import AgentStatus, Event, Finished, Gap, StateChanged, Waiting
@@ -105,6 +108,46 @@ def test_sites_are_added_shown_and_removed(capsys: pytest.CaptureFixture[str]) -
     assert cli.main(["sites", "show", "a"]) == 0
     assert "/scratch" in capsys.readouterr().out
     assert cli.main(["sites", "remove", "a"]) == 0
+
+
+def test_a_site_that_is_up_is_not_removed_before_it_is_down(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sites", "add", "a", "--url", "nats://127.0.0.1:1"]) == 0
+    home = Home.default()
+    home.change_site("a", login=Login(host="nowhere.invalid"))
+    folder, config = "/home/alice/.slurmbus/.agent", "/home/alice/.config/slurmbus/a.toml"
+    done = Journal(
+        site="a",
+        host="nowhere",
+        install_folder=folder,
+        version="1",
+        config=config,
+        supervisor="cron",
+        way="direct",
+        servers=(),
+    )
+    journal.write(home, done)
+    capsys.readouterr()
+    assert cli.main(["sites", "remove", "a"]) == 2
+    assert "'slurmbus down a' first" in capsys.readouterr().err
+    assert home.site("a").login is not None
+    assert cli.main(["sites", "remove", "a", "--agent-gone"]) == 0
+    said = capsys.readouterr().err
+    assert "slurmbus bus users remove TEAM a" in said
+    assert "its last heartbeat stays on the bus" in said
+    assert (home.sites(), journal.read(home, "a")) == ([], None)
+
+
+def test_a_teams_server_is_told_an_agents_new_key_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sites", "add", "a", "--url", "nats://127.0.0.1:1"]) == 0
+    assert cli.main(["sites", "add", "b"]) == 0
+    capsys.readouterr()
+    assert cli.main(["keys", "rotate-agent", "a"]) == 0
+    steps = [line.split(":", 1)[1].strip() for line in capsys.readouterr().err.splitlines()[1:]]
+    new = Home.default().site("a").agent_nkey
+    assert steps == [f"slurmbus bus users add TEAM a --agent --nkey {new}", "slurmbus up a"]
+    assert cli.main(["keys", "rotate-agent", "b"]) == 0
+    steps = [line.split(":", 1)[1].strip() for line in capsys.readouterr().err.splitlines()[1:]]
+    assert steps == ["slurmbus up b", "slurmbus keys rotate-agent b --finish"]
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,17 @@ def test_what_a_picture_holds_stands_in_the_metrics(board: Board) -> None:
     assert {"host": "login01", "user": 'al"ice\\', "scheduler_version": "26.05", **WHO}.items() <= info[0].items()
 
 
+def test_a_site_that_was_removed_is_not_down(board: Board) -> None:
+    filled(board.picture)
+    bus = "this home's server"
+    board.picture.set_bus(BusView(bus, ("bob",), reachable=True))
+    board.picture.keep_agents(bus, set())
+    _, page = Metrics(board).page()
+    assert value(page, "jobs", site="alice", state="FAILED") == 1
+    assert value(page, "site_up", site="alice") is None
+    assert value(page, "site_up", site="bob") == 0
+
+
 def test_an_agent_that_is_silent_has_no_old_figures(board: Board) -> None:
     board.picture.take_heartbeat("bus", beat(), time.time() - 100, lease=True)
     _, page = Metrics(board).page()

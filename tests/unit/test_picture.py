@@ -157,6 +157,27 @@ def test_jobs_that_were_forgotten_go() -> None:
     assert list(seen.jobs) == [JobName("leonardo", kept.key, 0)]
 
 
+def test_agents_of_a_site_that_was_removed_go() -> None:
+    seen = Picture()
+    seen.take_heartbeat("bus", BEAT, NOW, lease=True)
+    assert seen.keep_agents("another", set()) == []
+    assert seen.keep_agents("bus", {"leonardo"}) == []
+    assert seen.keep_agents("bus", {"lumi"}) == [AgentName("leonardo", BEAT.agent_id)]
+    assert seen.sites() == []
+
+
+def test_a_removed_site_of_which_jobs_are_left_asks_for_nothing() -> None:
+    seen = Picture()
+    seen.set_bus(BusView("bus", ("leonardo",), reachable=True))
+    seen.take_record("bus", record(JobState.COMPLETED))
+    assert seen.is_used("leonardo")
+    assert [item.site for item in attention(seen, NOW)] == ["leonardo"]
+    seen.set_bus(BusView("bus", (), reachable=True))
+    assert not seen.is_used("leonardo")
+    assert attention(seen, NOW) == []
+    assert seen.sites() == ["leonardo"]
+
+
 def test_jobs_over_time() -> None:
     """Begin, start and end are where the records say, and nothing of before or after the window gets in."""
     jobs = [

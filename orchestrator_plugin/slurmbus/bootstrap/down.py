@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from slurmbus import authority
 from slurmbus.bootstrap import installing, journal
-from slurmbus.bootstrap.entering import enter
+from slurmbus.bootstrap.entering import master_of, visiting
 from slurmbus.bootstrap.installing import Layout
 from slurmbus.bootstrap.journal import Journal
 from slurmbus.bootstrap.keeper import keeper_of
@@ -16,6 +16,13 @@ from slurmbus.connection import Connection
 from slurmbus.home import Home
 from slurmbus.settings import ConnectionSettings
 from slurmbus_protocol.errors import BusUnreachable
+
+
+def abandon(home: Home, site: str) -> None:
+    """Forget what ``up`` did at a site where nobody gets in any more; there nothing is undone."""
+    keeper_of(home, site).stop()
+    master_of(home, site).close()
+    journal.forget(home, site)
 
 
 class Down:
@@ -46,11 +53,11 @@ class Down:
         before = journal.read(self.home, self.site)
         if before is None:
             return []
-        master = enter(self.home, self.site, self._tell, batch=self._batch)
-        keeper_of(self.home, self.site).stop()
-        with Remote(master) as remote:
-            done = self._undo(remote, before, purge=purge)
-        master.close()
+        with visiting(self.home, self.site, self._tell, batch=self._batch) as master:
+            keeper_of(self.home, self.site).stop()
+            with Remote(master) as remote:
+                done = self._undo(remote, before, purge=purge)
+            master.close()
         journal.forget(self.home, self.site)
         self._look_for_others(before)
         return done
@@ -71,10 +78,11 @@ class Down:
         layout = Layout(before.install_folder, self.site)
         supervised = KINDS[before.supervisor](layout, before.config, before.environment)
         self._tell.progress("ending the agent", 0, 0)
-        done = []
-        if remote.call("look", path=layout.command)["kind"]:
-            supervised.leave(remote)
-            done.append(f"the agent has ended, and {supervised.kind} doesn't start it again")
+        there = remote.call("look", path=layout.command)["kind"]
+        supervised.leave(remote)
+        done = [f"the agent has ended, and {supervised.kind} doesn't start it again"]
+        if not there:
+            done.append(f"its program was gone already: there is no {layout.command}")
         if purge:
             remote.call("remove", path=layout.own)
             removed = installing.tidy(remote, layout, before.version)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from slurmbus.bootstrap import prompts
@@ -59,3 +61,21 @@ def enter(home: Home, site: str, teller: Teller, *, batch: bool = False) -> Mast
     master.open(secrets, batch=batch and "SSH_ASKPASS" not in secrets)
     teller.step("login", f"{login.destination}{through} ({time.monotonic() - began:.1f} s)")
     return master
+
+
+@contextmanager
+def visiting(home: Home, site: str, teller: Teller, *, batch: bool = False) -> Iterator[Master]:
+    """Be logged in for as long as the block lasts. A connection that stood before stays: a tunnel may go over it.
+
+    One that was opened here ends, since it would be taken for the tunnel.
+
+    Raises:
+        LoginFailed: with what ssh said and what to do.
+        InvalidSetting: the secrets can't be opened.
+    """
+    master = enter(home, site, teller, batch=batch)
+    try:
+        yield master
+    finally:
+        if master.opened:
+            master.close()

@@ -70,8 +70,13 @@ def keep(home: Home, site: str, stop: threading.Event) -> None:
 
 def _again(home: Home, site: str, server: str) -> None:
     master = enter(home, site, Quiet(), batch=True)
-    with Remote(master) as remote:
-        ways.open_again(master, remote, server, ways.target_of(home, home.site(site)))
+    try:
+        with Remote(master) as remote:
+            ways.open_again(master, remote, server, ways.target_of(home, home.site(site)))
+    except BaseException:
+        if master.opened:  # it would be taken for the tunnel
+            master.close()
+        raise
     log.info("the tunnel stands again")
 
 

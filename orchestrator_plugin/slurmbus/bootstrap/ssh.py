@@ -220,6 +220,8 @@ class Master:
         self.login = login
         self.socket = socket
         self.log = log
+        self.opened = False
+        """Whether it was opened here; then no tunnel goes over it yet."""
 
     @property
     def alive(self) -> bool:
@@ -256,6 +258,7 @@ class Master:
         if done.returncode != 0:
             self.socket.unlink(missing_ok=True)
             raise explain(self.log.read_text(errors="replace"), self.login)
+        self.opened = True
 
     def session(self, command: str | None, *, terminal: bool) -> subprocess.Popen[bytes]:
         """Open a session over it; a login shell on a terminal without ``command``."""

@@ -21,6 +21,8 @@ EVERY = 5
 """Minutes between two looks of cron: what an agent that was killed stays away at most."""
 START_PATIENCE = 150.0
 """Seconds for ``ensure``, which gives a successor time to reach the bus."""
+END_PATIENCE = 30.0
+"""Seconds for an agent that was asked to end."""
 STOPPED = 4
 """The agent's exit code when a stop file keeps it down: nothing shall start it again."""
 SITE_STOP = "/etc/slurmbus/stop"
@@ -100,15 +102,26 @@ class Supervised:
         return here[0].rpartition(" from ")[2] if here and said.code == 0 else ""
 
     def leave(self, remote: Remote) -> None:
-        """Take the entry away, and end the agent; jobs go on.
+        """Take the entry away, and end the agent, also one whose program is gone; jobs go on.
 
         Raises:
             SiteUnfit: it doesn't end.
         """
         self.forget(remote)
+        if not remote.call("look", path=self.layout.command)["kind"]:
+            self._end_process(remote)
+            return
         done = self.call(remote, "stop")
         if done.code != 0:
             raise SiteUnfit(f"the agent doesn't end: {done.words}")
+
+    def _end_process(self, remote: Remote) -> None:
+        """End the agent of the login node by its command line: one in memory goes on when its files were removed."""
+        words = ["slurmbus_agent", "run", "--site", self.layout.site, "--config", self.config]
+        left = remote.call("end", words=words, seconds=END_PATIENCE)["left"]
+        if left:
+            pids = " ".join(map(str, left))
+            raise SiteUnfit(f"the agent (process {pids}) doesn't end", hint=f"there: kill -9 {pids}")
 
     def forget(self, remote: Remote) -> None:
         """Take the entry away."""

@@ -108,12 +108,13 @@ class Up:
         before = journal.read(self.home, self.site)
         if before is not None and self._stands(before):
             return self._outcome
-        enter(self.home, self.site, self._tell, batch=self._wishes.batch)
+        self.master = enter(self.home, self.site, self._tell, batch=self._wishes.batch)
         try:
             with Remote(self.master, self._login.agent_python) as remote:
                 self._set_up(remote, before)
         except BaseException:
-            if before is None or before.way != "tunnel":
+            stays = before is not None and before.way == "tunnel"
+            if not stays or (self.master.opened and self._outcome.way != "tunnel"):
                 self.master.close()
             raise
         if self._outcome.way != "tunnel":
@@ -361,8 +362,7 @@ class Up:
                     hint=f"wait for them or cancel them, then run it again; or stay there: --spool {spools[0]}",
                 )
         layout = Layout(before.install_folder, self.site)
-        if remote.call("look", path=layout.command)["kind"]:
-            KINDS[before.supervisor](layout, before.config, found.environment).leave(remote)
+        KINDS[before.supervisor](layout, before.config, found.environment).leave(remote)
 
     def _start(
         self,

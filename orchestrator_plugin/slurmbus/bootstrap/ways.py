@@ -162,7 +162,7 @@ def open_tunnel(
         LoginFailed: the site allows neither.
     """
     socket = f"{_socket_folder(remote, probe)}/{site}.sock"
-    if remote.call("hang_up", path=socket):
+    if _leads_here(master, remote, socket):
         return f"nats+unix://{socket}", False
     try:
         master.forward(socket, target)
@@ -181,10 +181,24 @@ def open_again(master: Master, remote: Remote, server: str, target: str) -> None
     """
     parts = urlsplit(server)
     if parts.scheme == "nats+unix":
-        if not remote.call("hang_up", path=parts.path):
+        if not _leads_here(master, remote, parts.path):
             master.forward(parts.path, target)
         return
     master.forward(f"{parts.hostname}:{parts.port}", target)
+
+
+def _leads_here(master: Master, remote: Remote, socket: str) -> bool:
+    """Tell whether a tunnel ends at a socket of the site; else the socket is removed, to be made anew.
+
+    Nothing goes over a connection that was just opened: whoever listens then is the server of an earlier one, which
+    hasn't noticed yet that the network changed or this machine slept, and for as long as TCP tries again.
+    """
+    if not remote.call("hang_up", path=socket):
+        return False
+    if master.opened:
+        remote.call("remove", path=socket)
+        return False
+    return True
 
 
 def _open_port(master: Master, remote: Remote, target: str, scheme: str) -> str:

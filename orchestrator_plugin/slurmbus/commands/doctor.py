@@ -7,7 +7,7 @@ import sys
 import click
 
 from slurmbus.bootstrap.chain import Chain, Finding, Grade
-from slurmbus.bootstrap.entering import enter
+from slurmbus.bootstrap.entering import visiting
 from slurmbus.bootstrap.session import Remote
 from slurmbus.commands.console import note, show_json
 from slurmbus.commands.options import json_option
@@ -53,16 +53,13 @@ def command(site: str, *, log_in: bool | None, trial: bool, as_json: bool) -> in
 
 def _there(home: Home, site: str, chain: Chain, *, as_json: bool) -> list[Finding]:
     console = Console()
-    master = enter(home, site, console)
     found = []
-    with Remote(master) as remote:
+    with visiting(home, site, console) as master, Remote(master) as remote:
         console.progress("looking around there", 0, 0)
         for finding in chain.from_there(remote):
             console.clear()
             found.append(finding)
             _show(finding, as_json=as_json)
-    if chain.journal is None or chain.journal.way != "tunnel":
-        master.close()
     return found
 
 

@@ -10,7 +10,7 @@ from slurmbus import keys
 from slurmbus.client import SiteClient
 from slurmbus.commands.console import note, show_json, show_table
 from slurmbus.commands.options import json_option, open_site
-from slurmbus.home import Home
+from slurmbus.home import EMBEDDED, Home
 from slurmbus_protocol.errors import InvalidSetting, SiteUnreachable
 from slurmbus_protocol.messages import SiteKey
 from slurmbus_protocol.pinned import PinnedKey
@@ -92,17 +92,26 @@ def rotate(site: str | None, *, login: bool) -> None:
 
 
 @command.command("rotate-agent")
-@click.option("--finish", is_flag=True, help="The agent uses the new key: let the bus forget the old one.")
+@click.option("--finish", is_flag=True, help="The agent uses the new key: let this home's server forget the old one.")
 @click.argument("site")
 def rotate_agent(site: str, *, finish: bool) -> None:
-    """Make a new bus key for a site's agent; until --finish the bus knows both."""
+    """Make a new bus key for a site's agent.
+
+    This home's server knows both until --finish. A team's server knows one: once it was told the new key, the agent is
+    away until 'slurmbus up'; its jobs go on.
+    """
     home = Home.default()
+    own_bus = home.site(site).bus == EMBEDDED
     if finish:
         keys.finish_agent(home, site)
-        note(f"the bus knows only the new key of site {site}'s agent")
+        note(f"{'the bus knows' if own_bus else 'this machine keeps'} only the new key of site {site}'s agent")
         return
     profile = keys.rotate_agent(home, site)
     note(f"the agent of site {site} gets the bus key {profile.agent_nkey}. Next:", bold=True)
+    if not own_bus:
+        note(f"  1. on the bus:      slurmbus bus users add TEAM {site} --agent --nkey {profile.agent_nkey}")
+        note(f"  2. bring it there:  slurmbus up {site}")
+        return
     note(f"  1. bring it there:  slurmbus up {site}")
     note(f"  2. afterwards:      slurmbus keys rotate-agent {site} --finish")
 

@@ -8,7 +8,7 @@ import time
 import click
 
 from slurmbus.bootstrap import journal
-from slurmbus.bootstrap.entering import enter, master_of
+from slurmbus.bootstrap.entering import master_of, visiting
 from slurmbus.bootstrap.session import Remote
 from slurmbus.client import SiteClient
 from slurmbus.commands.console import note
@@ -63,8 +63,7 @@ def _show_there(home: Home, site: str, *, log_in: bool) -> int:
     if not (log_in or master_of(home, site).alive or sys.stdin.isatty()):
         note(f"this needs a login: slurmbus logs {site} --login", colour="red")
         return UNREACHABLE
-    master = enter(home, site, Console())
-    with Remote(master) as remote:
+    with visiting(home, site, Console()) as master, Remote(master) as remote:
         spool = home.site(site).spool or f"{home_of(done.config)}/.slurmbus/{site}"
         folder = f"{spool}/agents"
         names = [name for name in remote.call("names", path=folder) if name.endswith((".log", ".stderr"))]
@@ -73,8 +72,6 @@ def _show_there(home: Home, site: str, *, log_in: bool) -> int:
             if data:
                 note(f"{folder}/{name}", bold=True)
                 _write(_from_whole_line(data[-LENGTH:]) if len(data) > LENGTH else data)
-    if done.way != "tunnel":
-        master.close()
     return SUCCESS if names else UNREACHABLE
 
 

@@ -10,10 +10,10 @@ import click
 import msgspec
 
 from slurmbus.client import SiteClient
+from slurmbus.commands import sites_remove
 from slurmbus.commands.console import duration, note, show_json, show_table
 from slurmbus.commands.options import json_option
 from slurmbus.connection import Connection
-from slurmbus.errors import UnknownSite
 from slurmbus.events import AgentStatus
 from slurmbus.home import EMBEDDED, Home, SiteProfile
 from slurmbus.settings import ConnectionSettings
@@ -76,14 +76,7 @@ def add(name: str, urls: tuple[str, ...], agent_urls: tuple[str, ...], **setting
     note(f"  3. on the login node: slurmbus-agent run --site {name}")
 
 
-@command.command("remove")
-@click.argument("name")
-def remove(name: str) -> None:
-    """Forget a site and its agent's key; its jobs aren't touched."""
-    home = Home.default()
-    if not home.remove_site(name):
-        raise UnknownSite(f"there is no site {name!r} in {home.path}")
-    note(f"site {name} is removed; its agent can't connect any more")
+command.add_command(sites_remove.command)
 
 
 @command.command("show")

@@ -450,6 +450,40 @@ def private_folder(paths: List[str]) -> str:
 
 
 @op
+def end(words: List[str], seconds: float) -> Dict[str, List[int]]:
+    """Ask this user's processes on this host to end whose command lines have these words, one after the other."""
+    asked = with_words(words)
+    for pid in asked:
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            pass  # it has just ended
+    deadline = time.monotonic() + seconds
+    left = asked
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left = [pid for pid in with_words(words) if pid in asked]
+    return {"asked": asked, "left": left}
+
+
+def with_words(words: List[str]) -> List[int]:
+    """Give this user's processes with these words in their command lines."""
+    wanted = b"".join(b"\0" + os.fsencode(word) for word in words) + b"\0"
+    found = []
+    for pid in os.listdir("/proc"):
+        if not pid.isdigit():
+            continue
+        try:
+            with open("/proc/%s/cmdline" % pid, "rb") as file:
+                ours = os.fstat(file.fileno()).st_uid == os.getuid()
+                if ours and wanted in file.read():
+                    found.append(int(pid))
+        except OSError:
+            pass  # it has ended, or is somebody else's
+    return found
+
+
+@op
 def hang_up(path: str) -> bool:
     """Tell whether somebody listens on a Unix socket; one that nobody listens on is removed."""
     with socket.socket(socket.AF_UNIX) as probe:
