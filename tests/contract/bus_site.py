@@ -52,17 +52,19 @@ class BusSite:
 
 
 @contextmanager
-def bus_site(folder: Path, limits: BusLimits | None = None) -> Iterator[BusSite]:
-    """Start it all; ``limits`` make streams that are fuller sooner."""
+def bus_site(folder: Path, limits: BusLimits | None = None, further: tuple[str, ...] = ()) -> Iterator[BusSite]:
+    """Start it all; ``limits`` make streams that are fuller sooner, ``further`` are more sites on this bus."""
     home = Home(folder / "slurmbus")
-    home.add_site(SITE)
+    for name in (SITE, *further):
+        home.add_site(name)
     with ServerOwner(home) as owner:
         connection = Connection.get(ConnectionSettings.of_site(home, SITE))
         try:
             client = SiteClient(connection, SITE)
             if limits is not None:
                 asyncio.run(make_streams(connection.settings, limits))
-            client.records()  # sets the bus up
+            for name in (SITE, *further):
+                SiteClient(connection, name).records()  # sets the bus up
             yield BusSite(home, owner, client)
         finally:
             connection.close()

@@ -17,7 +17,6 @@ from contract.scripted_jobs import DagsterSite, ScriptedJob, failure_of, log_of,
 from dagster_slurmbus import CompletedArray, MoreMemory, PipesSlurmClient
 from dagster_slurmbus.array_watching import ArrayWatching
 from dagster_slurmbus.watching import Watching
-from slurmbus.client import SiteClient
 from slurmbus.home import Home
 from slurmbus_protocol.states import JobState
 
@@ -28,10 +27,7 @@ RESUBMIT, REATTACH, FAIL = "resubmit", "reattach", "fail"
 @pytest.fixture(scope="module")
 def scripted_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     """A home with two sites on its bus."""
-    with bus_site(tmp_path_factory.mktemp("moves")) as running:
-        running.home.add_site("elsewhere")
-        running.owner.look()
-        SiteClient(running.client.connection, "elsewhere").records()  # sets its consumer up before its agent asks
+    with bus_site(tmp_path_factory.mktemp("moves"), further=("elsewhere",)) as running:
         yield running.home
 
 
