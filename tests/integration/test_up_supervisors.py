@@ -73,16 +73,6 @@ def test_scrontab_runs_it_as_a_job(open_laptop: Laptop, cluster: Cluster) -> Non
     cluster.wait_idle()
 
 
-def test_a_detached_one_outlives_the_login_and_up_brings_it_back(open_laptop: Laptop, cluster: Cluster) -> None:
-    with open_laptop.up("alice", "login", "--supervisor", "detached", "--no-trial") as (site, _):
-        assert open_laptop.run_job(site, "id", "-un").out == "alice\n"
-        (agent,) = processes(cluster, "login", "alice", "slurmbus_agent run")
-        cluster.exec("login", ["kill", "-KILL", str(agent)])
-        said = open_laptop.slurmbus("up", site, "--login", "--no-trial")
-        assert "is started" in said.err
-        assert open_laptop.run_job(site, "id", "-un").out == "alice\n"
-
-
 @pytest.mark.parametrize("supervisor", ["cron", "scrontab"])
 def test_down_ends_it_when_its_program_is_gone(open_laptop: Laptop, cluster: Cluster, supervisor: str) -> None:
     """A centre clears scratch: what was started goes on in memory, and what starts it stands in a table."""
@@ -105,6 +95,16 @@ def test_down_ends_it_when_its_program_is_gone(open_laptop: Laptop, cluster: Clu
         assert not processes(cluster, "login", "alice", "slurmbus_agent run --site " + site)
         wait_until(lambda: not cluster.exec("login", ["squeue", "--me", "-h"], user="alice").stdout, "the job's end")
         assert f"{site} was down" in open_laptop.slurmbus("down", site).err
+
+
+def test_a_detached_one_outlives_the_login_and_up_brings_it_back(open_laptop: Laptop, cluster: Cluster) -> None:
+    with open_laptop.up("alice", "login", "--supervisor", "detached", "--no-trial") as (site, _):
+        assert open_laptop.run_job(site, "id", "-un").out == "alice\n"
+        (agent,) = processes(cluster, "login", "alice", "slurmbus_agent run")
+        cluster.exec("login", ["kill", "-KILL", str(agent)])
+        said = open_laptop.slurmbus("up", site, "--login", "--no-trial")
+        assert "is started" in said.err
+        assert open_laptop.run_job(site, "id", "-un").out == "alice\n"
 
 
 def test_the_systemd_unit_is_a_good_one(open_laptop: Laptop, cluster: Cluster) -> None:
