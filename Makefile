@@ -34,7 +34,7 @@ dev: sync  ## the same, and leave Dagster's UI open
 	@$(RUN) python docs/examples/weather/demo.py --mode $(MODE) --dev
 
 test: sync  ## all tests; those that need a container engine say so and are skipped where there is none
-	@others=0; $(RUN) pytest -m "not cluster" -n 3 --dist worksteal || others=$$?; \
+	@others=0; $(RUN) pytest -m "not cluster" -n 2 --dist worksteal || others=$$?; \
 	  [ $$others -ne 2 ] || exit 2; \
 	  echo "Now the cluster's tests, on three clusters beside each other."; \
 	  $(RUN) pytest -m cluster -n 3 --dist loadfile --no-loadscope-reorder || exit $$?; exit $$others

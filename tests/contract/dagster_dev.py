@@ -58,7 +58,8 @@ class DagsterDev:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/graphql", body, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        # Dagster itself waits for 60 s for its code server before it answers.
+        with urllib.request.urlopen(request, timeout=180) as answer:
             found = json.load(answer)
         assert "errors" not in found, found
         return found["data"]
