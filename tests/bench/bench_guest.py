@@ -1,6 +1,6 @@
 """What the agent costs the login node and the controller: idle, and with many jobs, on the real cluster.
 
-``IDLE_SECONDS`` (600) and ``GUEST_JOBS`` (1000) make it shorter.
+``IDLE_SECONDS`` (600), ``GUEST_JOBS`` (1000) and ``GUEST_RUNNING`` (200) make it shorter.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ pytest_plugins = ["integration.conftest"]
 
 IDLE_SECONDS = float(os.environ.get("IDLE_SECONDS", "600"))
 JOBS = int(os.environ.get("GUEST_JOBS", "1000"))
+RUNNING = int(os.environ.get("GUEST_RUNNING", "200"))
+"""At once: each starts a runner, and 1,000 of them are more than two cores start before Slurm gives their nodes up."""
 SAMPLES = 10
 MIB = 1024 * 1024
 PATIENCE = 900.0
@@ -128,6 +130,7 @@ def larger_nodes(cluster: Cluster, jobs: int) -> Iterator[None]:
 
 def watch_many(cluster: Cluster, agent: AgentProcess, client: SiteClient, jobs: int, states: tuple[str, ...]) -> None:
     """Submit jobs one by one, wait until all of them are in one of the states, and say what they cost meanwhile."""
+    wait_until(lambda: any(one.heartbeat.leader for one in client.heartbeats()), "the agent to serve")
     options = JobOptions(mem_per_cpu_mib=MIB_A_JOB if states == ("RUNNING",) else 100, time_limit_minutes=600)
     try:
         with ThreadPoolExecutor(16) as pool:
@@ -138,6 +141,8 @@ def watch_many(cluster: Cluster, agent: AgentProcess, client: SiteClient, jobs: 
                 f"{jobs} jobs that are {' or '.join(states)}",
                 PATIENCE,
             )
+            if states == ("RUNNING",):  # Slurm says so before the runners are there
+                wait_until(lambda: vitals(client).link_connections == jobs, f"{jobs} runners connected", PATIENCE)
             say(
                 f"\n{jobs} jobs, submitted one by one, {' or '.join(states)} after {time.monotonic() - began:.0f} s: "
                 f"{heartbeat(client).scheduler.calls}"
@@ -168,6 +173,6 @@ def test_many_jobs(cluster: Cluster, alice_agent: AgentProcess, alice: SiteClien
 
 
 def test_many_running_jobs(cluster: Cluster, alice_agent: AgentProcess, alice: SiteClient) -> None:
-    """Each with its runner, its connection and a process of its own: 1,000 take some 15 GiB of this machine."""
-    with larger_nodes(cluster, JOBS):
-        watch_many(cluster, alice_agent, alice, JOBS, ("RUNNING",))
+    """Each with its runner, its connection and a process of its own, of some 10 MiB together."""
+    with larger_nodes(cluster, RUNNING):
+        watch_many(cluster, alice_agent, alice, RUNNING, ("RUNNING",))
