@@ -27,7 +27,7 @@ pytest_plugins = ["integration.conftest"]
 IDLE_SECONDS = float(os.environ.get("IDLE_SECONDS", "600"))
 JOBS = int(os.environ.get("GUEST_JOBS", "1000"))
 RUNNING = int(os.environ.get("GUEST_RUNNING", "200"))
-"""At once: each starts a runner, and 1,000 of them are more than two cores start before Slurm gives their nodes up."""
+"""At once: each starts a runner, and of 1,000 on two cores a quarter had ended before all were there."""
 SAMPLES = 10
 MIB = 1024 * 1024
 PATIENCE = 900.0
