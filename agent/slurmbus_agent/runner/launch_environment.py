@@ -7,6 +7,8 @@ import os
 import resource
 from contextlib import suppress
 
+from slurmbus_agent.runner.launch_lines import pieces
+
 _LIMITS = ("RLIMIT_AS", "RLIMIT_CORE", "RLIMIT_MEMLOCK", "RLIMIT_NOFILE", "RLIMIT_NPROC", "RLIMIT_STACK")
 
 
@@ -28,14 +30,11 @@ class Content:
 
     def read(self) -> bool:
         """Take what there is; False at the end, when nobody can write any more."""
-        while True:
-            try:
-                data = os.read(self.descriptor, 65536)
-            except BlockingIOError:
-                return True
+        for data in pieces(self.descriptor):
             if not data:
                 return False
             self.data += data
+        return True
 
 
 def take_over(content: bytes) -> None:

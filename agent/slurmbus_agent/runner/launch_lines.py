@@ -7,7 +7,7 @@ from collections import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 TAIL = 30
 """Lines that are kept to explain a failure."""
@@ -18,6 +18,18 @@ LONGEST = 16 * 1024
 def how_it_ended(exit_code: int) -> str:
     """Say in words how a program ended: its exit code, or minus the signal."""
     return f"exit code {exit_code}" if exit_code >= 0 else f"signal {-exit_code}"
+
+
+def pieces(descriptor: int) -> Iterator[bytes]:
+    """Give what a pipe that doesn't block has now, piece by piece; an empty piece is its end."""
+    while True:
+        try:
+            data = os.read(descriptor, 65536)
+        except BlockingIOError:
+            return
+        yield data
+        if not data:
+            return
 
 
 class Lines:
@@ -32,11 +44,7 @@ class Lines:
 
     def read(self) -> bool:
         """Take what there is; False at the end, when the pipe is closed."""
-        while True:
-            try:
-                data = os.read(self.descriptor, 65536)
-            except BlockingIOError:
-                return True
+        for data in pieces(self.descriptor):
             if not data:
                 if self._rest:
                     self._take(self._rest)
@@ -48,6 +56,7 @@ class Lines:
             if len(self._rest) > LONGEST:
                 self._take(self._rest)
                 self._rest = b""
+        return True
 
     def _take(self, line: bytes) -> None:
         text = line.decode("utf-8", "surrogateescape")
